@@ -1,0 +1,154 @@
+"""One HTTP exchange as plain data: what adapters make and read, and the transport carries.
+
+Also the small parsers that every adapter needs and that must not be written twice: `Retry-After`, JSON with a
+bound, ids that are safe in a path, text that is safe in a message.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from attrs import field, frozen
+
+from bide.errors import UnexpectedReplyError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_SHOWN = 400
+"""Characters of a strange body that an error message shows."""
+
+LONGEST_RETRY_AFTER = 24 * 3600.0
+"""A longer `Retry-After` (seconds) is cut to this: no service means "come back next year"."""
+
+
+@frozen
+class Call:
+    """A request to a service, without its origin and without the key.
+
+    Attributes:
+        path: below the provider's base URL, starting with "/"; ids in it are quoted already.
+        body: sent as JSON; None sends no body.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, str] = field(factory=dict)
+    headers: Mapping[str, str] = field(factory=dict)
+    body: Mapping[str, Any] | None = None
+
+
+@frozen
+class Reply:
+    """A service's answer.
+
+    Attributes:
+        headers: names in lower case.
+        content: the body, no longer than the transport's bound.
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(factory=dict)
+    content: bytes = field(default=b"", repr=False)
+
+    def json(self) -> Any:
+        """The body as JSON.
+
+        Raises:
+            UnexpectedReplyError: it is not JSON, or nested too deeply to read.
+        """
+        try:
+            return json.loads(self.content)
+        except (ValueError, RecursionError) as fault:
+            why = "nested too deeply" if isinstance(fault, RecursionError) else "not JSON"
+            raise self.unexpected(why) from None
+
+    def object(self) -> dict[str, Any]:
+        """The body as a JSON object.
+
+        Raises:
+            UnexpectedReplyError: it is something else.
+        """
+        data = self.json()
+        if not isinstance(data, dict):
+            raise self.unexpected("not a JSON object")
+        return data
+
+    def unexpected(self, why: str) -> UnexpectedReplyError:
+        """The error for a body that makes no sense, with the body in its text."""
+        kind = self.headers.get("content-type", "no content type")
+        return UnexpectedReplyError(
+            f"the service's answer makes no sense: {why} (HTTP {self.status}, {shown(kind, 60)}, "
+            f"{len(self.content)} bytes): {shown(self.content)}"
+        )
+
+    @property
+    def date(self) -> float | None:
+        """The service's clock when it answered, in epoch seconds, or None."""
+        return _epoch(self.headers.get("date"))
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds that the service asks to wait, or None.
+
+        A date is taken relative to the answer's own `Date` (our clock may be wrong). Nonsense is None.
+        """
+        value = self.headers.get("retry-after", "").strip()
+        if not value:
+            return None
+        try:
+            seconds = float(value)
+        except ValueError:
+            then = _epoch(value)
+            now = self.date
+            if then is None or now is None:
+                return None
+            seconds = then - now
+        if not math.isfinite(seconds) or seconds < 0:
+            return 0.0 if seconds < 0 and math.isfinite(seconds) else None
+        return min(seconds, LONGEST_RETRY_AFTER)
+
+
+def _epoch(value: str | None) -> float | None:
+    if not value:
+        return None
+    try:
+        return parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError, TypeError):
+        return None
+
+
+def shown(text: str | bytes, limit: int = MAX_SHOWN) -> str:
+    """*text* cut to *limit* characters and escaped, so that it can stand in a message or a terminal."""
+    if isinstance(text, bytes):
+        text = text[: limit * 4].decode("utf-8", "replace")
+    cut = text[:limit]
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+    return safe + ("…" if len(text) > limit else "")
+
+
+_TASK_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:=~@+-]{0,255}")
+
+
+def is_task_id(value: object) -> bool:
+    """Whether *value* can be a task id: 1 to 256 characters that are harmless in a path, a log and a file name."""
+    return isinstance(value, str) and _TASK_ID.fullmatch(value) is not None
+
+
+def quoted(task_id: str) -> str:
+    """*task_id* as one segment of a path.
+
+    Raises:
+        ValueError: it cannot be a task id.
+    """
+    if not is_task_id(task_id):
+        raise ValueError(
+            f"not a task id: {shown(repr(task_id), 80)}; expected 1 to 256 letters, digits or _.:=~@+-, "
+            f"as the service gave it"
+        )
+    return quote(task_id, safe="")

@@ -1,0 +1,502 @@
+"""The values that users hold: requests, tasks, outputs, limits, deadlines. All frozen, all plain JSON underneath."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Self, TypeAlias
+
+import attrs
+from attrs import evolve, field, frozen
+
+__all__ = [
+    "Billing",
+    "Deadlines",
+    "ErrorDetail",
+    "ImageRequest",
+    "Limits",
+    "Output",
+    "RawRequest",
+    "Request",
+    "SavedFile",
+    "Task",
+    "TaskStatus",
+    "VideoRequest",
+    "request_from_dict",
+]
+
+
+class TaskStatus(StrEnum):
+    """Where a submission stands. The last six are final.
+
+    A word of the service that nobody knows counts as `running`; `Task.raw_status` keeps it as it came.
+    """
+
+    WAITING = "waiting"
+    """In our queue: nothing has been sent."""
+    SUBMITTING = "submitting"
+    """The create call is on its way, or its outcome is being looked up."""
+    QUEUED = "queued"
+    """In the service's queue."""
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    """The service no longer knows the task, or has removed its result."""
+    REJECTED = "rejected"
+    """The create was refused: no task was made."""
+    UNKNOWN = "unknown"
+    """Nobody can say whether the create arrived."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing can come after this status."""
+        return self in _FINAL
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the service is at work on the task (`queued` or `running`)."""
+        return self in (TaskStatus.QUEUED, TaskStatus.RUNNING)
+
+
+_FINAL = frozenset(
+    {
+        TaskStatus.SUCCEEDED,
+        TaskStatus.FAILED,
+        TaskStatus.CANCELLED,
+        TaskStatus.EXPIRED,
+        TaskStatus.REJECTED,
+        TaskStatus.UNKNOWN,
+    }
+)
+
+
+class Billing(StrEnum):
+    """What the service's documents say of the cost of a task in its present status.
+
+    Source: the DashScope table "Task lifecycle states". Dieyuyun publishes none: `unknown`.
+    """
+
+    NOT_YET = "not_yet"
+    ON_SUCCESS = "on_success"
+    FULL = "full"
+    NONE = "none"
+    PARTIAL = "partial"
+    """Partial billing is possible."""
+    UNKNOWN = "unknown"
+
+
+@frozen
+class ErrorDetail:
+    """Why a task, or one output of it, has no result, as plain data.
+
+    Attributes:
+        code: the service's code, or None where it gives none.
+        message: the service's words (or ours, where no service spoke), or None.
+        type: the name of the error class that a wait for this raises, or None for the task's own failure.
+        status_code: the HTTP status, where the create was refused.
+        retryable: True for an outage, False for a bad or refused prompt, None if the code does not tell.
+    """
+
+    code: str | None = None
+    message: str | None = None
+    type: str | None = None
+    status_code: int | None = None
+    retryable: bool | None = None
+
+
+@frozen
+class Output:
+    """One result of a task: a file at a URL, a file that came inline, or the error of a part that failed.
+
+    Attributes:
+        url: where to fetch it (signed and short-lived: fetch it soon, log it never).
+        data: the file itself, as base64 text, where the service sent it inline.
+        kind: "image", "video", "audio" or "file".
+        media_type: such as "image/png", where the service tells.
+        expires_at: when the URL stops working, UTC, as far as known.
+        revised_prompt: the prompt that the service made of yours.
+        error: why this part failed; `url` and `data` are None then.
+    """
+
+    url: str | None = field(default=None, repr=lambda url: repr(_without_query(url)))
+    data: str | None = field(default=None, repr=lambda data: "None" if data is None else f"<{len(data)} chars>")
+    kind: str = "file"
+    media_type: str | None = None
+    expires_at: datetime | None = None
+    revised_prompt: str | None = None
+    error: ErrorDetail | None = None
+
+
+def _without_query(url: str | None) -> str | None:
+    if url is None or "?" not in url:
+        return url
+    return url.partition("?")[0] + "?…"
+
+
+@frozen
+class Task:
+    """A snapshot of a submission at a moment. It never changes; a newer state is a new snapshot.
+
+    Attributes:
+        ticket: our id of it, known at once.
+        task_id: the service's id, or None until the create is accepted.
+        request_id: the service's id of the exchange that made the task, for its support.
+        raw_status: the service's own word.
+        progress: percent from 0 to 100, or None where the service tells none. It never goes backwards.
+        created_at: when the service says that it made the task; likewise `started_at` and `finished_at`. UTC.
+        outputs: the results, once `succeeded`; a part that failed has its `error`.
+        usage: what the service counted, as it came.
+        error: why there is no result.
+        billing: what the service's documents say of the cost at this status.
+        raw: the service's last answer, untouched.
+    """
+
+    ticket: str = ""
+    task_id: str | None = None
+    request_id: str | None = None
+    status: TaskStatus = TaskStatus.WAITING
+    raw_status: str | None = None
+    progress: float | None = None
+    model: str | None = None
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    outputs: tuple[Output, ...] = ()
+    usage: Mapping[str, Any] | None = None
+    error: ErrorDetail | None = None
+    billing: Billing = Billing.UNKNOWN
+    raw: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """This snapshot as plain JSON data; `Task.from_dict` reads it back."""
+        plain = attrs.asdict(self, recurse=True, value_serializer=_plain)
+        # The service's own data goes as it is: attrs would walk through it for nothing.
+        plain["usage"], plain["raw"] = self.usage, self.raw
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
+        """The snapshot that `to_dict` made *plain* of. Keys that this version does not know are passed over.
+
+        Raises:
+            ValueError: *plain* is not such a snapshot.
+        """
+        known = {a.name for a in attrs.fields(cls)}
+        values = {key: value for key, value in plain.items() if key in known}
+        try:
+            values["status"] = TaskStatus(values["status"])
+            values["billing"] = Billing(values.get("billing", Billing.UNKNOWN))
+            for name in ("created_at", "started_at", "finished_at"):
+                values[name] = _time(values.get(name))
+            values["error"] = _error(values.get("error"))
+            values["outputs"] = tuple(
+                Output(**{**each, "expires_at": _time(each.get("expires_at")), "error": _error(each.get("error"))})
+                for each in values.get("outputs") or ()
+            )
+            return cls(**values)
+        except (KeyError, TypeError, AttributeError) as fault:
+            raise ValueError(f"not a task's plain form: {type(fault).__name__}: {fault}") from fault
+
+    def advanced(self, seen: Task) -> Task:
+        """The next snapshot, after the service has told *seen*.
+
+        What *seen* leaves out stays, progress never goes backwards, and a final status is never left.
+        """
+        if self.status.is_final:
+            return self
+        progress = seen.progress
+        if progress is None or (self.progress is not None and self.progress > progress):
+            progress = self.progress
+        return evolve(
+            seen,
+            ticket=self.ticket,
+            task_id=self.task_id or seen.task_id,
+            request_id=self.request_id or seen.request_id,
+            progress=progress,
+            model=seen.model or self.model,
+            created_at=seen.created_at or self.created_at,
+            started_at=seen.started_at or self.started_at,
+        )
+
+    def differs(self, other: Task) -> bool:
+        """Whether an event lies between this snapshot and *other*: status, progress, outputs or error."""
+        return (
+            self.status is not other.status
+            or self.progress != other.progress
+            or self.outputs != other.outputs
+            or self.error != other.error
+        )
+
+
+def _plain(_owner: object, _field: object, value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, StrEnum):
+        return value.value
+    return value
+
+
+def _time(value: str | None) -> datetime | None:
+    return None if value is None else datetime.fromisoformat(value).astimezone(UTC)
+
+
+def _error(value: Mapping[str, Any] | None) -> ErrorDetail | None:
+    return None if value is None else ErrorDetail(**value)
+
+
+@frozen
+class SavedFile:
+    """A result on disk.
+
+    Attributes:
+        size: in bytes.
+        media_type: told by the file's first bytes, else by the server, else None.
+    """
+
+    path: str
+    size: int
+    media_type: str | None = None
+
+    def __fspath__(self) -> str:
+        return self.path
+
+
+# Requests ------------------------------------------------------------------------------------------------
+
+
+def _text(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{_where(instance, attribute)} must be a str, not {type(value).__name__}")
+    if not value.strip():
+        raise ValueError(f"{_where(instance, attribute)} is empty")
+
+
+def _optional_text(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None:
+        _text(instance, attribute, value)
+
+
+def _source(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is None:
+        return
+    _text(instance, attribute, value)
+    if not str(value).startswith(("https://", "http://", "oss://", "data:")):
+        raise ValueError(
+            f"{_where(instance, attribute)} must be a URL (https:, http:, oss: or data:) that the service can read, "
+            f"not {str(value)[:60]!r}; upload a local file first, or pass it as a data: URL"
+        )
+
+
+def _sources(instance: object, attribute: attrs.Attribute[Any], value: tuple[object, ...]) -> None:
+    for each in value:
+        _source(instance, attribute, each if each is not None else "")
+
+
+def _whole(least: int, most: int) -> Any:
+    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{_where(instance, attribute)} must be an int, not {value!r}")
+        if not least <= value <= most:
+            raise ValueError(f"{_where(instance, attribute)} must be from {least} to {most}, not {value}")
+
+    return check
+
+
+def _positive(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{_where(instance, attribute)} must be a number, not {value!r}")
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{_where(instance, attribute)} must be a finite number above 0, not {value!r}")
+
+
+def _where(instance: object, attribute: attrs.Attribute[Any]) -> str:
+    return f"{type(instance).__name__}.{attribute.name}"
+
+
+def _json_copy(value: object) -> dict[str, Any]:
+    """A private copy of *value*, which must be a JSON object: what is on record is what will be sent."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"expected a mapping of JSON values, not {type(value).__name__}")
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as fault:
+        raise ValueError(f"not plain JSON: {fault}; use str, int, float, bool, None, lists and dicts alone") from fault
+    return copy
+
+
+def _texts(value: Iterable[str] | str) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+@frozen
+class ImageRequest:
+    """One call for images; it means the same on every provider.
+
+    Args:
+        prompt: what to show.
+        model: the service's name of the model; never guessed, since it sets the price.
+        size: "1024x1024" or "1024*1024"; each provider writes it in its own way.
+        n: how many images, from 1 to 100. Always sent: some models default to 4, and bill 4.
+        images: URLs of images to start from.
+        seed: for results that can be had again, where the model knows it.
+        extra: further fields of the service, passed through as they are.
+
+    Raises:
+        TypeError, ValueError: a field is not what it should be; nothing has been sent.
+    """
+
+    prompt: str = field(validator=_text)
+    model: str = field(validator=_text, kw_only=True)
+    size: str | None = field(default=None, validator=_optional_text, kw_only=True)
+    n: int = field(default=1, validator=_whole(1, 100), kw_only=True)
+    images: tuple[str, ...] = field(default=(), converter=_texts, validator=_sources, kw_only=True)
+    seed: int | None = field(default=None, validator=_whole(0, 2**63 - 1), kw_only=True)
+    extra: Mapping[str, Any] = field(factory=dict, converter=_json_copy, hash=False, kw_only=True)
+
+    @property
+    def kind(self) -> str:
+        """The kind of work, for limits and pace: "image"."""
+        return "image"
+
+
+@frozen
+class VideoRequest:
+    """One call for a video; it means the same on every provider.
+
+    Args:
+        prompt: what to show.
+        model: the service's name of the model; never guessed, since it sets the price.
+        image: URL of the first frame; `last_image`: of the last.
+        size: "1280x720" or "1280*720"; `resolution`: "720P", for models that take that instead.
+        duration: seconds of video.
+        seed: for results that can be had again, where the model knows it.
+        extra: further fields of the service, passed through as they are.
+
+    Raises:
+        TypeError, ValueError: a field is not what it should be; nothing has been sent.
+    """
+
+    prompt: str = field(validator=_text)
+    model: str = field(validator=_text, kw_only=True)
+    image: str | None = field(default=None, validator=_source, kw_only=True)
+    last_image: str | None = field(default=None, validator=_source, kw_only=True)
+    size: str | None = field(default=None, validator=_optional_text, kw_only=True)
+    resolution: str | None = field(default=None, validator=_optional_text, kw_only=True)
+    duration: float | None = field(default=None, validator=_positive, kw_only=True)
+    seed: int | None = field(default=None, validator=_whole(0, 2**63 - 1), kw_only=True)
+    extra: Mapping[str, Any] = field(factory=dict, converter=_json_copy, hash=False, kw_only=True)
+
+    @property
+    def kind(self) -> str:
+        """The kind of work, for limits and pace: "video"."""
+        return "video"
+
+
+def _path(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    _text(instance, attribute, value)
+    text = str(value)
+    if not text.startswith("/") or text.startswith("//") or ".." in text.split("/") or not text.isascii():
+        raise ValueError(f"{_where(instance, attribute)} must be a path below the base URL, like '/v1/x', not {value!r}")
+    if any(c in text for c in "?#\\ \t\r\n"):
+        raise ValueError(f"{_where(instance, attribute)} must have no query, fragment or space: {value!r}")
+
+
+@frozen
+class RawRequest:
+    """A create call to any endpoint of the service, its body as it is.
+
+    Args:
+        path: below the provider's base URL, like "/services/aigc/video-generation/video-synthesis".
+        body: the JSON object to send. What makes the call asynchronous is added by the provider.
+        kind: the kind of work, for limits and pace: "image", "video" or a word of your own.
+
+    Raises:
+        TypeError, ValueError: a field is not what it should be; nothing has been sent.
+    """
+
+    path: str = field(validator=_path)
+    body: Mapping[str, Any] = field(converter=_json_copy, hash=False)
+    kind: str = field(default="image", validator=_text)
+
+    @property
+    def model(self) -> str | None:
+        """The model that the body names, or None."""
+        model = self.body.get("model")
+        return model if isinstance(model, str) else None
+
+
+Request: TypeAlias = ImageRequest | VideoRequest | RawRequest
+"""What `submit` takes."""
+
+_REQUESTS: Mapping[str, type[ImageRequest | VideoRequest | RawRequest]] = MappingProxyType(
+    {"image": ImageRequest, "video": VideoRequest, "raw": RawRequest}
+)
+
+
+def request_to_dict(request: Request) -> dict[str, Any]:
+    """*request* as plain JSON data, for the ledger."""
+    name = next(name for name, cls in _REQUESTS.items() if isinstance(request, cls))
+    plain = attrs.asdict(request, recurse=False)
+    if "images" in plain:
+        plain["images"] = list(plain["images"])
+    return {"type": name, **plain}
+
+
+def request_from_dict(plain: Mapping[str, Any]) -> Request:
+    """The request that `request_to_dict` made *plain* of.
+
+    Raises:
+        ValueError: it is no such form.
+    """
+    values = dict(plain)
+    cls = _REQUESTS.get(values.pop("type", ""))
+    if cls is None:
+        raise ValueError(f"not a request's plain form: type is {plain.get('type')!r}, expected one of {list(_REQUESTS)}")
+    try:
+        return cls(**values)
+    except TypeError as fault:
+        raise ValueError(f"not a request's plain form: {fault}") from fault
+
+
+# Limits --------------------------------------------------------------------------------------------------
+
+
+@frozen
+class Limits:
+    """What one key may do for one kind of work. None is no limit.
+
+    Args:
+        concurrency: tasks in flight at once, from create to end.
+        creates_per_minute: create calls in any 60 seconds.
+    """
+
+    concurrency: int | None = field(default=None, validator=_whole(1, 1_000_000))
+    creates_per_minute: float | None = field(default=None, validator=_positive)
+
+
+@frozen
+class Deadlines:
+    """Three clocks, in seconds; None is no limit. "No slot yet", "the service is busy" and "it hangs" differ.
+
+    When one runs out, whoever waits gets a `WaitTimeoutError`. The first also withdraws the request, which has
+    not been sent; the other two leave the task alone: it goes on, and so does watching it.
+
+    Args:
+        waiting: in our queue, for a slot.
+        queued: in the service's queue.
+        running: at work.
+    """
+
+    waiting: float | None = field(default=None, validator=_positive)
+    queued: float | None = field(default=3600.0, validator=_positive)
+    running: float | None = field(default=3600.0, validator=_positive)

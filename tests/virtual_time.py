@@ -1,0 +1,72 @@
+"""An event loop whose clock jumps to the next timer whenever nothing else can happen.
+
+An hour of polling takes milliseconds, exact times can be asserted, and a test that could never end fails at
+once. Real loopback sockets work: what one side has sent is readable at the other before the clock may jump.
+Work in the loop's executor is waited for in real time. Other threads and processes are overtaken: tests with
+those use the real clock (`@pytest.mark.real_time`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from typing import Any
+
+
+class Deadlock(AssertionError):
+    """Nothing can happen any more: no timer, no socket, no thread."""
+
+
+class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[valid-type, misc]
+    """Asks the sockets without waiting; where none is ready, moves the loop's clock to its next timer."""
+
+    loop: VirtualTimeLoop
+    silent = 0
+
+    def select(self, timeout: float | None = None) -> Any:
+        ready = super().select(0)
+        if ready or timeout == 0:
+            self.silent = 0
+            return ready
+        if self.loop.threads:
+            return super().select(0.01)
+        # Loopback traffic is almost always readable by now; a moment of real time makes that certain.
+        ready = super().select(0.0005 if len(self.get_map()) > 1 else 0)
+        if ready:
+            self.silent = 0
+            return ready
+        if timeout is None:
+            self.silent += 1
+            if self.silent > 400:
+                raise Deadlock("the test waits for something that cannot happen")
+            return super().select(0.005)
+        self.silent = 0
+        self.loop.advance(timeout)
+        return []
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """A selector loop in virtual time; `advance` moves its clock by hand."""
+
+    def __init__(self) -> None:
+        selector = _JumpingSelector()
+        selector.loop = self
+        self.threads = 0
+        self._virtual = 1000.0
+        super().__init__(selector)
+
+    def time(self) -> float:
+        return self._virtual
+
+    def advance(self, seconds: float) -> None:
+        # The loop runs what is due within its clock's resolution; the jump must not fall short of the timer.
+        self._virtual += seconds + 1e-9
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+        self.threads += 1
+        future = super().run_in_executor(executor, func, *args)
+        future.add_done_callback(self._thread_done)
+        return future
+
+    def _thread_done(self, _future: object) -> None:
+        self.threads -= 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -25,6 +26,10 @@ MAX_SHOWN = 400
 
 LONGEST_RETRY_AFTER = 24 * 3600.0
 """A longer `Retry-After` (seconds) is cut to this: no service means "come back next year"."""
+
+
+MAX_DEPTH = 100
+"""Levels of nesting that an answer may have: what is read here must be written by a ledger, with less stack left."""
 
 
 @frozen
@@ -59,14 +64,20 @@ class Reply:
     def json(self) -> Any:
         """The body as JSON.
 
+        `NaN` and numbers beyond a float, which are no JSON and which few stores take, are read as None.
+
         Raises:
-            UnexpectedReplyError: it is not JSON, or nested too deeply to read.
+            UnexpectedReplyError: it is not JSON, or nested deeper than `MAX_DEPTH`.
         """
         try:
-            return json.loads(self.content)
+            data = json.loads(self.content, parse_constant=_no_number, parse_float=_finite)
         except (ValueError, RecursionError) as fault:
             why = "nested too deeply" if isinstance(fault, RecursionError) else "not JSON"
             raise self.unexpected(why) from None
+        brackets = self.content.count(b"[") + self.content.count(b"{")
+        if brackets > MAX_DEPTH and _is_deep(data):
+            raise self.unexpected("nested too deeply")
+        return data
 
     def object(self) -> dict[str, Any]:
         """The body as a JSON object.
@@ -114,21 +125,48 @@ class Reply:
         return min(seconds, LONGEST_RETRY_AFTER)
 
 
+def _no_number(_: str) -> None:
+    return None
+
+
+def _finite(digits: str) -> float | None:
+    number = float(digits)
+    return number if math.isfinite(number) else None
+
+
+def _is_deep(data: object) -> bool:
+    """Whether *data* has more than `MAX_DEPTH` levels, told without recursion."""
+    level = [data]
+    for _ in range(MAX_DEPTH + 1):
+        below: list[object] = []
+        for each in level:
+            if isinstance(each, dict):
+                below.extend(each.values())
+            elif isinstance(each, list):
+                below.extend(each)
+        if not below:
+            return False
+        level = below
+    return True
+
+
 def _epoch(value: str | None) -> float | None:
     if not value:
         return None
     try:
-        return parsedate_to_datetime(value).timestamp()
-    except (ValueError, OverflowError, TypeError):
+        moment = parsedate_to_datetime(value)
+        # The zone "-0000" makes a time without a zone, which Python would take for this machine's own.
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError, TypeError, IndexError):
         return None
 
 
 def shown(text: str | bytes, limit: int = MAX_SHOWN) -> str:
     """*text* cut to *limit* characters and escaped, so that it can stand in a message or a terminal."""
     if isinstance(text, bytes):
-        text = text[: limit * 4].decode("utf-8", "replace")
-    cut = text[:limit]
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+        # A character takes 4 bytes at most: one more than fits, so that a cut shows.
+        text = text[: (limit + 1) * 4].decode("utf-8", "replace")
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit])
     return safe + ("…" if len(text) > limit else "")
 
 
@@ -152,3 +190,22 @@ def quoted(task_id: str) -> str:
             f"as the service gave it"
         )
     return quote(task_id, safe="")
+
+
+class Secret:
+    """An API key that shows itself to nobody: not in a repr, a traceback with locals, a copy or a pickle."""
+
+    __slots__ = ("__value",)
+
+    def __init__(self, value: str) -> None:
+        self.__value = value
+
+    def reveal(self) -> str:
+        """The key itself: for the header, and for nothing else."""
+        return self.__value
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+    def __reduce__(self) -> str:
+        raise TypeError("an API key is not pickled or copied: hand it over in the environment")

@@ -125,7 +125,9 @@ class Output:
     """
 
     url: str | None = field(default=None, repr=lambda url: repr(_without_query(url)))
-    data: str | None = field(default=None, repr=lambda data: "None" if data is None else f"<{len(data)} chars>")
+    data: str | None = field(
+        default=None, repr=lambda data: "None" if data is None else f"<{len(data)} chars>"
+    )
     kind: str = "file"
     media_type: str | None = None
     expires_at: datetime | None = None
@@ -196,7 +198,13 @@ class Task:
                 values[name] = _time(values.get(name))
             values["error"] = _error(values.get("error"))
             values["outputs"] = tuple(
-                Output(**{**each, "expires_at": _time(each.get("expires_at")), "error": _error(each.get("error"))})
+                Output(
+                    **{
+                        **each,
+                        "expires_at": _time(each.get("expires_at")),
+                        "error": _error(each.get("error")),
+                    }
+                )
                 for each in values.get("outputs") or ()
             )
             return cls(**values)
@@ -330,7 +338,9 @@ def _json_copy(value: object) -> dict[str, Any]:
     try:
         copy: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as fault:
-        raise ValueError(f"not plain JSON: {fault}; use str, int, float, bool, None, lists and dicts alone") from fault
+        raise ValueError(
+            f"not plain JSON: {fault}; use str, int, float, bool, None, lists and dicts alone"
+        ) from fault
     return copy
 
 
@@ -406,7 +416,9 @@ def _path(instance: object, attribute: attrs.Attribute[Any], value: object) -> N
     _text(instance, attribute, value)
     text = str(value)
     if not text.startswith("/") or text.startswith("//") or ".." in text.split("/") or not text.isascii():
-        raise ValueError(f"{_where(instance, attribute)} must be a path below the base URL, like '/v1/x', not {value!r}")
+        raise ValueError(
+            f"{_where(instance, attribute)} must be a path below the base URL, like '/v1/x', not {value!r}"
+        )
     if any(c in text for c in "?#\\ \t\r\n"):
         raise ValueError(f"{_where(instance, attribute)} must have no query, fragment or space: {value!r}")
 
@@ -461,7 +473,9 @@ def request_from_dict(plain: Mapping[str, Any]) -> Request:
     values = dict(plain)
     cls = _REQUESTS.get(values.pop("type", ""))
     if cls is None:
-        raise ValueError(f"not a request's plain form: type is {plain.get('type')!r}, expected one of {list(_REQUESTS)}")
+        raise ValueError(
+            f"not a request's plain form: type is {plain.get('type')!r}, expected one of {list(_REQUESTS)}"
+        )
     try:
         return cls(**values)
     except TypeError as fault:

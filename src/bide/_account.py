@@ -1,0 +1,249 @@
+"""What may be asked of a service: with the right key, within the query budget, by the service's clock.
+
+The layer between the adapters (which know the words) and the submission and polling above (which know when).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections import deque
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakKeyDictionary
+
+from attrs import define, field
+
+from bide._limits import QueryBudget
+from bide._wire import shown
+from bide.errors import APIError, TransportError, UnexpectedReplyError
+from bide.providers import Denied, Page, TryAgain, Unclear
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+
+    from bide._transport import Transport
+    from bide._wire import Call, Reply, Secret
+    from bide.ledgers import Ledger, Record
+    from bide.providers import CancelOutcome, CreateOutcome, ListedTask, Provider, QueryOutcome
+
+_T = TypeVar("_T")
+
+CREATE_TIMEOUT = 60.0
+QUERY_TIMEOUT = 20.0
+"""Seconds for one exchange, the connection included."""
+MOST_PAGES = 100
+"""A list longer than this is not read to its end."""
+
+
+class Turnstile:
+    """Lets queries through at the account's rate; shared by all clients of an account on one ledger.
+
+    Whoever waits in `enter` goes before the poller, which asks with `try_enter` and hears of a free place
+    through `on_free`.
+    """
+
+    def __init__(self, rate: float | None) -> None:
+        self.budget = QueryBudget(rate)
+        self.on_free: list[Callable[[], None]] = []
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def free_at(self, now: float) -> float:
+        """When the poller may send a query: *now* or earlier if at once; infinity: `on_free` will tell."""
+        return math.inf if self._waiting else self.budget.free_at(now)
+
+    def try_enter(self, now: float) -> bool:
+        """Take a place if one is free; `leave` must follow then."""
+        if self.free_at(now) > now:
+            return False
+        self.budget.take()
+        return True
+
+    async def enter(self) -> None:
+        """Wait for a place; `leave` must follow."""
+        loop = asyncio.get_running_loop()
+        if self.try_enter(loop.time()):
+            return
+        place: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(place)
+        self._serve()
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self.leave()
+            else:
+                self._waiting.remove(place)
+            raise
+
+    def leave(self) -> None:
+        """The query has ended."""
+        self.budget.give_back(asyncio.get_running_loop().time())
+        self._serve()
+
+    def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._waiting and (at := self.budget.free_at(loop.time())) <= loop.time():
+            self.budget.take()
+            place = self._waiting.popleft()
+            if place.cancelled():
+                self.budget.give_back(loop.time())
+            else:
+                place.set_result(None)
+        if not self._waiting:
+            for tell in tuple(self.on_free):
+                tell()
+        elif at < math.inf:
+            self._timer = loop.call_at(at, self._serve)
+
+
+_TURNSTILES: WeakKeyDictionary[Ledger, dict[tuple[str, str], Turnstile]] = WeakKeyDictionary()
+
+
+def turnstile_for(ledger: Ledger, origin: str, key: str, rate: float | None) -> Turnstile:
+    """The turnstile of an account, named by *key*'s fingerprint; the lower rate holds where two clients differ."""
+    mine = _TURNSTILES.setdefault(ledger, {})
+    there = mine.get((origin, key))
+    if there is None:
+        there = mine[origin, key] = Turnstile(rate)
+    elif rate is not None and (there.budget.rate is None or rate < there.budget.rate):
+        there.budget.lower(rate)
+    return there
+
+
+@define
+class Counters:
+    """What was asked of the service and how often it said "too many"."""
+
+    creates: int = 0
+    creates_429: int = 0
+    queries: int = 0
+    queries_429: int = 0
+    lists: int = 0
+    cancels: int = 0
+
+
+@define(eq=False)
+class Account:
+    """One provider, its keys by fingerprint, and the query budget."""
+
+    provider: Provider
+    transport: Transport
+    ledger: Ledger
+    turnstile: Turnstile
+    counters: Counters
+    _keys: Mapping[str, Secret] = field(repr=False)
+    _offset: float | None = None
+    """How far the service's clock is ahead of the ledger's, as its last answer told."""
+
+    async def create(self, record: Record) -> CreateOutcome:
+        """Send the create of an admitted record, once. Whatever happens after the sending is `Unclear` at worst.
+
+        Raises:
+            TransportError: nothing was sent: no connection was made.
+        """
+        if record.request is None or record.lane is None:
+            raise ValueError(f"ticket {record.ticket} has no request or no lane: it cannot be created")
+        call = self.provider.create_call(record.request, record.ticket)
+        self.counters.creates += 1
+        try:
+            reply = await self._send(call, record.lane, CREATE_TIMEOUT, fresh=True)
+            self.counters.creates_429 += reply.status == 429
+            return self.provider.read_created(reply, record.request)
+        except TransportError as fault:
+            if not fault.may_have_arrived:
+                raise
+            return Unclear(fault)
+        except UnexpectedReplyError as fault:
+            return Unclear(fault)
+        except Exception as fault:  # noqa: BLE001 - an adapter's bug must not look like "nothing was sent"
+            return Unclear(misread(fault))
+
+    async def query(self, lane: str, task_id: str) -> QueryOutcome:
+        """Ask for a task. The caller has a place in the turnstile."""
+        self.counters.queries += 1
+        return await self._ask(
+            self.provider.query_call(task_id), lane, lambda r: self.provider.read_task(r, task_id)
+        )
+
+    async def cancel(self, lane: str, task_id: str) -> CancelOutcome:
+        """Ask to cancel a task."""
+        async with self.place():
+            self.counters.cancels += 1
+            call = self.provider.cancel_call(task_id)
+            return await self._ask(call, lane, lambda r: self.provider.read_cancelled(r, task_id))
+
+    async def listed(
+        self, lane: str, since: float, until: float, model: str | None = None
+    ) -> list[ListedTask] | TryAgain | Denied:
+        """All tasks that were created from *since* to *until* (ledger's clock), as the service lists them."""
+        tasks: list[ListedTask] = []
+        for number in range(1, MOST_PAGES + 1):
+            async with self.place():
+                self.counters.lists += 1
+                call = self.provider.list_call(
+                    self.service_time(since), self.service_time(until), number, model
+                )
+                page = await self._ask(call, lane, self.provider.read_list)
+            if not isinstance(page, Page):
+                return page
+            tasks.extend(page.tasks)
+            if number >= page.pages or not page.tasks:
+                break
+        return tasks
+
+    def service_time(self, moment: float) -> datetime:
+        """A *moment* of the ledger's clock by the service's own, as far as its answers have told."""
+        if self._offset is not None:
+            return datetime.fromtimestamp(moment + self._offset, UTC)
+        return datetime.fromtimestamp(datetime.now(UTC).timestamp() + moment - self.ledger.now(), UTC)
+
+    @property
+    def connected(self) -> bool:
+        """Whether a connection to the service was ever made."""
+        return self.transport.connected
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """A place in the turnstile, for one query."""
+        await self.turnstile.enter()
+        try:
+            yield
+        finally:
+            self.turnstile.leave()
+
+    async def _ask(self, call: Call, lane: str, read: Callable[[Reply], _T]) -> _T | TryAgain:
+        """One exchange that may be repeated at will: a fault of the wire is `TryAgain`."""
+        try:
+            reply = await self._send(call, lane, QUERY_TIMEOUT)
+        except (TransportError, UnexpectedReplyError) as fault:
+            return TryAgain(fault)
+        if reply.status == 429:
+            self.counters.queries_429 += 1
+            now = asyncio.get_running_loop().time()
+            self.turnstile.budget.refused(now, reply.retry_after, random.random())  # noqa: S311 - jitter
+        elif reply.status < 400:
+            self.turnstile.budget.answered()
+        return read(reply)
+
+    async def _send(self, call: Call, lane: str, timeout: float, *, fresh: bool = False) -> Reply:
+        reply = await self.transport.send(call, key=self._keys[lane].reveal(), timeout=timeout, fresh=fresh)
+        if reply.date is not None:
+            self._offset = reply.date - self.ledger.now()
+        return reply
+
+
+def retry_after_of(outcome: TryAgain) -> float | None:
+    """The seconds that a passing fault asked to wait, or None."""
+    return outcome.error.retry_after if isinstance(outcome.error, APIError) else None
+
+
+def misread(fault: Exception) -> UnexpectedReplyError:
+    """The error for an exception that nobody foresaw, such as a bug in an adapter: as text, it may hold anything."""
+    return UnexpectedReplyError(f"an answer could not be read: {type(fault).__name__}: {shown(str(fault))}")

@@ -1,0 +1,354 @@
+"""What works behind a client: its handles, its background tasks, and their orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakValueDictionary
+
+import anyio
+from attrs import evolve
+
+from bide import _downloads
+from bide._account import Account, Counters, turnstile_for
+from bide._handle import TaskHandle
+from bide._polling import Poller
+from bide._submission import Submitter
+from bide.errors import ClientClosedError, NotFoundError, WaitTimeoutError
+from bide.ledgers import LaneTerms, Record
+from bide.models import Billing, ErrorDetail, Task, TaskStatus
+from bide.providers import Denied, Gone, Stopped, TooLate, TryAgain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Coroutine, Mapping
+
+    from bide._pace import Pace
+    from bide._transport import Transport
+    from bide._wire import Secret
+    from bide.errors import BideError
+    from bide.ledgers import Ledger
+    from bide.models import Deadlines, Limits, SavedFile
+    from bide.providers import Provider
+
+log = logging.getLogger("bide")
+
+_T = TypeVar("_T")
+
+CANCEL_TRIES = 5
+REARM = 1.0
+"""Seconds until a deadline is looked at again that ran out while its request was on its way."""
+
+
+class Engine:
+    """Submission and polling of one client on one event loop.
+
+    Made inside the running loop; `aclose` ends it. Whatever goes on in the background is a task of its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        provider: Provider,
+        transport: Transport,
+        ledger: Ledger,
+        keys: Mapping[str, Secret],
+        limits: Callable[[str], Limits],
+        queries_per_second: float | None,
+        deadlines: Deadlines,
+        pace: Pace,
+    ) -> None:
+        self.owner = os.urandom(8).hex()
+        self.ledger = ledger
+        self.keys = frozenset(keys)
+        self.origin = transport.origin
+        self.deadlines = deadlines
+        self._provider = provider
+        self._transport = transport
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
+        self._fingerprints = tuple(keys)
+        turnstile = turnstile_for(ledger, self.origin, self._fingerprints[0], queries_per_second)
+        self.account = Account(provider, transport, ledger, turnstile, Counters(), keys)
+        self._open: dict[str, TaskHandle] = {}
+        self._ended: WeakValueDictionary[str, TaskHandle] = WeakValueDictionary()
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._cancels: dict[str, asyncio.Task[bool]] = {}
+        self._closing: asyncio.Task[None] | None = None
+        self._adopting = False
+        self.poller = Poller(self.account, deadlines, pace)
+        self._submitter = Submitter(self.account, self.owner, self._terms, self._stumbled)
+        self._unsubscribe = ledger.subscribe(self._heard)
+        self._adopt_soon()
+
+    # Who may use it ----------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise unless this is the loop and the process of the client, and it is open."""
+        self.check_place()
+        if self._closing is not None:
+            raise ClientClosedError("the client is closed; make a new one")
+
+    def check_place(self) -> None:
+        """Raise unless this is the loop and the process of the client."""
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                f"this client belongs to process {self._pid}, and this is {os.getpid()}: after a fork each process "
+                f"needs a Client of its own, made after the fork"
+            )
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError(
+                "this client belongs to another event loop: use it in the loop that it was first used in, or make one "
+                "Client for each loop"
+            )
+
+    # Handles -----------------------------------------------------------------------------------------------
+
+    async def submit(self, record: Record) -> TaskHandle:
+        """Put *record* on record and return its handle. Cancelling this withdraws what has not been sent."""
+        recording = self.spawn(self._submit(record))
+        try:
+            return await asyncio.shield(recording)
+        except asyncio.CancelledError:
+            recording.add_done_callback(lambda _: self.spawn(self.withdraw(record.ticket)))
+            raise
+
+    async def _submit(self, record: Record) -> TaskHandle:
+        there = self._open.get(record.ticket) or self._ended.get(record.ticket)
+        stored = there._record if there is not None else await self.ledger.add(record)  # noqa: SLF001 - our own
+        if stored.request != record.request:
+            raise ValueError(
+                f"ticket {record.ticket!r} already names another request; use the same request with it, or a new ticket"
+            )
+        handle = there or self._handle(stored)
+        if stored is record or stored.owner == self.owner:
+            self._submitter.wake(record.kind)
+        if there is None and self.deadlines.waiting is not None:
+            self._set_waiting_clock(record.ticket, self.deadlines.waiting)
+        return handle
+
+    async def attach(self, record: Record) -> TaskHandle:
+        """A handle for a task that was made elsewhere; the same one for the same task."""
+        task_id = record.task.task_id or ""
+        there = await self.ledger.find(self.origin, task_id)
+        stored = there if there is not None else await self.ledger.add(record)
+        return self._handle(stored)
+
+    async def key_of(self, task_id: str) -> str:
+        """The fingerprint of the key that *task_id* was made with: the only one, or the one that can see it."""
+        if len(self._fingerprints) == 1:
+            return self._fingerprints[0]
+        for fingerprint in self._fingerprints:
+            async with self.account.place():
+                outcome = await self.account.query(fingerprint, task_id)
+            if isinstance(outcome, Task):
+                return fingerprint
+            if isinstance(outcome, TryAgain):
+                raise outcome.error.about(ticket=None, task_id=task_id)
+        raise NotFoundError(
+            f"none of the {len(self._fingerprints)} keys of this client knows task {task_id}", task_id=task_id
+        )
+
+    def handles(self) -> Collection[TaskHandle]:
+        """The handles of all submissions that have not ended."""
+        return self._open.values()
+
+    def _handle(self, record: Record) -> TaskHandle:
+        handle = self._open.get(record.ticket) or self._ended.get(record.ticket)
+        if handle is None:
+            handle = TaskHandle(self, record)
+            (self._ended if record.task.status.is_final else self._open)[record.ticket] = handle
+            self._watch(record, handle)
+        return handle
+
+    def _watch(self, record: Record, handle: TaskHandle, *, now: bool = False) -> None:
+        if record.owner == self.owner and record.task.status.is_accepted:
+            self.poller.watch(record, handle, now=now or record.request is None)
+
+    def _heard(self, record: Record) -> None:
+        """The ledger has changed *record*: ours, or one of another client."""
+        handle = self._open.get(record.ticket)
+        if handle is not None:
+            before = handle.task.status
+            handle.heard(record)
+            self._watch(record, handle)
+            if record.task.status is not before:
+                log.info(
+                    "%s %s -> %s %s", record.ticket, before, record.task.status, record.task.task_id or ""
+                )
+            if record.task.status.is_final:
+                self.poller.forget(record.ticket)
+                self._ended[record.ticket] = self._open.pop(record.ticket)
+        if record.owner is None and not record.task.status.is_final and record.origin == self.origin:
+            self._adopt_soon()
+        self._submitter.wake()
+
+    def _stumbled(self, ticket: str, error: BideError) -> None:
+        handle = self._open.get(ticket)
+        if handle is not None:
+            handle.stumbled(error)
+
+    # Adoption ----------------------------------------------------------------------------------------------
+
+    def _adopt_soon(self) -> None:
+        if self._closing is None and not self._adopting:
+            self._adopting = True
+            self.spawn(self._adopt())
+
+    async def _adopt(self) -> None:
+        """Take over what a closed client has left open: its slots stay in use until somebody sees the end."""
+        self._adopting = False
+        for record in await self.ledger.adopt(self.origin, self.keys, self.owner):
+            handle = self._handle(record)
+            self._watch(record, handle, now=True)
+            self._submitter.wake(record.kind)
+            if record.cancelling:
+                self._start_cancel(handle)
+
+    # Leaving a task ----------------------------------------------------------------------------------------
+
+    async def withdraw(self, ticket: str, *, why: ErrorDetail | None = None) -> bool:
+        """End *ticket* if it has not been sent. Returns whether it has ended that way."""
+        record = await self.ledger.get(ticket)
+        if record is None or record.task.status is not TaskStatus.WAITING:
+            return False
+        task = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE, error=why)
+        return (await self.ledger.withdraw(ticket, task)).task.status is TaskStatus.CANCELLED
+
+    def withdraw_soon(self, handle: TaskHandle) -> None:
+        """Withdraw *handle*'s request if it has not been sent, from within a wait that is being cancelled."""
+        if handle.task.status is TaskStatus.WAITING and self._closing is None:
+            self.spawn(self.withdraw(handle.ticket))
+
+    async def cancel(self, handle: TaskHandle) -> bool:
+        """See `TaskHandle.cancel`. Once begun it goes on without whoever asked."""
+        return await asyncio.shield(self._start_cancel(handle))
+
+    def _start_cancel(self, handle: TaskHandle) -> asyncio.Task[bool]:
+        running = self._cancels.get(handle.ticket)
+        if running is None:
+            running = self._cancels[handle.ticket] = self.spawn(self._cancel(handle))
+            running.add_done_callback(lambda _: self._cancels.pop(handle.ticket, None))
+        return running
+
+    async def _cancel(self, handle: TaskHandle) -> bool:
+        if handle.task.status is TaskStatus.WAITING and await self.withdraw(handle.ticket):
+            return True
+        if handle.task.status is TaskStatus.SUBMITTING:
+            await self.ledger.cancelling(handle.ticket)
+            while handle.task.status is TaskStatus.SUBMITTING:
+                await handle.changed()
+        for attempt in range(CANCEL_TRIES):
+            record, task_id = handle._record, handle.task_id  # noqa: SLF001 - our own
+            if handle.task.status.is_final or task_id is None or record.lane is None:
+                break
+            match await self.account.cancel(record.lane, task_id):
+                case Stopped():
+                    self.poller.look_soon(handle.ticket)
+                    return True
+                case TooLate() | Gone():
+                    self.poller.look_soon(handle.ticket)
+                    break
+                case Denied(error):
+                    raise error.about(ticket=handle.ticket, task_id=task_id)
+                case TryAgain(error):
+                    if attempt == CANCEL_TRIES - 1:
+                        raise error.about(ticket=handle.ticket, task_id=task_id)
+                    await asyncio.sleep(2.0**attempt)
+        return handle.task.status is TaskStatus.CANCELLED
+
+    async def refresh(self, handle: TaskHandle) -> None:
+        """See `TaskHandle.refresh`."""
+        error = await self.poller.look_now(handle.ticket)
+        if error is not None:
+            raise error.about(ticket=handle.ticket, task_id=handle.task_id)
+
+    async def save(self, task: Task, directory: str | os.PathLike[str]) -> list[SavedFile]:
+        """Write the files of *task* to *directory*."""
+        return await _downloads.save(self._transport, task, directory)
+
+    # Deadlines ---------------------------------------------------------------------------------------------
+
+    def _set_waiting_clock(self, ticket: str, seconds: float) -> None:
+        def ran_out() -> None:
+            handle = self._open.get(ticket)
+            if handle is None or handle.task.status.is_accepted:
+                return
+            if handle.task.status is TaskStatus.WAITING:
+                self.spawn(self._withdraw_late(handle, seconds))
+            else:
+                self.poller.at(self._loop.time() + REARM, ran_out)
+
+        self.poller.at(self._loop.time() + seconds, ran_out)
+
+    async def _withdraw_late(self, handle: TaskHandle, seconds: float) -> None:
+        fault = handle._fault  # noqa: SLF001 - our own
+        text = (
+            f"ticket {handle.ticket} got no slot within {seconds:g} s (Deadlines.waiting) and was withdrawn: "
+        )
+        text += "nothing was sent" + (f". The last fault: {fault}" if fault else "")
+        await self.withdraw(handle.ticket, why=ErrorDetail(message=text, type=WaitTimeoutError.__name__))
+
+    # Background --------------------------------------------------------------------------------------------
+
+    def spawn(self, work: Coroutine[object, object, _T]) -> asyncio.Task[_T]:
+        """Run *work* in a task of our own, which `aclose` ends."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.debug("in the background: %r", task.exception())
+
+    def _terms(self, kind: str) -> tuple[LaneTerms, ...]:
+        limits, longest = self._limits(kind), self._provider.profile(kind).longest
+        return tuple(LaneTerms(fingerprint, limits, longest) for fingerprint in self._fingerprints)
+
+    async def aclose(self, grace: float) -> None:
+        """See `Client.aclose`."""
+        self.check_place()
+        if self._closing is None:
+            self._closing = self._loop.create_task(self._close(grace))
+        with anyio.CancelScope(shield=True):
+            await asyncio.shield(self._closing)
+
+    async def _close(self, grace: float) -> None:
+        await self._submitter.aclose(grace)
+        rest = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in rest:
+            task.cancel()
+        if rest:
+            await asyncio.wait(rest)
+        await self.poller.aclose()
+        if not self.ledger.durable:
+            # Nobody could ever send these; said so now, they are not lost.
+            closed = ErrorDetail(
+                message="the client was closed before this was sent: nothing was made, submit it again",
+                type=ClientClosedError.__name__,
+            )
+            for handle in list(self._open.values()):
+                if handle.task.status is TaskStatus.WAITING and handle._record.owner == self.owner:  # noqa: SLF001
+                    await self.withdraw(handle.ticket, why=closed)
+        self._unsubscribe()
+        left = await self.ledger.release(self.owner)
+        self._tell_left(left)
+        await self._transport.aclose()
+
+    def _tell_left(self, left: list[Record]) -> None:
+        """Fail every wait, and name the tasks that go on without us."""
+        for handle in list(self._open.values()):
+            name = handle.task_id or handle.ticket
+            handle.told(
+                ClientClosedError(
+                    f"the client was closed while {name} was {handle.task.status}; it goes on: "
+                    f"client.attach({handle.task_id!r}) with a new client follows it"
+                )
+            )
+        ids = [record.task.task_id or record.ticket for record in left]
+        if ids:
+            log.warning("closed with %d tasks left running: %s", len(ids), ", ".join(ids))

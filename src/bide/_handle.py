@@ -1,0 +1,349 @@
+"""`TaskHandle`: the state of one submission, and the ways to wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol, Self
+
+from bide import errors
+from bide.errors import (
+    BideError,
+    ClientClosedError,
+    SubmissionUnknownError,
+    TaskCancelledError,
+    TaskExpiredError,
+    TaskFailedError,
+    WaitTimeoutError,
+)
+from bide.models import TaskStatus
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from bide.ledgers import Record
+    from bide.models import Request, SavedFile, Task
+
+
+class Engine(Protocol):
+    """What a handle needs of the client that made it."""
+
+    def check(self) -> None: ...
+    async def cancel(self, handle: TaskHandle) -> bool: ...
+    async def refresh(self, handle: TaskHandle) -> None: ...
+    async def save(self, task: Task, directory: str | os.PathLike[str]) -> list[SavedFile]: ...
+
+
+class TaskHandle:
+    """The state of one submission. `client.submit` and `client.attach` make it.
+
+    Any number of waiters and iterators share one handle, and one poll. Dropping the handle, or cancelling a
+    wait, does not stop the task; `cancel()` does.
+
+    Example:
+        handle = await client.submit(ImageRequest("a cat", model="gpt-image-2"))
+        async for task in handle.events():
+            print(task.status, task.progress)
+        task = await handle.result()
+    """
+
+    __slots__ = ("__weakref__", "_engine", "_fault", "_record", "_task", "_watchers")
+
+    def __init__(self, engine: Engine, record: Record) -> None:
+        self._engine = engine
+        self._record = record
+        self._task = record.task
+        self._fault: BideError | None = None
+        self._watchers: list[Callable[[TaskHandle, BideError | None], None]] | None = None
+
+    def __repr__(self) -> str:
+        name = self._task.task_id or "no task id yet"
+        return f"<TaskHandle {self.ticket} ({name}) {self._task.status}>"
+
+    @property
+    def ticket(self) -> str:
+        """Our id of the submission, known at once; it names the files that `save` writes."""
+        return self._record.ticket
+
+    @property
+    def task_id(self) -> str | None:
+        """The service's id, or None until the create is accepted."""
+        return self._task.task_id
+
+    @property
+    def request(self) -> Request | None:
+        """What was submitted; None for a task that was made elsewhere."""
+        return self._record.request
+
+    @property
+    def task(self) -> Task:
+        """The newest snapshot."""
+        return self._task
+
+    async def accepted(self, *, timeout: float | None = None) -> Task:
+        """Wait until the service has taken the request, and so its `task_id` is known (unless it answered at once).
+
+        Cancelling this stops the waiting only.
+
+        Args:
+            timeout: seconds to wait at most; None is no limit.
+
+        Raises:
+            APIError, TransportError: the create was refused, or no connection works. Nothing was made.
+            SubmissionUnknownError: the create may have arrived.
+            TaskCancelledError: it was withdrawn before.
+            WaitTimeoutError: *timeout* seconds passed, or `Deadlines.waiting` did.
+        """
+        await self._wait(lambda task: task.status.is_final or task.status.is_accepted, timeout)
+        if self._task.status.is_final and self._task.task_id is None:
+            return self._outcome()
+        return self._task
+
+    async def result(self, *, timeout: float | None = None) -> Task:
+        """Wait until the task has ended and return its last snapshot.
+
+        Cancelling this stops the waiting, never the task: that goes on and stays on record.
+
+        Args:
+            timeout: seconds that this one wait may take, a request under way included; None leaves it to the
+                client's `Deadlines`.
+
+        Raises:
+            TaskFailedError: the service reports a failure; `.code`, `.message` and `.retryable` say which.
+            TaskCancelledError, TaskExpiredError: it ended without a result.
+            APIError, TransportError: the create was refused, or no connection works. Nothing was made.
+            AuthenticationError: the key may no longer ask for the task; it is on record and looked at again.
+            SubmissionUnknownError: the create may have arrived, and nobody can say whether it did.
+            WaitTimeoutError: *timeout* seconds passed, or a deadline did. The task goes on; call again to wait on.
+            ClientClosedError: the client was closed meanwhile; the message names the id.
+        """
+        if not self._task.status.is_final:
+            await self._wait(lambda task: task.status.is_final, timeout)
+        return self._outcome()
+
+    def events(self) -> TaskEvents:
+        """An async iterator of snapshots: the one now, then every change, the last one included.
+
+        A change is one of status, progress, outputs or error. A slow reader misses snapshots between, never the
+        last. It raises what `result` raises while the task goes on (such as `AuthenticationError`), but ends
+        quietly with the final snapshot, whatever that is. Leaving the loop early needs no clean-up.
+        """
+        return TaskEvents(self)
+
+    async def refresh(self) -> Task:
+        """Look at the task now and return the newest snapshot; a look under way is shared.
+
+        While nothing has been accepted yet there is nothing to look at: the snapshot is returned as it is.
+
+        Raises:
+            APIError, TransportError, UnexpectedReplyError: this look failed. The task is not ended by that.
+            ClientClosedError: the client is closed.
+        """
+        self._engine.check()
+        await self._engine.refresh(self)
+        return self._task
+
+    async def cancel(self) -> bool:
+        """Stop the task where the service allows it. Its slot is free once the service says that it has ended.
+
+        A request that still waits is withdrawn without a call. One that is being submitted is cancelled as soon
+        as it is known to have been refused or accepted, even if this wait is cancelled meanwhile.
+
+        Returns:
+            True if the task is cancelled or the service has taken the cancel; False if it is too late for that
+            (it has ended, or the service does not stop a task in this state: DashScope cancels PENDING alone).
+
+        Raises:
+            APIError, TransportError: the service could not be asked; the task goes on.
+            ClientClosedError: the client is closed.
+        """
+        self._engine.check()
+        return await self._engine.cancel(self)
+
+    async def save(self, directory: str | os.PathLike[str]) -> list[SavedFile]:
+        """Wait for the result and write its files to *directory* as `{ticket}-{index}.{ext}`.
+
+        Each is streamed to a part file and renamed when it is whole. The key is not sent with the download.
+
+        Raises:
+            DownloadError: a file could not be fetched or written.
+            BideError: whatever `result` raises.
+        """
+        return await self._engine.save(await self.result(), directory)
+
+    # For the client ----------------------------------------------------------------------------------------
+
+    def heard(self, record: Record) -> None:
+        """The ledger has a new record of this submission."""
+        self._record = record
+        self.seen(record.task)
+
+    def seen(self, task: Task) -> None:
+        """There is a new snapshot."""
+        before = self._task
+        if before.status.is_final:
+            return
+        self._task = task
+        if task.differs(before) or task.task_id != before.task_id:
+            self._notify(None)
+
+    def told(self, error: BideError) -> None:
+        """Whoever waits now gets *error*; the submission is not ended by it."""
+        self._notify(error)
+
+    def stumbled(self, error: BideError) -> None:
+        """Something failed and will be tried again."""
+        self._fault = error
+
+    def on_change(self, watcher: Callable[[TaskHandle, BideError | None], None]) -> None:
+        """Call *watcher* at each change, and with each error that waiters are told."""
+        if self._watchers is None:
+            self._watchers = []
+        self._watchers.append(watcher)
+
+    def off_change(self, watcher: Callable[[TaskHandle, BideError | None], None]) -> None:
+        """End what `on_change` began."""
+        if self._watchers is not None:
+            self._watchers.remove(watcher)
+            if not self._watchers:
+                self._watchers = None
+
+    def _notify(self, error: BideError | None) -> None:
+        for watcher in tuple(self._watchers or ()):
+            watcher(self, error)
+
+    async def changed(self) -> None:
+        """Wait for the next change. Raises a fresh copy of what waiters are told."""
+        try:
+            self._engine.check()
+        except ClientClosedError as closed:
+            raise closed.about(ticket=self.ticket, task_id=self.task_id) from None
+        future: asyncio.Future[BideError | None] = asyncio.get_running_loop().create_future()
+
+        def wake(_: TaskHandle, error: BideError | None) -> None:
+            if not future.done():
+                future.set_result(error)
+
+        self.on_change(wake)
+        try:
+            error = await future
+        finally:
+            self.off_change(wake)
+        if error is not None:
+            raise error.about(ticket=self.ticket, task_id=self.task_id)
+
+    async def _wait(self, enough: Callable[[Task], bool], timeout: float | None) -> None:
+        scope = asyncio.timeout(timeout)
+        try:
+            async with scope:
+                while not enough(self._task):
+                    await self.changed()
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise self._gave_up(timeout) from None
+
+    def _gave_up(self, timeout: float | None) -> WaitTimeoutError:
+        task = self._task
+        if task.task_id is not None:
+            text = f"gave up waiting for {task.task_id} after {timeout:g} s, it is {task.status}; it may still finish: "
+            text += f"wait again, or client.attach({task.task_id!r})"
+        else:
+            text = f"gave up waiting for ticket {self.ticket} after {timeout:g} s, it is {task.status}; it stays on "
+            text += "record: wait again, or handle.cancel() to withdraw it"
+        if self._fault is not None:
+            text += f". The last fault: {self._fault}"
+        return WaitTimeoutError(text, task=task, ticket=self.ticket, task_id=task.task_id)
+
+    def _outcome(self) -> Task:
+        """The final snapshot, or the error that it stands for."""
+        if self._task.status is TaskStatus.SUCCEEDED:
+            return self._task
+        raise failure(self._record, self._task)
+
+
+class TaskEvents:
+    """The iterator of `TaskHandle.events()`: a class, so that leaving the loop early breaks nothing."""
+
+    def __init__(self, handle: TaskHandle) -> None:
+        self._handle = handle
+        self._last: Task | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Task:
+        while self._last is not None and not self._handle.task.differs(self._last):
+            if self._last.status.is_final:
+                raise StopAsyncIteration
+            await self._handle.changed()
+        self._last = self._handle.task
+        return self._last
+
+
+_TYPES: dict[str, type[BideError]] = {name: getattr(errors, name) for name in errors.__all__}
+
+
+def failure(record: Record, task: Task) -> BideError:
+    """The error that a final *task* without a result stands for. A fresh one for each who waits."""
+    ticket, task_id = task.ticket, task.task_id
+    detail = task.error
+    code, message = (detail.code, detail.message) if detail else (None, None)
+    words = ": ".join(filter(None, (code, message)))
+    if task.status is TaskStatus.UNKNOWN:
+        return SubmissionUnknownError(
+            f"nobody can say whether the create of ticket {task.ticket} arrived ({message}). It is not sent again, "
+            f"since that could buy it twice. Look in the service's console or list for a task of model {task.model} "
+            f"made at {record.sent_at}: if it is there, client.attach(its id); if not, submit it again",
+            request=record.request,
+            sent_at=record.sent_at,
+            model=task.model,
+            ticket=ticket,
+            task_id=task_id,
+        )
+    kind = _TYPES.get(detail.type or "") if detail else None
+    if kind is not None and issubclass(kind, errors.APIError):
+        return kind(
+            message or "refused",
+            status_code=(detail.status_code if detail else None) or 0,
+            code=code,
+            message=message,
+            request_id=task.request_id,
+            ticket=ticket,
+            task_id=task_id,
+        )
+    if kind is not None and issubclass(kind, WaitTimeoutError):
+        return WaitTimeoutError(message or "withdrawn", task=task, ticket=ticket, task_id=task_id)
+    if kind is not None and issubclass(kind, ClientClosedError):
+        return ClientClosedError(message or "the client was closed", ticket=ticket, task_id=task_id)
+    if kind is errors.TransportError:
+        return errors.TransportError(
+            message or "no connection", may_have_arrived=False, ticket=ticket, task_id=task_id
+        )
+    name = task.task_id or f"ticket {task.ticket}"
+    if task.status is TaskStatus.CANCELLED:
+        return TaskCancelledError(
+            f"{name} was cancelled" + (f": {words}" if words else ""),
+            task=task,
+            ticket=ticket,
+            task_id=task_id,
+        )
+    if task.status is TaskStatus.EXPIRED:
+        return TaskExpiredError(
+            f"{name} has expired: the service no longer knows it, or has removed its result"
+            + (f" ({words})" if words else ""),
+            task=task,
+            ticket=ticket,
+            task_id=task_id,
+        )
+    return TaskFailedError(
+        f"{name} failed: {words or 'the service gives no reason; its answer is in .task.raw'} "
+        f"(billing: {task.billing})",
+        task=task,
+        code=code,
+        message=message,
+        billing=task.billing,
+        retryable=detail.retryable if detail else None,
+        ticket=ticket,
+        task_id=task_id,
+    )

@@ -1,0 +1,206 @@
+"""Who may create a task now: the state of a lane and the rules over it, as plain functions.
+
+A lane is where a limit applies: (provider origin, key, kind of work). Every ledger keeps a `LaneState` for each
+and asks these functions inside its one atomic admission step. Times are seconds by the ledger's clock.
+
+The query budget stands here too: it is the same question for status queries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from attrs import evolve, field, frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bide.models import Limits
+
+MINUTE = 60.0
+RAISE_EVERY = 20.0
+"""Seconds without a 429 after which a learned cap grows by one."""
+FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
+"""Without a `Retry-After` the lane pauses this long, doubling up to the second figure."""
+FIRST_RETRY = 0.5
+"""Where no connection was made the pause starts here: nothing has been asked of the service."""
+JITTER = 0.1
+"""A pause is longer than asked by up to this share of itself and one second at most, never shorter."""
+
+Setback: TypeAlias = Literal["slots", "rate", "capacity", "unreachable"]
+"""Why a create has made no task, for now."""
+
+
+@frozen
+class LaneState:
+    """What is learned of a lane and must be remembered.
+
+    Attributes:
+        paused_until: nobody creates before this moment.
+        learned: a lower cap than the documented one, found by a 429, as it was at `learned_at`.
+        setbacks: refusals and failed connections in a row, for the doubling of pauses.
+        probing: after a pause one create at a time is tried until one is accepted.
+    """
+
+    paused_until: float = -math.inf
+    learned: int | None = None
+    learned_at: float = 0.0
+    setbacks: int = 0
+    probing: bool = False
+
+
+@frozen
+class LaneLoad:
+    """How a lane is used at a moment.
+
+    Attributes:
+        slots: records that count as a slot.
+        submitting: those of them whose create has not been answered.
+        answered: when the creates of late were answered, oldest first. The answer's time and not the sending's:
+            the service has counted the create no later than that, so its window cannot end after ours.
+        next_free: when the first slot frees itself by its `slot_until`.
+    """
+
+    slots: int = 0
+    submitting: int = 0
+    answered: Sequence[float] = field(factory=tuple)
+    next_free: float = math.inf
+
+
+def cap(state: LaneState, limits: Limits, now: float) -> int | None:
+    """The tasks that may be in flight now; None is no limit."""
+    if state.learned is None:
+        return limits.concurrency
+    grown = state.learned + max(0, int((now - state.learned_at) / RAISE_EVERY))
+    return grown if limits.concurrency is None else min(grown, limits.concurrency)
+
+
+def window(limits: Limits) -> tuple[int, float]:
+    """The create rate as (how many, in how many seconds)."""
+    rate = limits.creates_per_minute
+    if rate is None:
+        return 0, 0.0
+    whole = max(1, int(rate))
+    return whole, MINUTE * whole / rate
+
+
+def may_start_at(state: LaneState, load: LaneLoad, limits: Limits, now: float) -> float:
+    """When the lane can take one more create.
+
+    Returns:
+        *now* or earlier if at once; a later moment if only time is lacking; infinity if something else has to
+        happen first (a slot freed, a create answered).
+    """
+    if state.probing and load.submitting:
+        return math.inf
+    at = state.paused_until
+    most = cap(state, limits, now)
+    if most is not None and load.slots >= most:
+        grows = math.inf
+        if state.learned is not None and (limits.concurrency is None or most < limits.concurrency):
+            steps = load.slots + 1 - state.learned
+            grows = state.learned_at + RAISE_EVERY * steps
+        at = max(at, min(load.next_free, grows))
+    whole, seconds = window(limits)
+    if whole:
+        recent = [moment for moment in load.answered if moment > now - seconds]
+        over = len(recent) + load.submitting - whole
+        if over >= 0:
+            at = max(at, recent[over] + seconds if over < len(recent) else math.inf)
+    return at
+
+
+def refused(
+    state: LaneState,
+    limits: Limits,
+    setback: Setback,
+    *,
+    certain: bool,
+    retry_after: float | None,
+    others: int,
+    now: float,
+    chance: float,
+) -> LaneState:
+    """The lane's state after a create that made no task.
+
+    Args:
+        certain: whether the service named the reason; a bare 429 on a lane without a known cap teaches nothing.
+        others: slots of the lane in use besides this one.
+        chance: a random number from 0 to 1, for the jitter.
+    """
+    pause = retry_after
+    if pause is None:
+        first = FIRST_RETRY if setback == "unreachable" else FIRST_PAUSE
+        pause = min(LONGEST_PAUSE, first * 2 ** min(state.setbacks, 16))
+    pause += chance * min(1.0, JITTER * pause)
+    learned, learned_at = state.learned, state.learned_at
+    if setback == "slots" and (certain or limits.concurrency is not None):
+        # The lane counted a free slot: someone else uses the key too.
+        learned, learned_at = max(1, others), now + pause
+    return evolve(
+        state,
+        paused_until=max(state.paused_until, now + pause),
+        learned=learned,
+        learned_at=learned_at,
+        setbacks=state.setbacks + 1,
+        probing=True,
+    )
+
+
+def accepted(state: LaneState) -> LaneState:
+    """The lane's state after a create that was accepted. What was learned stays: it wears off with time."""
+    return evolve(state, setbacks=0, probing=False)
+
+
+class QueryBudget:
+    """At most *rate* queries in any second, a query under way counted until a second after its answer.
+
+    Counting from the answer and not from the sending keeps the limit true at the service whatever the delays
+    on the way: a query has reached it no later than its answer reaches us.
+    """
+
+    MARGIN = 1.02
+
+    def __init__(self, rate: float | None) -> None:
+        self._out = 0
+        self._answered: deque[float] = deque()
+        self._paused_until = -math.inf
+        self._setbacks = 0
+        self.lower(rate)
+
+    def lower(self, rate: float | None) -> None:
+        """From now on at most *rate* in a second."""
+        self.rate = rate
+        self._most = math.inf if rate is None else max(1, int(rate))
+        self._window = 0.0 if rate is None else self._most / rate * self.MARGIN
+
+    def free_at(self, now: float) -> float:
+        """When the next query may go: *now* or earlier if at once, infinity if an answer has to come first."""
+        while self._answered and self._answered[0] <= now - self._window:
+            self._answered.popleft()
+        at = self._paused_until
+        if self._out + len(self._answered) >= self._most:
+            at = max(at, self._answered[0] + self._window if self._answered else math.inf)
+        return at
+
+    def take(self) -> None:
+        """A query goes out; `give_back` must follow when it has been answered or given up."""
+        self._out += 1
+
+    def give_back(self, now: float) -> None:
+        """The query taken before has ended."""
+        self._out -= 1
+        if self.rate is not None:
+            self._answered.append(now)
+
+    def refused(self, now: float, retry_after: float | None, chance: float) -> None:
+        """The service answered 429 to a query: no query goes before its `Retry-After`, or a doubling pause."""
+        pause = min(30.0, 2.0**self._setbacks) if retry_after is None else retry_after
+        self._setbacks = min(self._setbacks + 1, 5)
+        self._paused_until = max(self._paused_until, now + pause * (1 + JITTER * chance))
+
+    def answered(self) -> None:
+        """The service answered a query properly: the next 429 starts with a short pause again."""
+        self._setbacks = 0

@@ -1,0 +1,289 @@
+"""One request from waiting to accepted: admission, the one POST, and what to do when nobody knows.
+
+    waiting --admitted--> submitting --2xx with an id------------------> queued | running | (already final)
+       |                     |-- certainly not sent -------------------> waiting, the lane pauses
+       |                     |-- refused for now ----------------------> waiting, the lane pauses
+       |                     |-- refused ------------------------------> rejected
+       '-- withdrawn         '-- may have arrived: looked up --found---> queued | running
+                                                             '--not----> unknown
+
+The record is written as `submitting` before the POST, and the id before anything else is done with the answer.
+A POST that may have arrived is never sent again, unless the provider declares the create idempotent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING
+
+from attrs import evolve
+
+from bide._account import misread
+from bide.errors import APIError, BideError, LedgerError, TransportError, UnexpectedReplyError
+from bide.ledgers import Held, Record
+from bide.models import Billing, ErrorDetail, TaskStatus
+from bide.providers import Accepted, NotNow, Refused, Unclear
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from bide._account import Account
+    from bide.ledgers import LaneTerms, Ledger
+    from bide.models import Limits, Task
+    from bide.providers import ListedTask
+
+MOST_POSTS = 40
+"""Creates under way at once, whatever the lanes allow: each is an asyncio task and a connection."""
+GIVE_UP_CONNECTING = 30.0
+"""Seconds without any connection ever made, after which a request is rejected: the address must be wrong."""
+LOOKUPS = (1.0, 3.0, 8.0, 15.0)
+"""When to look for a create that may have arrived, in seconds after the fault: a list may lag behind."""
+REPEATS = (1.0, 3.0, 8.0, 20.0)
+"""When to send a create again that the provider declares idempotent, in seconds after the fault."""
+CLOCK_SLACK = 3.0
+"""The service tells its clock in whole seconds, and an answer takes a moment to come."""
+LEDGER_RETRY = 5.0
+
+
+class Submitter:
+    """Admits what waits, sends it, and records what came of it.
+
+    Args:
+        terms: the lanes that a kind of work may use, by the keys of this client.
+        stumbled: told each fault that does not end the submission, with its ticket.
+    """
+
+    def __init__(
+        self,
+        account: Account,
+        owner: str,
+        terms: Callable[[str], Sequence[LaneTerms]],
+        stumbled: Callable[[str, BideError], None],
+    ) -> None:
+        self._account = account
+        self._ledger: Ledger = account.ledger
+        self._origin = account.transport.origin
+        self._owner = owner
+        self._terms = terms
+        self._stumbled = stumbled
+        self._kinds: set[str] = set()
+        self._wake = asyncio.Event()
+        self._posts: dict[asyncio.Task[None], Record] = {}
+        self._first_post: float | None = None
+        self._loop = asyncio.create_task(self._run(), name="bide submitter")
+
+    def wake(self, kind: str | None = None) -> None:
+        """Something has changed: a record waits, a slot is free, a create was answered."""
+        if kind is not None:
+            self._kinds.add(kind)
+        self._wake.set()
+
+    async def aclose(self, grace: float) -> None:
+        """Admit nothing more; let POSTs under way finish for *grace* seconds. The rest ends as `unknown`."""
+        self._loop.cancel()
+        await asyncio.wait([self._loop])
+        if self._posts:
+            await asyncio.wait(self._posts, timeout=grace)
+        rest = dict(self._posts)
+        for post in rest:
+            post.cancel()
+        if rest:
+            await asyncio.wait(rest)
+        for record in rest.values():
+            cut = TransportError("the client was closed before the create was answered")
+            await self._finish_unknown(record, cut)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._wake.clear()
+            try:
+                until = await self._admit_all()
+            except LedgerError:
+                until = self._ledger.now() + LEDGER_RETRY
+            timer = None
+            if until < math.inf:
+                timer = loop.call_later(max(0.0, until - self._ledger.now()), self._wake.set)
+            await self._wake.wait()
+            if timer is not None:
+                timer.cancel()
+
+    async def _admit_all(self) -> float:
+        """Admit what can be. Returns when to try again, by the ledger's clock."""
+        until = math.inf
+        for kind in tuple(self._kinds):
+            while len(self._posts) < MOST_POSTS:
+                admitted = await self._ledger.admit(self._origin, kind, self._owner, self._terms(kind))
+                if isinstance(admitted, Held):
+                    until = min(until, admitted.until)
+                    break
+                post = asyncio.create_task(self._post(admitted), name=f"bide create {admitted.ticket}")
+                self._posts[post] = admitted
+                post.add_done_callback(self._posted)
+        return until
+
+    def _posted(self, post: asyncio.Task[None]) -> None:
+        self._posts.pop(post, None)
+        self._wake.set()
+
+    async def _post(self, record: Record) -> None:
+        try:
+            try:
+                await self._create(record)
+            except Exception as fault:
+                if isinstance(fault, LedgerError):
+                    raise
+                await self._finish_unknown(record, misread(fault))
+        except LedgerError as fault:
+            self._stumbled(record.ticket, fault)
+
+    async def _create(self, record: Record) -> None:
+        if self._first_post is None:
+            self._first_post = self._ledger.now()
+        repeats = iter(REPEATS if self._account.provider.idempotent else ())
+        while True:
+            try:
+                outcome = await self._account.create(record)
+            except TransportError as fault:
+                await self._not_sent(record, fault)
+                return
+            if not isinstance(outcome, Unclear):
+                await self._record(record, outcome)
+                return
+            self._stumbled(record.ticket, outcome.error)
+            pause = next(repeats, None)
+            if pause is None:
+                await self._look_up(record, outcome.error)
+                return
+            await asyncio.sleep(pause)
+
+    async def _record(self, record: Record, outcome: Accepted | Refused | NotNow) -> None:
+        match outcome:
+            case Accepted(task):
+                task = record.task.advanced(task)
+                if task.status.is_final:
+                    await self._ledger.finish(record.ticket, task)
+                else:
+                    await self._ledger.accept(record.ticket, task)
+            case Refused(error):
+                await self._ledger.finish(record.ticket, rejected(record.task, error))
+            case NotNow(error, reason, certain):
+                self._stumbled(record.ticket, error)
+                await self._ledger.put_back(
+                    record.ticket,
+                    reason,
+                    limits=self._limits(record),
+                    certain=certain,
+                    retry_after=error.retry_after,
+                )
+
+    async def _not_sent(self, record: Record, fault: TransportError) -> None:
+        """No connection was made. It waits and tries again, unless no connection ever works."""
+        never = (
+            not self._account.connected and self._ledger.now() - (self._first_post or 0) >= GIVE_UP_CONNECTING
+        )
+        if fault.permanent or never:
+            await self._ledger.finish(record.ticket, rejected(record.task, fault))
+            return
+        self._stumbled(record.ticket, fault)
+        await self._ledger.put_back(
+            record.ticket, "unreachable", limits=self._limits(record), certain=False, retry_after=None
+        )
+
+    def _limits(self, record: Record) -> Limits:
+        return next(each.limits for each in self._terms(record.kind) if each.fingerprint == record.lane)
+
+    async def _look_up(self, record: Record, fault: BideError) -> None:
+        """The create may have arrived: find its task in the service's list, or call it unknown."""
+        cut = self._ledger.now()
+        if self._account.provider.lists:
+            for moment in LOOKUPS:
+                await asyncio.sleep(cut + moment - self._ledger.now())
+                found = await self._orphan(record, cut)
+                if found is not None:
+                    # A list tells no results: what has ended there is still to be looked at.
+                    status = TaskStatus.RUNNING if found.status.is_final else found.status
+                    await self._record(record, Accepted(evolve(found, status=status)))
+                    return
+        await self._finish_unknown(record, fault)
+
+    async def _orphan(self, record: Record, cut: float) -> Task | None:
+        """The task that the lost create has made, if exactly one can be it and it can belong to this one alone."""
+        lane, sent = record.lane or "", record.admitted or cut
+        since, until = sent - CLOCK_SLACK, cut + CLOCK_SLACK
+        others = [
+            each for each in await self._ledger.unsettled(self._origin, lane) if each.ticket != record.ticket
+        ]
+        if any(_could_be_mixed_up(each, record, until) for each in others):
+            return None
+        listed = await self._account.listed(lane, since, until, record.task.model)
+        if not isinstance(listed, list):
+            self._stumbled(record.ticket, listed.error)
+            return None
+        ids = [each.task.task_id for each in listed if each.task.task_id is not None]
+        known = await self._ledger.known(self._origin, ids)
+        # The first answer may have corrected our idea of the service's clock: the window is taken after it.
+        window = (self._account.service_time(since), self._account.service_time(until))
+        fits = [
+            each.task
+            for each in listed
+            if each.task.task_id not in known
+            and each.task.created_at is not None
+            and window[0] <= each.task.created_at <= window[1]
+            and _same_work(each, record)
+        ]
+        return fits[0] if len(fits) == 1 else None
+
+    async def _finish_unknown(self, record: Record, fault: BideError) -> None:
+        """Nobody can say whether the task was made; it counts as a slot for a while."""
+        now = await self._ledger.get(record.ticket)
+        if now is None or now.task.status is not TaskStatus.SUBMITTING:
+            return
+        detail = ErrorDetail(
+            code=fault.code if isinstance(fault, APIError) else None,
+            message=str(fault),
+            type="SubmissionUnknownError",
+            status_code=fault.status_code if isinstance(fault, APIError) else None,
+        )
+        task = evolve(record.task, status=TaskStatus.UNKNOWN, error=detail, billing=Billing.UNKNOWN)
+        hold = self._account.provider.profile(record.kind).unknown_hold
+        await self._ledger.finish(record.ticket, task, hold=hold)
+
+
+def rejected(task: Task, error: APIError | TransportError | UnexpectedReplyError) -> Task:
+    """*task* as refused with *error*, which a wait for it raises again."""
+    api = error if isinstance(error, APIError) else None
+    return evolve(
+        task,
+        status=TaskStatus.REJECTED,
+        billing=Billing.NONE,
+        request_id=api.request_id if api else task.request_id,
+        error=ErrorDetail(
+            code=api.code if api else None,
+            message=str(error),
+            type=type(error).__name__,
+            status_code=api.status_code if api else None,
+            retryable=False if api else None,
+        ),
+    )
+
+
+def _could_be_mixed_up(other: Record, record: Record, until: float) -> bool:
+    """Whether *other* too lacks its task, and the task may be of the same model and time as *record*'s."""
+    if (
+        other.task.model is not None
+        and record.task.model is not None
+        and other.task.model != record.task.model
+    ):
+        return False
+    sent, mine = other.admitted or 0.0, record.admitted or 0.0
+    still = other.task.status is TaskStatus.SUBMITTING
+    return sent <= until and (still or mine <= sent + 60 + 2 * CLOCK_SLACK)
+
+
+def _same_work(listed: ListedTask, record: Record) -> bool:
+    model, prompt = record.task.model, getattr(record.request, "prompt", None)
+    if listed.task.model is not None and model is not None and listed.task.model != model:
+        return False
+    return listed.prompt is None or prompt is None or listed.prompt == prompt

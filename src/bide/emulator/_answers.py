@@ -1,0 +1,70 @@
+"""One HTTP exchange at the emulator, as plain data: the call that came, the answer that goes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+JSON = "application/json"
+
+
+class RefusalError(Exception):
+    """The service refuses a call; its own words for it are put round `code` and `message`."""
+
+    def __init__(
+        self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(code)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = headers or {}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request that has arrived in full. Header names are in lower case."""
+
+    method: str
+    path: str
+    target: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(default=b"", repr=False)
+
+    def json(self) -> dict[str, Any] | None:
+        """The body as a JSON object; None if it is something else."""
+        try:
+            data = json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+        return data if isinstance(data, dict) else None
+
+    @property
+    def key(self) -> str | None:
+        """The bearer token; empty if the header is malformed, None without one."""
+        header = self.headers.get("authorization")
+        if header is None:
+            return None
+        scheme, _, token = header.strip().partition(" ")
+        return token.strip() if scheme.lower() == "bearer" else ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response. `wait` are seconds of loop time before it goes out."""
+
+    status: int = 200
+    body: bytes = field(default=b"", repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    wait: float = 0.0
+
+    @classmethod
+    def json(cls, data: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Self:
+        """*data* as JSON."""
+        body = json.dumps(data, ensure_ascii=False).encode()
+        return cls(status, body, {"Content-Type": JSON, **(headers or {})})

@@ -1,0 +1,364 @@
+"""`Emulator`: both services, their assets and their misbehaviour, on real sockets."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from bide.emulator import _dashscope, _dieyuyun
+from bide.emulator._answers import Answer, Call, RefusalError
+from bide.emulator._assets import Assets
+from bide.emulator._books import Books
+from bide.emulator._clock import Clock
+from bide.emulator._control import Control
+from bide.emulator._dashscope import DashScope
+from bide.emulator._dieyuyun import Dieyuyun, DieyuyunStyle
+from bide.emulator._durations import Duration, sampler
+from bide.emulator._faults import Fault, Faults
+from bide.emulator._limits import DOCUMENTED_DASHSCOPE, UNLIMITED, ServiceLimits
+from bide.emulator._server import Delivery, Handler, Listener
+from bide.emulator._settings import Settings, fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from types import TracebackType
+
+    from bide.emulator._service import Service
+    from bide.emulator._tasks import EmulatedTask
+
+_SECRET_HEADERS = ("authorization", "proxy-authorization", "cookie", "x-api-key")
+_LOG_LENGTH = 100_000
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """One request that reached the emulator.
+
+    Attributes:
+        time: when it had arrived in full, in seconds of the loop's clock.
+        service: `"dieyuyun"` or `"dashscope"`; None if no service has such a path.
+        on: create, query, cancel, list or asset; `"other"` for unknown paths.
+        path: with the query string.
+        headers: names in lower case; what may hold a key is left out.
+        has_key: whether such a header came along.
+        status: the status answered; None when the connection was cut instead.
+    """
+
+    time: float
+    service: str | None
+    on: str
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(repr=False)
+    has_key: bool
+    status: int | None
+
+
+class Emulator:
+    """Dieyuyun and DashScope on one port of this machine, and the files they make on another.
+
+    Use it as an async context manager; it serves in the running loop, and lives by that loop's clock:
+
+        async with Emulator(video_seconds=(8, 12)) as emulator:
+            ...  # a client at emulator.dashscope_url
+
+    A prompt may order the fate of its task by magic words:
+
+    - `[fail]`, `[fail CODE]`: it ends as failed, without or with a code.
+    - `[part]`, `[part 2]`: one (two) of its files fail; one is always made.
+    - `[status SUSPENDED]`: this status word while it runs.
+    - `[seconds 4]`, `[queue 3]`: from accepted to final, and the share of it in the service's queue. `speed` does
+      not divide them; `[seconds 0]` ends a task at once.
+    - `[expire 60]`: it is forgotten, and its URLs end, 60 s after its end.
+    - `[refuse CODE]`: the create is refused with this code.
+    - `[bytes 5000000]`: each of its files has at least this size (up to 100 MB).
+
+    Args:
+        image_seconds, video_seconds: from accepted to final; see `Duration` for ranges and distributions.
+        queue_seconds: the share of that before a task runs.
+        cancel_seconds: how long a running task goes on after its cancel (Dieyuyun).
+        speed: divides those four. Limits, `Retry-After`, delays and expiry stay as they are: clients live by them.
+        seed: for durations and random failures; the n-th task of a service always has the same fate.
+        failure_share: the share of tasks, from 0 to 1, that fail at random, with codes from the documents.
+        dieyuyun_limits: none by default, as its documents name none.
+        dashscope_limits: the documented figures by default.
+        retry_after: seconds in the `Retry-After` of a create that a limit refuses; None leaves the header out.
+        keep: seconds from its end until a task is forgotten.
+        url_seconds: seconds from a task's end until its URLs answer 403; None is as long as `keep`.
+        dieyuyun: how Dieyuyun does what its documents leave open.
+        api_keys: the keys that are accepted; None accepts every key.
+        host, port, asset_port: where to listen; 0 is a free port.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        OSError: (on entering) a port is taken.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_seconds: Duration = (10.0, 30.0),
+        video_seconds: Duration = (60.0, 300.0),
+        queue_seconds: Duration = 0.5,
+        cancel_seconds: float = 0.0,
+        speed: float = 1.0,
+        seed: int = 0,
+        failure_share: float = 0.0,
+        dieyuyun_limits: ServiceLimits = UNLIMITED,
+        dashscope_limits: ServiceLimits = DOCUMENTED_DASHSCOPE,
+        retry_after: float | None = 5.0,
+        keep: float = 24 * 3600.0,
+        url_seconds: float | None = None,
+        dieyuyun: DieyuyunStyle | None = None,
+        api_keys: Iterable[str] | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        asset_port: int = 0,
+    ) -> None:
+        if not speed > 0:
+            raise ValueError(f"speed is above 0, not {speed!r}")
+        if not 0 <= failure_share <= 1:
+            raise ValueError(f"failure_share is from 0 to 1, not {failure_share!r}")
+        self._settings = Settings(
+            seconds={"image": sampler(image_seconds), "video": sampler(video_seconds)},
+            queue_seconds=sampler(queue_seconds),
+            cancel_seconds=cancel_seconds / speed,
+            speed=speed,
+            seed=seed,
+            failure_share=failure_share,
+            keep=keep,
+            url_seconds=keep if url_seconds is None else url_seconds,
+            retry_after=retry_after,
+            keys=None if api_keys is None else frozenset(map(fingerprint, api_keys)),
+        )
+        self._limits = {"dieyuyun": dieyuyun_limits, "dashscope": dashscope_limits}
+        self._style = dieyuyun or DieyuyunStyle()
+        self._host, self._port, self._asset_port = host, port, asset_port
+        self._faults = Faults()
+        self._log: deque[RequestRecord] = deque(maxlen=_LOG_LENGTH)
+        self._control = Control(stats=self.stats, reset=self.reset, add=self._faults.add)
+        self._books: dict[str, Books] = {}
+        self._services: dict[str, Service] = {}
+        self._listeners: list[Listener] = []
+        self._origin = self._asset_origin = ""
+
+    async def __aenter__(self) -> Self:
+        if self._listeners:
+            raise RuntimeError("this emulator is running already")
+        self._clock = Clock()
+        self._build()
+        try:
+            self._origin = await self._listen(self._decide_api, self._port)
+            self._asset_origin = await self._listen(self._decide_asset, self._asset_port)
+            self._assets.origin = self._asset_origin
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop serving and cut open connections. The records and counters stay readable."""
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            await listener.aclose()
+
+    @property
+    def dieyuyun_url(self) -> str:
+        """Base URL for Dieyuyun's clients (`DIEYUYUN_BASE_URL`)."""
+        return self._running(self._origin)
+
+    @property
+    def dashscope_url(self) -> str:
+        """Base URL for DashScope's clients (`DASHSCOPE_BASE_URL`); ends in `/api/v1`."""
+        return f"{self._running(self._origin)}/api/v1"
+
+    @property
+    def asset_url(self) -> str:
+        """Origin of the result files."""
+        return self._running(self._asset_origin)
+
+    def wall_time(self) -> float:
+        """Now, as the services tell it: epoch seconds that pass with the loop's clock."""
+        return self._clock.wall()
+
+    def tasks(self) -> list[EmulatedTask]:
+        """The truth about all tasks since the last reset, service by service, in order of creation."""
+        return [task for books in self._books.values() for task in books.tasks()]
+
+    def requests(self) -> list[RequestRecord]:
+        """The requests since the last reset in order of arrival (the newest 100,000), control calls left out."""
+        return list(self._log)
+
+    def stats(self) -> dict[str, Any]:
+        """The counters, as plain data.
+
+        `creates`, `queries`, `cancels`, `lists` and `asset_gets` count what arrived, whatever became of it.
+        `creates_429` and `queries_429` (queries, lists and cancels) count what was refused with 429, by a
+        limit or on order. `tasks` are the accepted creates and `statuses` their present status words.
+        `max_in_flight` tells, for each key's fingerprint and kind of work, the most tasks at once.
+        `services` has the same for each service.
+        """
+        services = {name: books.stats() for name, books in self._books.items()}
+        return {**_merged(services.values()), "services": services}
+
+    def fault(
+        self,
+        *,
+        on: Literal["create", "query", "cancel", "list", "asset"],
+        times: int = 1,
+        status: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: Any = None,
+        drop: Literal["before", "after"] | None = None,
+        delay: float = 0.0,
+        truncate: int | None = None,
+        effect: bool = False,
+        service: Literal["dieyuyun", "dashscope"] | None = None,
+        match: str | None = None,
+    ) -> None:
+        """Order misbehaviour for the next calls of a kind. Several orders are carried out one after the other.
+
+        Args:
+            on: the operation.
+            times: for so many calls.
+            status, body: answered instead of the service's own answer, which has no effect then (unless `effect`).
+                *body* is text or bytes as they are, anything else as JSON; left out, it is the service's error body.
+            headers: added to the answer; alone, they change nothing else.
+            drop: the connection is reset: `"before"` the call has any effect, or `"after"` it took effect
+                (a create is accepted: a task is made and paid for).
+            delay: seconds of loop time until the answer, or the cut. The call takes effect on arrival.
+            truncate: the answer's body breaks off after so many bytes, though `Content-Length` promises all.
+            effect: the call takes effect, though `status` or `body` say something else.
+            service: only for calls to this service.
+            match: only for calls with this text in the path, query string or body.
+
+        Raises:
+            ValueError: an argument is none of these.
+        """
+        fault = Fault(on, times, status, headers or {}, body, drop, delay, truncate, effect, service, match)
+        self._faults.add(fault)
+
+    def reset(self) -> None:
+        """Forget all tasks, counters, orders and the request log."""
+        for books in self._books.values():
+            books.reset()
+        self._faults.clear()
+        self._log.clear()
+
+    def _build(self) -> None:
+        """The books and services; they need the running loop's clock."""
+        self._log.clear()
+        self._assets = Assets(self._find, clock=self._clock, url_seconds=self._settings.url_seconds)
+        for name, module in (("dieyuyun", _dieyuyun), ("dashscope", _dashscope)):
+            self._books[name] = Books(
+                name,
+                clock=self._clock,
+                settings=self._settings,
+                limits=self._limits[name],
+                failures=module.FAILURES,
+                describe=module.describe,
+                word=module.word,
+            )
+        self._services = {
+            "dieyuyun": Dieyuyun(self._books["dieyuyun"], self._assets, self._style),
+            "dashscope": DashScope(self._books["dashscope"], self._assets),
+        }
+
+    @staticmethod
+    def _running(origin: str) -> str:
+        if not origin:
+            raise RuntimeError("the emulator has no URL before it runs: use `async with`")
+        return origin
+
+    async def _listen(self, decide: Handler, port: int) -> str:
+        listener = Listener(decide, self._clock)
+        self._listeners.append(listener)
+        return await listener.start(self._host, port)
+
+    def _find(self, service: str, task_id: str) -> EmulatedTask | None:
+        books = self._books.get(service)
+        return books.find(task_id) if books else None
+
+    def _decide_api(self, call: Call) -> Delivery:
+        if call.path.startswith("/_emulator/"):
+            return Delivery(self._control.answer(call))
+        name = "dieyuyun" if call.path.startswith("/v1/") else "dashscope"
+        service = self._services[name]
+        route = service.route(call)
+        if route is None:
+            answer = service.refusal(
+                RefusalError(404, "NotFound", f"No such path: {call.method} {call.path}")
+            )
+            self._record(call, None, "other", answer.status)
+            return Delivery(answer)
+        return self._deliver(
+            call,
+            name,
+            route.on,
+            act=lambda: service.perform(route, call),
+            refuse=lambda status: service.refusal(
+                RefusalError(status, "Fault", "Ordered from the emulator.")
+            ),
+        )
+
+    def _decide_asset(self, call: Call) -> Delivery:
+        return self._deliver(
+            call,
+            self._assets.service_of(call),
+            "asset",
+            act=lambda: self._assets.answer(call),
+            refuse=lambda status: Answer.json({"code": "Fault"}, status=status),
+        )
+
+    def _deliver(
+        self,
+        call: Call,
+        service: str | None,
+        on: str,
+        *,
+        act: Callable[[], Answer],
+        refuse: Callable[[int], Answer],
+    ) -> Delivery:
+        """Carry a call out (or not, as ordered), count it, and say what goes out."""
+        text = f"{call.target}\n{call.body.decode('utf-8', 'replace')}" if len(self._faults) else ""
+        fault = self._faults.take(on, service, text)
+        answer = act() if fault is None or fault.takes_effect else None
+        if fault is not None and fault.replaces and not fault.effect:
+            answer = refuse(fault.status or 200)
+        if fault is not None and answer is not None:
+            answer = fault.applied_to(answer)
+        delivery = Delivery(answer, fault)
+        status = None if delivery.cut or answer is None else answer.status
+        if books := self._books.get(service or ""):
+            books.count(on, status)
+        self._record(call, service, on, status)
+        return delivery
+
+    def _record(self, call: Call, service: str | None, on: str, status: int | None) -> None:
+        headers = {name: value for name, value in call.headers.items() if name not in _SECRET_HEADERS}
+        has_key = len(headers) < len(call.headers)
+        self._log.append(
+            RequestRecord(self._clock.now, service, on, call.method, call.target, headers, has_key, status)
+        )
+
+
+def _merged(services: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The counters of all services together; a key that is used at two services has them apart below `services`."""
+    merged: dict[str, Any] = {}
+    most: dict[str, dict[str, int]] = {}
+    statuses: Counter[str] = Counter()
+    for stats in services:
+        for name, value in stats.items():
+            if isinstance(value, int):
+                merged[name] = merged.get(name, 0) + value
+        statuses.update(stats["statuses"])
+        for key, kinds in stats["max_in_flight"].items():
+            known = most.setdefault(key, {})
+            known.update({kind: max(count, known.get(kind, 0)) for kind, count in kinds.items()})
+    return {**merged, "max_in_flight": most, "statuses": dict(statuses)}

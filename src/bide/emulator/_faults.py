@@ -1,0 +1,136 @@
+"""Misbehaviour on order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from bide.emulator._answers import JSON, Answer
+
+OPERATIONS = ("create", "query", "cancel", "list", "asset")
+SERVICES = ("dieyuyun", "dashscope")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One order; `Emulator.fault` documents the fields.
+
+    Raises:
+        ValueError: a field is not of its documented form.
+    """
+
+    on: str
+    times: int = 1
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Any = None
+    drop: Literal["before", "after"] | None = None
+    delay: float = 0.0
+    truncate: int | None = None
+    effect: bool = False
+    service: str | None = None
+    match: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.on in OPERATIONS, f"on is one of {', '.join(OPERATIONS)}")
+        _require(_is_count(self.times) and self.times > 0, "times is a whole number above 0")
+        _require(
+            self.status is None or (_is_count(self.status) and 200 <= self.status <= 599),
+            "status is an HTTP one",
+        )
+        _require(isinstance(self.headers, Mapping), "headers is a mapping")
+        _require(self.drop in (None, "before", "after"), "drop is before or after")
+        _require(_is_seconds(self.delay), "delay is seconds, not negative")
+        _require(
+            self.truncate is None or (_is_count(self.truncate) and self.truncate >= 0), "truncate is bytes"
+        )
+        _require(isinstance(self.effect, bool), "effect is true or false")
+        _require(self.service in (None, *SERVICES), f"service is one of {', '.join(SERVICES)}")
+        _require(self.match is None or isinstance(self.match, str), "match is text")
+
+    @classmethod
+    def from_dict(cls, data: object) -> Fault:
+        """The fault that a JSON object orders."""
+        _require(isinstance(data, dict) and "on" in data, "a fault is an object with at least 'on'")
+        assert isinstance(data, dict)  # noqa: S101  # for the type checker; told above
+        unknown = set(data) - {each.name for each in fields(cls)}
+        _require(not unknown, f"no such field: {', '.join(sorted(map(str, unknown)))}")
+        return cls(**data)
+
+    @property
+    def replaces(self) -> bool:
+        """Whether the answer is another than the service's own."""
+        return self.status is not None or self.body is not None
+
+    @property
+    def takes_effect(self) -> bool:
+        """Whether the service carries the call out."""
+        if self.drop is not None:
+            return self.drop == "after"
+        return self.effect or not self.replaces
+
+    def concerns(self, on: str, service: str | None, text: str) -> bool:
+        """Whether a call is meant by this order."""
+        return (
+            self.on == on and self.service in (None, service) and (self.match is None or self.match in text)
+        )
+
+    def applied_to(self, answer: Answer) -> Answer:
+        """The *answer* with this fault's status, headers and body."""
+        headers = {**answer.headers, **{name: str(value) for name, value in self.headers.items()}}
+        status = answer.status if self.status is None else self.status
+        if self.body is None:
+            return replace(answer, status=status, headers=headers)
+        return replace(
+            answer, status=status, headers={"Content-Type": JSON, **headers}, body=_encoded(self.body)
+        )
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(f"not a fault: {what}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
+def _encoded(body: Any) -> bytes:
+    if isinstance(body, bytes):
+        return body
+    return body.encode() if isinstance(body, str) else json.dumps(body).encode()
+
+
+class Faults:
+    """The orders that are still to be carried out, first come, first served."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Fault] = []
+
+    def add(self, fault: Fault) -> None:
+        """Order a *fault*."""
+        self._waiting.append(fault)
+
+    def take(self, on: str, service: str | None, text: str) -> Fault | None:
+        """The fault for a call, taken off its count; None if nothing is ordered for it."""
+        for place, fault in enumerate(self._waiting):
+            if fault.concerns(on, service, text):
+                if fault.times > 1:
+                    self._waiting[place] = replace(fault, times=fault.times - 1)
+                else:
+                    del self._waiting[place]
+                return fault
+        return None
+
+    def clear(self) -> None:
+        """Forget all orders."""
+        self._waiting.clear()
+
+    def __len__(self) -> int:
+        return sum(fault.times for fault in self._waiting)

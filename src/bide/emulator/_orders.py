@@ -1,0 +1,57 @@
+"""Magic words in a prompt that order the fate of its task; the emulator's docstring lists them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_WORD = re.compile(r"\[(fail|part|status|seconds|queue|expire|refuse|bytes)(?:\s+([^\]]*?))?\s*\]")
+_MOST_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a prompt orders; None and False leave the matter to the emulator's settings.
+
+    Attributes:
+        fails: the task ends as failed, with `failure_code` (None: the service gives no code).
+        failed_parts: so many of the task's files fail (always fewer than all).
+        status_word: the status that is told while the task runs.
+        seconds: from accepted to ended, as they come (`speed` does not change them).
+        queue_seconds: the share of these before the task runs.
+        expire_seconds: how long after its end the task is forgotten.
+        refusal_code: the create is refused with this code.
+        file_bytes: the least size of each file.
+    """
+
+    fails: bool = False
+    failure_code: str | None = None
+    failed_parts: int = 0
+    status_word: str | None = None
+    seconds: float | None = None
+    queue_seconds: float | None = None
+    expire_seconds: float | None = None
+    refusal_code: str | None = None
+    file_bytes: int = 0
+
+
+def orders_in(prompt: str) -> Orders:
+    """The orders that a *prompt* holds; words with an argument that makes no sense are plain text."""
+    words = dict(_WORD.findall(prompt))
+    return Orders(
+        fails="fail" in words,
+        failure_code=words.get("fail") or None,
+        failed_parts=int(_number(words["part"]) or 1) if "part" in words else 0,
+        status_word=words.get("status") or None,
+        seconds=_number(words.get("seconds")),
+        queue_seconds=_number(words.get("queue")),
+        expire_seconds=_number(words.get("expire")),
+        refusal_code=words.get("refuse") or None,
+        file_bytes=min(int(_number(words.get("bytes")) or 0), _MOST_BYTES),
+    )
+
+
+def _number(text: str | None) -> float | None:
+    if text is None or not re.fullmatch(r"\d{1,12}(\.\d{1,9})?", text):
+        return None
+    return float(text)

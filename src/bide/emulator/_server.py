@@ -1,0 +1,125 @@
+"""The sockets: requests come in as `Call`, answers go out as ordered, faults included."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from bide.emulator._answers import Answer, Call
+
+if TYPE_CHECKING:
+    from bide.emulator._clock import Clock
+    from bide.emulator._faults import Fault
+
+LARGEST_BODY = 64 * 2**20
+"""Bytes. Pictures may come inside a create as base64."""
+
+_KEPT_ALIVE = 24 * 3600.0
+"""Seconds. Long enough for any poll interval: an idle connection is never the emulator's to close."""
+
+
+class Delivery:
+    """What the network does with an answer."""
+
+    def __init__(self, answer: Answer | None, fault: Fault | None = None) -> None:
+        self.answer = answer
+        self.delay = (answer.wait if answer else 0.0) + (fault.delay if fault else 0.0)
+        self.cut = answer is None or (fault is not None and fault.drop is not None)
+        self.truncate = fault.truncate if fault else None
+
+
+Handler = Callable[[Call], Delivery]
+
+
+class Listener:
+    """One origin: a listening socket and the function that decides what each request gets."""
+
+    def __init__(self, decide: Handler, clock: Clock) -> None:
+        self._decide = decide
+        self._clock = clock
+        self._closing = asyncio.Event()
+        app = web.Application(client_max_size=LARGEST_BODY)
+        app.router.add_route("*", "/{path:.*}", self._respond)
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            keepalive_timeout=_KEPT_ALIVE,
+            shutdown_timeout=0.5,
+            # A client that hangs up ends the wait of its own request (a delay may be hours); what the request
+            # has done by then stays done.
+            handler_cancellation=True,
+        )
+
+    async def start(self, host: str, port: int) -> str:
+        """Listen; returns the origin."""
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host, port).start()
+        except BaseException:
+            await self._runner.cleanup()
+            raise
+        shown, bound = self._runner.addresses[0][:2]
+        return f"http://{f'[{shown}]' if ':' in shown else shown}:{bound}"
+
+    async def aclose(self) -> None:
+        """Stop listening and cut what is open."""
+        self._closing.set()
+        await self._runner.cleanup()
+
+    async def _respond(self, request: web.Request) -> web.StreamResponse:
+        delivery = self._decide(await _call(request))
+        if delivery.delay:
+            await self._sleep(delivery.delay)
+        answer = delivery.answer
+        if answer is None or delivery.cut or self._closing.is_set():
+            return _cut(request)
+        headers = {"Date": self._clock.date(), **answer.headers}
+        if delivery.truncate is not None and delivery.truncate < len(answer.body):
+            return await _truncated(request, answer, headers, delivery.truncate)
+        return web.Response(status=answer.status, headers=headers, body=answer.body)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait; closing ends it early."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+        except TimeoutError:
+            pass
+
+
+async def _call(request: web.Request) -> Call:
+    return Call(
+        method=request.method,
+        path=request.path,
+        target=request.path_qs,
+        query=dict(request.query),
+        headers={name.lower(): value for name, value in request.headers.items()},
+        body=await request.read(),
+    )
+
+
+def _cut(request: web.Request) -> web.Response:
+    """Abort the connection with a reset, so that no client can take it for an empty answer."""
+    if request.transport is not None:  # pragma: no branch  # gone only if the client was quicker
+        raw = request.transport.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        request.transport.abort()
+    return web.Response()
+
+
+async def _truncated(
+    request: web.Request, answer: Answer, headers: dict[str, str], length: int
+) -> web.StreamResponse:
+    """Promise the whole body, send the first *length* bytes of it, and hang up."""
+    response = web.StreamResponse(status=answer.status, headers=headers)
+    response.content_length = len(answer.body)
+    await response.prepare(request)
+    await response.write(answer.body[:length])
+    if request.transport is not None:  # pragma: no branch  # gone only if the client was quicker
+        request.transport.close()
+    return response

@@ -1,0 +1,119 @@
+"""What both services have in common: from a call to an answer."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+from bide.emulator._answers import Answer, RefusalError
+from bide.emulator._media import LONGEST_SIDE
+from bide.emulator._settings import fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from bide.emulator._answers import Call
+    from bide.emulator._assets import Assets
+    from bide.emulator._books import Account, Books
+    from bide.emulator._tasks import EmulatedTask, Work
+
+Action: TypeAlias = "Callable[[Call, Account], Answer]"
+
+
+class Reason(Enum):
+    """Why a call is refused, where both services refuse for the same reason."""
+
+    NO_KEY = auto()
+    BAD_KEY = auto()
+    NO_SLOT = auto()
+    CREATE_RATE = auto()
+    QUERY_RATE = auto()
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a path stands for: the operation that faults and counters know, and what carries it out."""
+
+    on: str
+    action: Action
+
+
+class Service(ABC):
+    """One emulated service. Its answers follow its documents; its books say what is true."""
+
+    REFUSALS: ClassVar[Mapping[Reason, tuple[int, str, str]]]
+    """Status, code and message for each reason."""
+
+    def __init__(self, books: Books, assets: Assets) -> None:
+        self.books = books
+        self.assets = assets
+
+    @abstractmethod
+    def route(self, call: Call) -> Route | None:
+        """What *call* asks for; None if the service has no such path."""
+
+    @abstractmethod
+    def refusal(self, refused: RefusalError) -> Answer:
+        """A refusal in the service's own shape."""
+
+    def perform(self, route: Route, call: Call) -> Answer:
+        """Carry a call out, or refuse it."""
+        try:
+            account = self._account_of(call)
+            if route.on != "create" and not account.may_query(self.now):
+                raise self._refused(Reason.QUERY_RATE)
+            return route.action(call, account)
+        except RefusalError as refused:
+            return self.refusal(refused)
+
+    @property
+    def now(self) -> float:
+        """The loop's time."""
+        return self.books.clock.now
+
+    def _refused(self, reason: Reason, headers: Mapping[str, str] | None = None) -> RefusalError:
+        return RefusalError(*self.REFUSALS[reason], headers=headers)
+
+    def _account_of(self, call: Call) -> Account:
+        if call.key is None:
+            raise self._refused(Reason.NO_KEY)
+        key = fingerprint(call.key)
+        accepted = self.books.settings.keys
+        if not call.key or (accepted is not None and key not in accepted):
+            raise self._refused(Reason.BAD_KEY)
+        return self.books.account(key)
+
+    def _open(self, account: Account, work: Work, task_id: str) -> EmulatedTask:
+        """Accept *work*, unless a limit of the key stands against it."""
+        if not account.may_create(work.kind, self.now):
+            raise self._refused(Reason.CREATE_RATE, self._later())
+        if not account.has_slot(work.kind, self.now):
+            raise self._refused(Reason.NO_SLOT, self._later())
+        return self.books.open(account, work, task_id)
+
+    def _later(self) -> dict[str, str]:
+        seconds = self.books.settings.retry_after
+        return {} if seconds is None else {"Retry-After": f"{seconds:g}"}
+
+
+def size_of(text: object, default: tuple[int, int]) -> tuple[int, int] | None:
+    """Width and height from `1280*720` or `1024x1024`; None if *text* is no size that can be drawn."""
+    if text is None:
+        return default
+    match = re.fullmatch(r"(\d{1,5})[*xX](\d{1,5})", text) if isinstance(text, str) else None
+    if match is None:
+        return None
+    width, height = int(match[1]), int(match[2])
+    return (width, height) if 0 < width <= LONGEST_SIDE and 0 < height <= LONGEST_SIDE else None
+
+
+def count_of(number: object, default: int, most: int) -> int | None:
+    """How many files are asked for; None if *number* is no count from 1 to *most*."""
+    if number is None:
+        return default
+    if isinstance(number, bool) or not isinstance(number, int):
+        return None
+    return number if 1 <= number <= most else None

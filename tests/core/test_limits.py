@@ -1,0 +1,225 @@
+"""Who may create a task now, as plain functions: tables and properties."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bide._limits import (
+    RAISE_EVERY,
+    LaneLoad,
+    LaneState,
+    QueryBudget,
+    accepted,
+    cap,
+    may_start_at,
+    refused,
+    window,
+)
+from bide.models import Limits
+
+NOW = 1000.0
+
+
+def refuse(state: LaneState, limits: Limits, setback: str = "slots", **changes: object) -> LaneState:
+    given = {"certain": True, "retry_after": None, "others": 2, "now": NOW, "chance": 0.0, **changes}
+    return refused(state, limits, setback, **given)  # type: ignore[arg-type]
+
+
+def test_a_lane_without_limits_takes_any_number_at_once() -> None:
+    load = LaneLoad(slots=10_000, submitting=500)
+
+    assert may_start_at(LaneState(), load, Limits(), NOW) <= NOW
+
+
+def test_a_full_lane_waits_for_the_first_slot_that_frees_itself() -> None:
+    load = LaneLoad(slots=3, next_free=NOW + 40)
+
+    assert may_start_at(LaneState(), load, Limits(3), NOW) == NOW + 40
+    assert may_start_at(LaneState(), evolve(load, next_free=math.inf), Limits(3), NOW) == math.inf
+
+
+def test_nobody_creates_before_the_end_of_a_pause() -> None:
+    state = refuse(LaneState(), Limits(3), retry_after=30.0)
+
+    assert may_start_at(state, LaneLoad(), Limits(3), NOW) == NOW + 30
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
+def test_the_jitter_makes_a_pause_longer_and_never_shorter(chance: float) -> None:
+    state = refuse(LaneState(), Limits(3), retry_after=30.0, chance=chance)
+
+    assert NOW + 30 <= state.paused_until <= NOW + 31
+
+
+def test_without_a_retry_after_pauses_start_at_five_seconds_and_double_to_sixty() -> None:
+    state, pauses = LaneState(), []
+    for _ in range(6):
+        state = refuse(state, Limits(3))
+        pauses.append(state.paused_until - NOW)
+
+    assert pauses == [5, 10, 20, 40, 60, 60]
+
+
+def test_an_accepted_create_makes_the_next_pause_short_again() -> None:
+    state = accepted(refuse(refuse(LaneState(), Limits(3)), Limits(3)))
+
+    assert not state.probing
+    assert state.setbacks == 0
+
+
+def test_after_a_pause_one_create_at_a_time_is_tried() -> None:
+    state = evolve(refuse(LaneState(), Limits(9)), paused_until=NOW - 1)
+
+    assert may_start_at(state, LaneLoad(), Limits(9), NOW) <= NOW
+    assert may_start_at(state, LaneLoad(slots=1, submitting=1), Limits(9), NOW) == math.inf
+    assert may_start_at(accepted(state), LaneLoad(slots=1, submitting=1), Limits(9), NOW) <= NOW
+
+
+def test_a_429_on_a_free_slot_teaches_a_lower_cap_that_grows_by_one_each_20_s() -> None:
+    limits = Limits(5)
+    state = refuse(LaneState(), limits, others=2, retry_after=0.0)
+
+    assert cap(state, limits, NOW) == 2
+    assert cap(state, limits, NOW + RAISE_EVERY) == 3
+    assert cap(state, limits, NOW + 100 * RAISE_EVERY) == 5
+    assert may_start_at(state, LaneLoad(slots=3), limits, NOW) == NOW + 2 * RAISE_EVERY
+
+
+def test_the_learned_cap_is_at_least_one() -> None:
+    assert cap(refuse(LaneState(), Limits(3), others=0), Limits(3), NOW) == 1
+
+
+@pytest.mark.parametrize("setback", ["rate", "capacity", "unreachable"])
+def test_other_setbacks_pause_and_teach_nothing(setback: str) -> None:
+    state = refuse(LaneState(), Limits(3), setback)
+
+    assert state.learned is None
+    assert state.paused_until > NOW
+
+
+def test_a_bare_429_teaches_nothing_where_no_cap_is_known() -> None:
+    assert refuse(LaneState(), Limits(), certain=False).learned is None
+    assert refuse(LaneState(), Limits(), certain=True).learned == 2
+
+
+def test_a_failed_connection_pauses_shortly() -> None:
+    assert refuse(LaneState(), Limits(3), "unreachable").paused_until == NOW + 0.5
+
+
+def test_a_full_create_rate_waits_until_the_oldest_answer_is_a_minute_old() -> None:
+    limits = Limits(creates_per_minute=3)
+    answered = (NOW - 50, NOW - 40, NOW - 10)
+
+    assert may_start_at(LaneState(), LaneLoad(answered=answered), limits, NOW) == NOW + 10
+    assert may_start_at(LaneState(), LaneLoad(answered=answered[1:]), limits, NOW) <= NOW
+
+
+def test_a_create_under_way_counts_for_the_rate() -> None:
+    limits = Limits(creates_per_minute=2)
+
+    assert may_start_at(LaneState(), LaneLoad(submitting=2), limits, NOW) == math.inf
+    assert may_start_at(LaneState(), LaneLoad(submitting=1, answered=(NOW - 20,)), limits, NOW) == NOW + 40
+
+
+def test_a_rate_below_one_a_minute_is_one_in_a_longer_time() -> None:
+    assert window(Limits(creates_per_minute=0.5)) == (1, 120)
+    assert window(Limits(creates_per_minute=30)) == (30, 60)
+
+
+def test_each_moment_that_is_promised_is_one_at_which_the_lane_is_free() -> None:
+    limits = Limits(5, creates_per_minute=2)
+    state = evolve(refuse(LaneState(), limits, others=4, retry_after=7.0), probing=False)
+    load = LaneLoad(slots=4, answered=(NOW - 30, NOW - 1))
+
+    at = may_start_at(state, load, limits, NOW)
+
+    assert at == NOW + 30
+    assert may_start_at(state, load, limits, at) <= at
+
+
+@given(
+    concurrency=st.none() | st.integers(1, 5),
+    rate=st.none() | st.integers(1, 20),
+    lengths=st.lists(st.floats(0.5, 40), min_size=1, max_size=60),
+    latencies=st.lists(st.floats(0, 3), min_size=1, max_size=10),
+)
+def test_no_schedule_breaks_the_cap_or_the_rate_at_the_service(
+    concurrency: int | None, rate: int | None, lengths: list[float], latencies: list[float]
+) -> None:
+    """The service sees each create somewhere between its sending and its answer: even so no window is too full."""
+    limits = Limits(concurrency, rate)
+    now, running, answered, seen = 0.0, [], [], []
+    for number, length in enumerate(lengths):
+        while True:
+            running = [end for end in running if end > now]
+            load = LaneLoad(len(running), 0, tuple(answered), min(running, default=math.inf))
+            at = may_start_at(LaneState(), load, limits, now)
+            if at <= now:
+                break
+            now = at
+        latency = latencies[number % len(latencies)]
+        seen.append(now + latency * (number % 3) / 2)
+        now += latency
+        answered.append(now)
+        running.append(now + length)
+        assert concurrency is None or len(running) <= concurrency
+
+    for moment in seen:
+        assert rate is None or sum(moment - 60 < each <= moment for each in seen) <= rate
+
+
+@given(
+    rate=st.integers(1, 30),
+    delays=st.lists(st.tuples(st.floats(0, 0.4), st.floats(0, 0.4)), min_size=1, max_size=120),
+)
+def test_the_service_sees_no_more_queries_in_any_second_than_allowed(
+    rate: int, delays: list[tuple[float, float]]
+) -> None:
+    budget, now = QueryBudget(rate), 0.0
+    under_way: list[float] = []
+    arrivals: list[float] = []
+    for there, back in delays:
+        while True:
+            for end in sorted(end for end in under_way if end <= now):
+                budget.give_back(end)
+            under_way = [end for end in under_way if end > now]
+            at = budget.free_at(now)
+            if at <= now:
+                break
+            now = min([at, *under_way])
+        budget.take()
+        arrivals.append(now + there)
+        under_way.append(now + there + back)
+
+    for moment in arrivals:
+        assert sum(moment - 1 < each <= moment for each in arrivals) <= rate
+
+
+def test_a_429_on_a_query_pauses_the_queries_and_a_good_answer_shortens_the_next_pause() -> None:
+    budget = QueryBudget(20)
+
+    budget.refused(NOW, None, 0.0)
+    first = budget.free_at(NOW) - NOW
+    budget.refused(NOW, None, 0.0)
+    second = budget.free_at(NOW) - NOW
+    budget.answered()
+    budget.refused(NOW + 100, 7.0, 0.0)
+
+    assert (first, second) == (1, 2)
+    assert budget.free_at(NOW) == NOW + 107
+
+
+def test_a_budget_without_a_rate_is_always_free_but_for_a_pause() -> None:
+    budget = QueryBudget(None)
+    for _ in range(1000):
+        budget.take()
+
+    assert budget.free_at(NOW) <= NOW
+    budget.give_back(NOW)
+    budget.refused(NOW, 3.0, 0.0)
+    assert budget.free_at(NOW) == NOW + 3

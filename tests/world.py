@@ -1,0 +1,59 @@
+"""Short names for what most tests need: a client at the emulator, a request, what the emulator saw."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from bide import Client, DashScope, Dieyuyun, ImageRequest, Limits, VideoRequest
+from bide.emulator import Emulator, ServiceLimits
+
+if TYPE_CHECKING:
+    from bide import Provider
+    from bide.emulator import EmulatedTask, RequestRecord
+
+KEY = "sk-canary-0123456789"
+SERVICES = ("dieyuyun", "dashscope")
+THREE = Limits(concurrency=3)
+
+
+def provider_at(emulator: Emulator, service: str, **options: Any) -> Provider:
+    if service == "dashscope":
+        return DashScope(base_url=emulator.dashscope_url, **options)
+    return Dieyuyun(base_url=emulator.dieyuyun_url, **options)
+
+
+def client_at(emulator: Emulator, service: str = "dashscope", **options: Any) -> Client:
+    """A client of *service* at *emulator*, with the canary key."""
+    options.setdefault("api_key", KEY)
+    return Client(provider_at(emulator, service), **options)
+
+
+def emulator_with(*, concurrency: int | None = None, queries: int | None = None, **options: Any) -> Emulator:
+    """An emulator with the same limits for both services, and none where none is given."""
+    limits = ServiceLimits(concurrency=concurrency, queries_per_second=queries)
+    return Emulator(dieyuyun_limits=limits, dashscope_limits=limits, **options)
+
+
+def image(prompt: str = "a cat on a windowsill", **options: Any) -> ImageRequest:
+    options.setdefault("model", "wan2.5-t2i-preview")
+    return ImageRequest(prompt, **options)
+
+
+def video(prompt: str = "a kitten runs in the moonlight", **options: Any) -> VideoRequest:
+    options.setdefault("model", "wan2.6-t2v")
+    return VideoRequest(prompt, **options)
+
+
+def calls(emulator: Emulator, on: str) -> list[RequestRecord]:
+    """The requests of one kind that reached the emulator."""
+    return [each for each in emulator.requests() if each.on == on]
+
+
+def truth(emulator: Emulator, task_id: str | None) -> EmulatedTask:
+    """What the emulator knows of a task."""
+    return next(task for task in emulator.tasks() if task.id == task_id)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()

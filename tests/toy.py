@@ -44,7 +44,7 @@ class Toy:
         return Profile(3.0, (10, 30), self.longest, self.unknown_hold, self.limits)
 
     def knows(self, word: str) -> bool:
-        return word in TaskStatus
+        return word in {str(status) for status in TaskStatus}
 
     def create_call(self, request: Request, ticket: str) -> Call:
         if request.model == "impossible":

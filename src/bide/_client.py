@@ -447,7 +447,7 @@ def _checked_keys(provider: Provider, api_key: str | Sequence[str] | None) -> tu
         if found is None:
             raise ValueError(f"no API key: pass api_key=, or set ${' or $'.join(names)} in the environment")
         api_key = found
-    keys = (api_key,) if isinstance(api_key, str) else tuple(api_key)
+    keys = tuple(api_key) if isinstance(api_key, list | tuple) else (api_key,)
     if not keys:
         raise ValueError("no API key: api_key is an empty sequence")
     for number, key in enumerate(keys, 1):

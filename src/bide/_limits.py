@@ -181,8 +181,9 @@ class QueryBudget:
         while self._answered and self._answered[0] <= now - self._window:
             self._answered.popleft()
         at = self._paused_until
-        if self._out + len(self._answered) >= self._most:
-            at = max(at, self._answered[0] + self._window if self._answered else math.inf)
+        over = self._out + len(self._answered) - self._most
+        if over >= 0:
+            at = max(at, self._answered[int(over)] + self._window if over < len(self._answered) else math.inf)
         return at
 
     def take(self) -> None:

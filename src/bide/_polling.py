@@ -356,6 +356,8 @@ class Poller:
         provider, rate = self._account.provider, self._account.turnstile.budget.rate
         if not provider.lists or rate is None or self._listing is not None or len(self._due) <= rate:
             return
+        if self._due[0].listed:
+            return  # what the last list has shown as ended is fetched first
         lane = self._due[-1].lane
         watches = [each for each in self._due if each.lane == lane and not each.listed and not each.closed]
         pages = math.ceil(sum(each.lane == lane for each in self._watches.values()) / provider.page_size)

@@ -67,7 +67,7 @@ async def test_told_is_not_ended(status: int) -> None:
         assert not handle.task.status.is_final
         assert (await handle.result()).status is TaskStatus.SUCCEEDED
         first, second, third = service.times("GET")
-        assert second - first == third - second == 60
+        assert (second - first, third - second) == pytest.approx((60, 60))
 
 
 async def test_no_such_task_ends_a_task_only_when_it_repeats_over_a_minute() -> None:
@@ -146,7 +146,7 @@ async def test_a_hung_look_ends_by_its_own_time_out() -> None:
         handle = await client.submit(image())
         await handle.accepted()
         service.delay["GET"] = 3600
-        await asyncio.sleep(30)
+        await asyncio.sleep(15)
         service.delay["GET"] = 0
 
         assert (await handle.result()).status is TaskStatus.SUCCEEDED

@@ -45,7 +45,7 @@ async def test_a_create_that_was_read_before_the_cut_is_sent_once_and_looked_up_
         assert len(emulator.tasks()) == 1
 
 
-@pytest.mark.parametrize("body", ["<html>gateway</html>", "{}", '{"output": {"task_id": ""}}', "", '{"id": 7}'])
+@pytest.mark.parametrize("body", ["<html>gateway</html>", "{}", '{"output": {"task_id": ""}}', "", '{"id": null}'])
 async def test_a_2xx_without_a_readable_id_is_treated_as_such_a_create(service: str, body: str) -> None:
     async with emulator_with(video_seconds=12) as emulator, client_at(emulator, service) as client:
         emulator.fault(on="create", status=200, body=body, effect=True)
@@ -234,12 +234,12 @@ async def test_an_end_is_seen_soon_and_with_few_looks(service: str) -> None:
     async with emulator_with(concurrency=3, image_seconds=(8, 12)) as emulator:
         lags = []
         async with client_at(emulator, service, limits=THREE) as client:
-            async for handle in client.as_completed(image(f"number {number}") for number in range(12)):
+            async for handle in client.as_completed(image(f"number {number}") for number in range(60)):
                 lags.append(now() - truth(emulator, handle.task_id).ended)
 
-        assert len(lags) == 12
-        assert sum(lags) / 12 <= 0.8 * 3
-        assert emulator.stats()["queries"] <= 12 * (2 + 10 / 3)
+        assert len(lags) == 60
+        assert sum(lags) / 60 <= 0.8 * 3
+        assert emulator.stats()["queries"] <= 60 * (2 + 10 / 3)
 
 
 async def test_the_gate_is_kept_with_the_documented_limits(service: str) -> None:

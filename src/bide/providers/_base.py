@@ -189,6 +189,10 @@ class Provider(Protocol):
         """What the reply to `create_call` means. Never raises for whatever a service may answer."""
         ...
 
+    def knows(self, word: str) -> bool:
+        """Whether *word* is a documented task status. Any other counts as running and is warned about once."""
+        ...
+
     def query_call(self, task_id: str) -> Call:
         """The call that asks for a task."""
         ...

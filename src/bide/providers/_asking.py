@@ -1,0 +1,130 @@
+"""Building calls: addresses, sizes, and the fields that a request passes through."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
+
+import attrs
+
+from bide._wire import Call, quoted, shown
+
+if TYPE_CHECKING:
+    from bide.models import ImageRequest, VideoRequest
+
+_SIZE = re.compile(r"\s*(\d+)\s*[xX*×]\s*(\d+)\s*")
+
+
+def chosen_base_url(given: str | None, variables: Iterable[str], default: str) -> str:
+    """The base URL: as *given*, else from the first environment variable that holds one, else the *default*.
+
+    Raises:
+        ValueError: it is no URL that calls can be made below.
+    """
+    if given is not None:
+        return checked_base_url(given, "base_url")
+    for name in variables:
+        if value := os.environ.get(name, "").strip():
+            return checked_base_url(value, f"${name}")
+    return default
+
+
+def checked_base_url(value: str, where: str) -> str:
+    """*value* without its last slash.
+
+    Raises:
+        ValueError: it is no URL that calls can be made below. The message does not show what may be secret.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{where} must be a str, not {type(value).__name__}")
+    try:
+        parts = urlsplit(value)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+        parts = urlsplit("")
+    if "@" in parts.netloc:
+        raise ValueError(f"{where} must not hold a user or password; the key goes into api_key=")
+    if not valid or not value.isprintable() or any(c in value for c in " \\?#"):
+        raise ValueError(
+            f"{where} must be a URL such as https://api.example.com/v1, without query or fragment, "
+            f"not {shown(repr(value.partition('?')[0]), 80)}"
+        )
+    return value.rstrip("/")
+
+
+def checked_path(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """An attrs validator: a path below the base URL, with {id} once where its name is not "list_path"."""
+    needed = 1 if attribute.name in ("query_path", "cancel_path") else 0
+    if not isinstance(value, str) or not value.startswith("/") or value.count("{id}") != needed:
+        rest = ' that has "{id}" once, like "/tasks/{id}"' if needed else ', like "/tasks"'
+        raise ValueError(f"{type(instance).__name__}: {attribute.name} must be a path{rest}, not {value!r}")
+
+
+def task_call(method: str, template: str, task_id: str, headers: Mapping[str, str] | None = None) -> Call:
+    """The call to *template*, such as "/tasks/{id}" or "/tasks?task_id={id}", for one task.
+
+    Raises:
+        ValueError: *task_id* cannot be a task id.
+    """
+    path, _, query = template.partition("?")
+    filled = path.replace("{id}", quoted(task_id))
+    fields = {
+        name: value.replace("{id}", task_id) for name, value in parse_qsl(query, keep_blank_values=True)
+    }
+    return Call(method, filled, query=fields, headers=headers or {})
+
+
+def sized(size: str | None, sign: str) -> str | None:
+    """*size* with the service's *sign* between width and height; a word such as "1K" stays as it is."""
+    match = _SIZE.fullmatch(size or "")
+    return f"{match[1]}{sign}{match[2]}" if match else size
+
+
+def whole(value: float | None) -> float | None:
+    """*value* as an int where it is one: services that want 5 refuse 5.0."""
+    return int(value) if value is not None and value == int(value) else value
+
+
+def own_fields(request: ImageRequest | VideoRequest) -> frozenset[str]:
+    """The names of what *request* says itself, which `extra` may not say again."""
+    return frozenset(each.name for each in attrs.fields(type(request))) - {"extra"}
+
+
+def told(**fields: Any) -> dict[str, Any]:
+    """The *fields* that say something."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def merged(
+    own: dict[str, Any], extra: Mapping[str, Any], where: str, reserved: Iterable[str] = ()
+) -> dict[str, Any]:
+    """*own* and *extra* in one object.
+
+    Raises:
+        ValueError: *extra* holds a field that the request itself has: which one should count?
+    """
+    clash = sorted((own.keys() | set(reserved)) & extra.keys())
+    if clash:
+        names = ", ".join(clash)
+        raise ValueError(
+            f"{where} must not hold {names}: use the request's own field, or name it in one place alone"
+        )
+    return {**own, **extra}
+
+
+def names_oss(value: object) -> bool:
+    """Whether an `oss://` URL stands anywhere in *value*."""
+    todo = [value]
+    while todo:
+        each = todo.pop()
+        if isinstance(each, str) and each.startswith("oss://"):
+            return True
+        if isinstance(each, Mapping):
+            todo.extend(each.values())
+        elif isinstance(each, list):
+            todo.extend(each)
+    return False

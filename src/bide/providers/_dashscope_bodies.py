@@ -1,0 +1,91 @@
+"""What DashScope wants to be sent: the endpoint follows from the model's name, and so do the names of fields."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from bide.models import ImageRequest, VideoRequest
+from bide.providers import _asking as ask
+
+
+def create_of(request: ImageRequest | VideoRequest) -> tuple[str, dict[str, Any]]:
+    """The path and the body of the create for *request*.
+
+    Raises:
+        ValueError: the model cannot take what the request gives, or `extra` names a field of the request.
+    """
+    return _video(request) if isinstance(request, VideoRequest) else _image(request)
+
+
+def _wan_version(model: str) -> tuple[int, int] | None:
+    """(2, 6) for "wan2.6-t2v", (0, 0) for a Wan model without a version, None for other families."""
+    match = re.match(r"wanx?(?:(\d{1,3})(?:\.(\d{1,3}))?)?(?![a-z0-9])", model.lower())
+    return (int(match[1] or 0), int(match[2] or 0)) if match else None
+
+
+def _video(request: VideoRequest) -> tuple[str, dict[str, Any]]:
+    older = re.search(r"kf2v|s2v", request.model.lower()) is not None
+    path = f"/services/aigc/{'image2video' if older else 'video-generation'}/video-synthesis"
+    parameters = ask.told(
+        size=ask.sized(request.size, "*"),
+        resolution=request.resolution,
+        duration=ask.whole(request.duration),
+        seed=request.seed,
+    )
+    return path, _body(request, {"prompt": request.prompt, **_frames(request)}, parameters)
+
+
+def _frames(request: VideoRequest) -> dict[str, Any]:
+    """The pictures of a video request, under the names of the model's family."""
+    model, first, last = request.model.lower(), request.image, request.last_image
+    if "s2v" in model:
+        if last is not None:
+            raise ValueError(f"DashScope's {request.model} takes no last_image")
+        return ask.told(image_url=first)
+    if "kf2v" not in model and ((version := _wan_version(model)) is None or version >= (2, 7)):
+        # Wan 2.7 and the families beside Wan take one list for all kinds of media.
+        frames = (("first_frame", first), ("last_frame", last))
+        media = [{"type": kind, "url": url} for kind, url in frames if url is not None]
+        return {"media": media} if media else {}
+    if "kf2v" in model or last is not None:
+        return ask.told(first_frame_url=first, last_frame_url=last)
+    return ask.told(img_url=first)
+
+
+def _image(request: ImageRequest) -> tuple[str, dict[str, Any]]:
+    # `n` is always sent: the first Wan models make, and bill, four images where it is left out.
+    parameters = {"n": request.n, **ask.told(size=ask.sized(request.size, "*"), seed=request.seed)}
+    model, images = request.model.lower(), list(request.images)
+    if (_wan_version(model) or (0, 0)) >= (2, 6):
+        content = [{"text": request.prompt}, *({"image": url} for url in images)]
+        given: dict[str, Any] = {"messages": [{"role": "user", "content": content}]}
+        return "/services/aigc/image-generation/generation", _body(request, given, parameters)
+    given = {"prompt": request.prompt}
+    if "imageedit" in model:
+        if len(images) > 1:
+            raise ValueError(f"DashScope's {request.model} takes one image, not {len(images)}")
+        given |= ask.told(base_image_url=images[0] if images else None)
+    elif images:
+        given["images"] = images
+    edits = bool(images) or "imageedit" in model or "i2i" in model
+    path = f"/services/aigc/{'image2image' if edits else 'text2image'}/image-synthesis"
+    return path, _body(request, given, parameters)
+
+
+def _body(
+    request: ImageRequest | VideoRequest, given: dict[str, Any], parameters: dict[str, Any]
+) -> dict[str, Any]:
+    extra = dict(request.extra)
+    more_input, more_parameters = (extra.pop(name, {}) for name in ("input", "parameters"))
+    if not isinstance(more_input, dict) or not isinstance(more_parameters, dict):
+        raise ValueError(
+            "extra['input'] and extra['parameters'] must be objects: they are merged into the body's"
+        )
+    own = ask.own_fields(request)
+    parameters = ask.merged(parameters, more_parameters, "extra['parameters']", own)
+    return {
+        "model": request.model,
+        "input": ask.merged(given, more_input, "extra['input']", {"prompt"}),
+        "parameters": ask.merged(parameters, extra, "extra", own),
+    }

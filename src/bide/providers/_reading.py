@@ -1,0 +1,206 @@
+"""Reading a service's JSON tolerantly: what is missing, or not what it should be, is None and never raises."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from bide._wire import shown
+from bide.models import ErrorDetail, Output
+
+LONGEST_URL = 16_384
+LONGEST_WORDS = 2_000
+"""Characters of a service's message that errors keep; a longer one is no message."""
+
+_EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+_LATEST = datetime(2200, 1, 1, tzinfo=UTC)
+
+_SUFFIXES = {
+    "image": ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif"),
+    "video": ("mp4", "mov", "webm", "mkv", "avi"),
+    "audio": ("mp3", "wav", "flac", "m4a", "ogg", "aac"),
+}
+_KINDS = {suffix: kind for kind, suffixes in _SUFFIXES.items() for suffix in suffixes}
+
+
+# Values ----------------------------------------------------------------------------------------------------
+
+
+def _values(data: object, names: tuple[str, ...]) -> Iterator[object]:
+    if isinstance(data, Mapping):
+        for name in names:
+            yield data.get(name)
+
+
+def text(data: object, *names: str) -> str | None:
+    """The first of the fields *names* that holds words or a whole number.
+
+    Half of a surrogate pair, which JSON can spell and UTF-8 cannot, becomes "?".
+    """
+    for value in _values(data, names):
+        if isinstance(value, str) and value.strip():
+            return value.encode("utf-8", "replace").decode()
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
+            return str(value)
+    return None
+
+
+def number(data: object, *names: str) -> float | None:
+    """The first of the fields *names* that holds a finite number, or its spelling ("60", "60%")."""
+    for value in _values(data, names):
+        found = _number(value)
+        if found is not None:
+            return found
+    return None
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        found = float(value.strip().removesuffix("%") if isinstance(value, str) else value)
+    except (ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def mapping(data: object, name: str) -> dict[str, Any]:
+    """The object in the field *name*; an empty one where there is none."""
+    value = data.get(name) if isinstance(data, Mapping) else None
+    return value if isinstance(value, dict) else {}
+
+
+def sequence(data: object, name: str) -> list[Any]:
+    """The array in the field *name*; an empty one where there is none."""
+    value = data.get(name) if isinstance(data, Mapping) else None
+    return value if isinstance(value, list) else []
+
+
+# Times -----------------------------------------------------------------------------------------------------
+
+
+def moment(data: object, *names: str, zone: tzinfo = UTC, per_second: int = 1) -> datetime | None:
+    """The first of the fields *names* that holds a moment, as UTC: a written time, or a number since the epoch.
+
+    Args:
+        zone: where a written time without a zone was written.
+        per_second: 1000 if numbers are milliseconds.
+    """
+    for value in _values(data, names):
+        found = _written(value, zone) if isinstance(value, str) else None
+        if found is None and (count := _number(value)) is not None:
+            found = from_epoch(count / per_second)
+        if found is not None:
+            return found
+    return None
+
+
+def _written(value: str, zone: tzinfo) -> datetime | None:
+    # An all-digit text is a count since the epoch, although ISO 8601 would read "20260101" as a day.
+    if value.strip().isdecimal():
+        return None
+    try:
+        found = datetime.fromisoformat(value.strip())
+        found = (found if found.tzinfo else found.replace(tzinfo=zone)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+    return found if _EARLIEST <= found <= _LATEST else None
+
+
+def from_epoch(seconds: float) -> datetime | None:
+    """*seconds* since the epoch as UTC; None if no task of ours can have lived then."""
+    if not _EARLIEST.timestamp() <= seconds <= _LATEST.timestamp():
+        return None
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+# Results ---------------------------------------------------------------------------------------------------
+
+
+def detail(code: str | None, message: str | None, *, retryable: bool | None = None) -> ErrorDetail:
+    """Why a task or a part of it failed; the service's text is cut and escaped."""
+    return ErrorDetail(code=brief(code, 100), message=brief(message), retryable=retryable)
+
+
+def brief(words: str | None, limit: int = LONGEST_WORDS) -> str | None:
+    """A service's *words*, cut and escaped; None stays None."""
+    return None if words is None else shown(words, limit)
+
+
+def file_output(
+    url: object,
+    kind: str,
+    *,
+    expires_at: datetime | None = None,
+    media_type: str | None = None,
+    revised_prompt: str | None = None,
+) -> Output:
+    """The result file at *url*. What cannot be fetched over HTTP becomes an output with an error: no
+    `javascript:` or `file:` of a hostile answer reaches a browser or a disk through us.
+
+    Args:
+        kind: of the file, unless its suffix says otherwise.
+        expires_at: when the URL stops working, unless its own signature says so.
+    """
+    if not isinstance(url, str) or not _is_fetchable(url):
+        words = (
+            f"the service gave no usable URL: {shown(repr(url) if not isinstance(url, str) else url, 100)}"
+        )
+        return Output(kind=kind, error=ErrorDetail(message=words))
+    return Output(
+        url=url,
+        kind=_KINDS.get(urlsplit(url).path.rpartition(".")[2].lower(), kind),
+        media_type=media_type,
+        expires_at=signed_until(url) or expires_at,
+        revised_prompt=revised_prompt,
+    )
+
+
+def _is_fetchable(url: str) -> bool:
+    if len(url) > LONGEST_URL or not url.isprintable() or any(c.isspace() for c in url):
+        return False
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def signed_until(url: str) -> datetime | None:
+    """When the signature in *url* ends, or None: `Expires=` (an epoch) or `X-Oss-Date=` and `X-Oss-Expires=`."""
+    given = {name.lower(): value for name, value in parse_qsl(urlsplit(url).query)}
+    if (ends := moment(given, "expires")) is not None:
+        return ends
+    for family in ("x-oss", "x-amz"):
+        signed, lasts = moment(given, f"{family}-date"), number(given, f"{family}-expires")
+        if signed is not None and lasts is not None:
+            return from_epoch(signed.timestamp() + lasts)
+    return None
+
+
+def inline_output(data: str, kind: str, *, revised_prompt: str | None = None) -> Output:
+    """A file that came as base64 text, as it is or as a `data:` URL."""
+    media_type = None
+    if data.startswith("data:"):
+        head, _, data = data.partition(",")
+        media_type = brief(head.removeprefix("data:").partition(";")[0] or None, 60)
+    return Output(data=data, kind=kind, media_type=media_type, revised_prompt=revised_prompt)
+
+
+def later(then: datetime | None, hours: float) -> datetime | None:
+    """*hours* after *then*, where that is known."""
+    return None if then is None else then + timedelta(hours=hours)
+
+
+def distinct(outputs: Iterable[Output]) -> tuple[Output, ...]:
+    """*outputs* in their order; a URL that stands in two places of an answer counts once."""
+    seen: set[str] = set()
+    kept: list[Output] = []
+    for each in outputs:
+        if each.url is None or each.url not in seen:
+            kept.append(each)
+            seen.add(each.url or "")
+    return tuple(kept)

@@ -233,7 +233,7 @@ class Account:
         return read(reply)
 
     async def _send(self, call: Call, lane: str, timeout: float, *, fresh: bool = False) -> Reply:
-        reply = await self.transport.send(call, key=self._keys[lane].reveal(), timeout=timeout, fresh=fresh)
+        reply = await self.transport.send(call, key=self._keys[lane], timeout=timeout, fresh=fresh)
         if reply.date is not None:
             self._offset = reply.date - self.ledger.now()
         return reply

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from attrs import field, frozen
 
 from bide.errors import UnexpectedReplyError
+from bide.models import MAX_DEPTH, is_deep
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,10 +27,6 @@ MAX_SHOWN = 400
 
 LONGEST_RETRY_AFTER = 24 * 3600.0
 """A longer `Retry-After` (seconds) is cut to this: no service means "come back next year"."""
-
-
-MAX_DEPTH = 100
-"""Levels of nesting that an answer may have: what is read here must be written by a ledger, with less stack left."""
 
 
 @frozen
@@ -75,7 +72,7 @@ class Reply:
             why = "nested too deeply" if isinstance(fault, RecursionError) else "not JSON"
             raise self.unexpected(why) from None
         brackets = self.content.count(b"[") + self.content.count(b"{")
-        if brackets > MAX_DEPTH and _is_deep(data):
+        if brackets > MAX_DEPTH and is_deep(data):
             raise self.unexpected("nested too deeply")
         return data
 
@@ -132,22 +129,6 @@ def _no_number(_: str) -> None:
 def _finite(digits: str) -> float | None:
     number = float(digits)
     return number if math.isfinite(number) else None
-
-
-def _is_deep(data: object) -> bool:
-    """Whether *data* has more than `MAX_DEPTH` levels, told without recursion."""
-    level = [data]
-    for _ in range(MAX_DEPTH + 1):
-        below: list[object] = []
-        for each in level:
-            if isinstance(each, dict):
-                below.extend(each.values())
-            elif isinstance(each, list):
-                below.extend(each)
-        if not below:
-            return False
-        level = below
-    return True
 
 
 def _epoch(value: str | None) -> float | None:

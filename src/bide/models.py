@@ -177,10 +177,10 @@ class Task:
 
     def to_dict(self) -> dict[str, Any]:
         """This snapshot as plain JSON data; `Task.from_dict` reads it back."""
-        plain = attrs.asdict(self, recurse=True, value_serializer=_plain)
         # The service's own data goes as it is: attrs would walk through it for nothing.
-        plain["usage"], plain["raw"] = self.usage, self.raw
-        return plain
+        own = attrs.filters.exclude("usage", "raw")
+        plain = attrs.asdict(self, recurse=True, filter=own, value_serializer=_plain)
+        return {**plain, "usage": self.usage, "raw": self.raw}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
@@ -189,24 +189,14 @@ class Task:
         Raises:
             ValueError: *plain* is not such a snapshot.
         """
-        known = {a.name for a in attrs.fields(cls)}
-        values = {key: value for key, value in plain.items() if key in known}
         try:
+            values = _known(cls, plain)
             values["status"] = TaskStatus(values["status"])
             values["billing"] = Billing(values.get("billing", Billing.UNKNOWN))
             for name in ("created_at", "started_at", "finished_at"):
                 values[name] = _time(values.get(name))
             values["error"] = _error(values.get("error"))
-            values["outputs"] = tuple(
-                Output(
-                    **{
-                        **each,
-                        "expires_at": _time(each.get("expires_at")),
-                        "error": _error(each.get("error")),
-                    }
-                )
-                for each in values.get("outputs") or ()
-            )
+            values["outputs"] = tuple(_output(each) for each in values.get("outputs") or ())
             return cls(**values)
         except (KeyError, TypeError, AttributeError) as fault:
             raise ValueError(f"not a task's plain form: {type(fault).__name__}: {fault}") from fault
@@ -254,8 +244,21 @@ def _time(value: str | None) -> datetime | None:
     return None if value is None else datetime.fromisoformat(value).astimezone(UTC)
 
 
+def _known(cls: type[attrs.AttrsInstance], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of *plain* that *cls* has: a later version may have written more."""
+    names = {each.name for each in attrs.fields(cls)}
+    return {name: value for name, value in plain.items() if name in names}
+
+
 def _error(value: Mapping[str, Any] | None) -> ErrorDetail | None:
-    return None if value is None else ErrorDetail(**value)
+    return None if value is None else ErrorDetail(**_known(ErrorDetail, value))
+
+
+def _output(value: Mapping[str, Any]) -> Output:
+    values = _known(Output, value)
+    return Output(
+        **{**values, "expires_at": _time(values.get("expires_at")), "error": _error(values.get("error"))}
+    )
 
 
 @frozen
@@ -283,6 +286,10 @@ def _text(instance: object, attribute: attrs.Attribute[Any], value: object) -> N
         raise TypeError(f"{_where(instance, attribute)} must be a str, not {type(value).__name__}")
     if not value.strip():
         raise ValueError(f"{_where(instance, attribute)} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as fault:
+        raise ValueError(f"{_where(instance, attribute)} is no Unicode text: {fault.reason}") from None
 
 
 def _optional_text(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -331,16 +338,41 @@ def _where(instance: object, attribute: attrs.Attribute[Any]) -> str:
     return f"{type(instance).__name__}.{attribute.name}"
 
 
+MAX_DEPTH = 100
+"""Levels of nesting that JSON of ours may have: what is read in one place is written in others, deeper in the stack."""
+
+
+def is_deep(data: object) -> bool:
+    """Whether objects and arrays stand in each other in *data* more than `MAX_DEPTH` deep; told without recursion."""
+    level = [data]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for each in level
+            if isinstance(each, dict | list)
+            for child in (each.values() if isinstance(each, dict) else each)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
 def _json_copy(value: object) -> dict[str, Any]:
     """A private copy of *value*, which must be a JSON object: what is on record is what will be sent."""
     if not isinstance(value, Mapping):
         raise TypeError(f"expected a mapping of JSON values, not {type(value).__name__}")
     try:
-        copy: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
+        # Encoded too: half of a surrogate pair is a str in Python, and no text that could be sent.
+        copy: dict[str, Any] = json.loads(
+            json.dumps(dict(value), allow_nan=False, ensure_ascii=False).encode()
+        )
     except (TypeError, ValueError, RecursionError) as fault:
         raise ValueError(
             f"not plain JSON: {fault}; use str, int, float, bool, None, lists and dicts alone"
         ) from fault
+    if is_deep(copy):
+        raise ValueError(f"not plain JSON: nested more than {MAX_DEPTH} levels deep")
     return copy
 
 
@@ -471,7 +503,8 @@ def request_from_dict(plain: Mapping[str, Any]) -> Request:
         ValueError: it is no such form.
     """
     values = dict(plain)
-    cls = _REQUESTS.get(values.pop("type", ""))
+    kind = values.pop("type", None)
+    cls = _REQUESTS.get(kind) if isinstance(kind, str) else None
     if cls is None:
         raise ValueError(
             f"not a request's plain form: type is {plain.get('type')!r}, expected one of {list(_REQUESTS)}"

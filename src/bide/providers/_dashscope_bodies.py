@@ -57,7 +57,8 @@ def _image(request: ImageRequest) -> tuple[str, dict[str, Any]]:
     # `n` is always sent: the first Wan models make, and bill, four images where it is left out.
     parameters = {"n": request.n, **ask.told(size=ask.sized(request.size, "*"), seed=request.seed)}
     model, images = request.model.lower(), list(request.images)
-    if (_wan_version(model) or (0, 0)) >= (2, 6):
+    version = _wan_version(model)
+    if version is not None and version >= (2, 6):
         content = [{"text": request.prompt}, *({"image": url} for url in images)]
         given: dict[str, Any] = {"messages": [{"role": "user", "content": content}]}
         return "/services/aigc/image-generation/generation", _body(request, given, parameters)

@@ -96,9 +96,12 @@ class FaultReader:
         if data is None and reply.content:
             message = shown(reply.content, 200)
         meaning, usual = self._meaning(code, message)
+        if meaning is None and self._meaning(_first(places, "type"), None)[0] == "billing":
+            # OpenAI's manner has a code and, coarser, a type: money must not be missed behind a new code.
+            meaning, usual = "billing", 402
         return Fault(
             status=reply.status,
-            standard=usual or reply.status if reply.status < 300 else reply.status,
+            standard=(usual or reply.status) if reply.status < 300 else reply.status,
             code=brief(code, 100),
             message=brief(message),
             request_id=brief(

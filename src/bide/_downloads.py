@@ -1,0 +1,191 @@
+"""Bringing results home: each file is streamed to a part file and renamed when it is whole."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+from uuid import uuid4
+
+from bide._transport import without_query
+from bide.errors import DownloadError
+from bide.models import SavedFile, TaskStatus
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from bide._transport import Transport
+    from bide.models import Output, Task
+
+AT_ONCE = 4
+"""Files of one call that are fetched at the same time."""
+PIECE = 2**20
+"""Bytes that are gathered for one write: each is a hop to a thread."""
+SLICE = 64 * 1024
+"""Characters of base64 that are decoded in one go: it holds up the event loop. A multiple of 4."""
+
+_MAGIC = (
+    (0, b"\x89PNG\r\n\x1a\n", "image/png"),
+    (0, b"\xff\xd8\xff", "image/jpeg"),
+    (0, b"GIF8", "image/gif"),
+    (8, b"WEBP", "image/webp"),
+    (4, b"ftyp", "video/mp4"),
+    (0, b"\x1aE\xdf\xa3", "video/webm"),
+    (8, b"WAVE", "audio/wav"),
+    (0, b"ID3", "audio/mpeg"),
+    (0, b"\xff\xfb", "audio/mpeg"),
+)
+_EXTENSIONS = {
+    "image/png": "png",
+    "image/jpeg": "jpg",
+    "image/gif": "gif",
+    "image/webp": "webp",
+    "video/mp4": "mp4",
+    "video/webm": "webm",
+    "audio/wav": "wav",
+    "audio/mpeg": "mp3",
+    "application/json": "json",
+}
+
+
+async def save(transport: Transport, task: Task, directory: str | os.PathLike[str]) -> list[SavedFile]:
+    """Write the files of *task* to *directory* as `{ticket}-{index}.{ext}`. Parts that failed are left out.
+
+    Raises:
+        DownloadError: a file could not be fetched or written. Files that are whole by then stay.
+        ValueError: the task has no results.
+    """
+    if task.status is not TaskStatus.SUCCEEDED:
+        raise ValueError(
+            f"nothing to save: task {task.task_id or task.ticket} is {task.status}, not succeeded"
+        )
+    folder = Path(directory)
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(index: int, output: Output) -> SavedFile:
+        async with gate:
+            return await _save_one(transport, output, folder, f"{task.ticket}-{index}")
+
+    try:
+        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+        async with asyncio.TaskGroup() as group:
+            saves = [
+                group.create_task(one(index, output))
+                for index, output in enumerate(task.outputs)
+                if output.error is None
+            ]
+    except* (DownloadError, OSError) as group:
+        fault = _first(group)
+        if isinstance(fault, OSError):
+            fault = DownloadError(f"cannot write to {folder}: {fault}; the result is still at the service")
+        raise fault.about(ticket=task.ticket, task_id=task.task_id) from None
+    return [each.result() for each in saves]
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> DownloadError | OSError:
+    """The first of the errors in *group*."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, DownloadError | OSError):
+        return error
+    raise error
+
+
+async def _save_one(transport: Transport, output: Output, folder: Path, stem: str) -> SavedFile:
+    """Save one output; the part file never outlives a failure."""
+    part = folder / f".{stem}.{uuid4().hex}.part"
+    try:
+        if output.data is not None:
+            size, media_type = await _write(part, _decoded(output.data))
+        elif output.url is not None:
+            size, media_type = await _fetch(transport, output, part)
+        else:
+            raise DownloadError(f"output {stem} has neither a URL nor data")
+        media_type = media_type or output.media_type
+        target = folder / f"{stem}.{_EXTENSIONS.get(media_type or '', 'bin')}"
+        if target.parent != folder:
+            raise DownloadError(f"the ticket of output {stem!r} cannot name a file")
+        await asyncio.to_thread(os.replace, part, target)
+        return SavedFile(str(target), size, media_type)
+    finally:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            part.unlink()
+
+
+async def _fetch(transport: Transport, output: Output, part: Path) -> tuple[int, str | None]:
+    url = output.url or ""
+    place = without_query(url)
+    async with transport.download(url) as download:
+        if download.status != 200:
+            until = (
+                f" (it was to last until {output.expires_at:%Y-%m-%d %H:%M} UTC)" if output.expires_at else ""
+            )
+            raise DownloadError(
+                f"{place} answered HTTP {download.status}: results are kept for a limited time{until}; "
+                f"look again with handle.refresh() and save sooner"
+            )
+        declared = download.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if declared in ("text/html", "application/json") and output.kind in ("image", "video", "audio"):
+            raise DownloadError(f"{place} answered with {declared} and not with the {output.kind}")
+        size, media_type = await _write(part, download.chunks)
+        length = download.headers.get("content-length", "")
+        if length.isdecimal() and int(length) != size:
+            raise DownloadError(f"{place} broke off: {size} of {length} bytes came; save again")
+    return size, media_type or declared or None
+
+
+async def _write(part: Path, chunks: AsyncIterator[bytes]) -> tuple[int, str | None]:
+    """Write *chunks* to *part*, on disk when this returns. Returns the size and the media type that it shows."""
+    size, media_type = 0, None
+    file = await asyncio.to_thread(part.open, "xb")
+    try:
+        piece = bytearray()
+        async for chunk in chunks:
+            piece += chunk
+            if len(piece) >= PIECE:
+                media_type = media_type if size else _magic(piece)
+                size += len(piece)
+                await asyncio.to_thread(file.write, piece)
+                piece = bytearray()
+        media_type = media_type if size else _magic(piece)
+        size += len(piece)
+        if not size:
+            raise DownloadError("the result is empty: no byte came")
+        await asyncio.to_thread(_finish, file, piece)
+    finally:
+        await asyncio.to_thread(file.close)
+    return size, media_type
+
+
+def _finish(file: BinaryIO, piece: bytearray) -> None:
+    file.write(piece)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+async def _decoded(data: str) -> AsyncIterator[bytes]:
+    """*data* from base64, slice by slice, so that the event loop goes on between."""
+    if data.startswith("data:"):
+        data = data.partition(",")[2]
+    rest = ""
+    for start in range(0, len(data), SLICE):
+        text = rest + "".join(data[start : start + SLICE].split())
+        cut = len(text) - len(text) % 4
+        rest = text[cut:]
+        try:
+            yield base64.b64decode(text[:cut], validate=True)
+        except binascii.Error as fault:
+            raise DownloadError(f"the inline result is not base64: {fault}") from None
+        await asyncio.sleep(0)
+    if rest:
+        raise DownloadError("the inline result is not base64: it is cut off")
+
+
+def _magic(begin: bytes | bytearray) -> str | None:
+    """The media type that a file's first bytes show."""
+    return next((kind for at, magic, kind in _MAGIC if begin[at : at + len(magic)] == magic), None)

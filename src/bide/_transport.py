@@ -1,0 +1,347 @@
+"""The one place that knows the HTTP library: the key, time-outs, bounded bodies, errors, streams.
+
+The API key is added here, to requests to the API's own origin. Redirects are never followed with it, cookies are
+neither kept nor sent, and no error of the HTTP library leaves this module: those carry the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode, urljoin, urlsplit
+
+import httpx
+from attrs import frozen
+
+from bide._pool import MAX_IDLE, ConnectionStack, proxy_for, tls_context
+from bide._version import __version__
+from bide._wire import Reply, shown
+from bide.errors import BideError, DownloadError, TransportError, UnexpectedReplyError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from bide._wire import Call, Secret
+
+MAX_BODY = 64 * 2**20
+"""Bytes of an API answer that are read at most."""
+CONNECT_TIMEOUT = 10.0
+READ_TIMEOUT = 30.0
+"""Seconds without a byte after which a download counts as cut."""
+FRESH = 1.0
+"""A create goes out on a new connection or one used within so many seconds: a kept one that has died looks like a cut."""
+MAX_REDIRECTS = 5
+CALLERS_REQUESTS = 10
+"""Requests under way at once on a client of the caller's: its pool does not bear many."""
+USER_AGENT = f"bide/{__version__}"
+
+NOT_SENT = {
+    "ConnectError": "no connection",
+    "ConnectTimeout": "no connection in time",
+    "PoolTimeout": "no free connection in time",
+    "ProxyError": "the proxy gave no connection",
+    "UnsupportedProtocol": "an address that cannot be called",
+    "InvalidURL": "an address that cannot be called",
+}
+MAY_HAVE_ARRIVED = {
+    "ReadTimeout": "no answer in time",
+    "WriteTimeout": "the request could not be sent in time",
+    "TimeoutException": "no answer in time",
+    "TimeoutError": "no answer in time",
+    "ReadError": "the connection broke before the answer was whole",
+    "WriteError": "the connection broke while the request was sent",
+    "CloseError": "the connection broke",
+    "NetworkError": "the connection broke",
+    "RemoteProtocolError": "the connection was closed without a whole answer",
+    "LocalProtocolError": "the request could not be written",
+    "ProtocolError": "the connection was not used as HTTP demands",
+    "DecodingError": "the answer's encoding makes no sense",
+    "TooManyRedirects": "too many redirects",
+    "StreamError": "the answer could not be read",
+    "CookieConflict": "the answer's cookies make no sense",
+    "TransportError": "the exchange failed",
+    "RequestError": "the exchange failed",
+    "HTTPError": "the exchange failed",
+    "OSError": "the connection broke",
+}
+"""What each error of the HTTP library means, by its class name or that of the nearest base that stands here."""
+PERMANENT = {"UnsupportedProtocol", "InvalidURL"}
+
+
+@frozen
+class Download:
+    """A file being fetched."""
+
+    status: int
+    headers: Mapping[str, str]
+    chunks: AsyncIterator[bytes]
+
+
+class Transport:
+    """Carries calls to one service, and fetches files from anywhere without the key.
+
+    Args:
+        base_url: origin and path prefix of the API.
+        http_client: an `httpx.AsyncClient` of the caller's, or one that is used alike. It is not closed.
+        transport: an httpx transport, which carries the downloads too.
+        proxy: URL of a proxy; None takes the environment's.
+
+    Attributes:
+        origin: scheme, host and port that the key is sent to, and nowhere else.
+        connected: whether a connection was ever made.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        http_client: httpx.AsyncClient | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        proxy: str | None = None,
+    ) -> None:
+        if http_client is not None and (transport is not None or proxy is not None):
+            raise ValueError("http_client= excludes transport= and proxy=: set them on your client")
+        if transport is not None and proxy is not None:
+            raise ValueError("transport= excludes proxy=: set it on your transport")
+        parts = urlsplit(base_url)
+        self._base_url = base_url.rstrip("/")
+        self.origin = f"{parts.scheme}://{parts.netloc}"
+        self.connected = False
+        self._proxy = proxy
+        self._given = transport
+        self._client = http_client
+        self._gate = asyncio.Semaphore(CALLERS_REQUESTS)
+        self._api = transport or ConnectionStack(proxy=proxy or proxy_for(base_url))
+        self._files: dict[str | None, httpx.AsyncBaseTransport] = {}
+
+    def __repr__(self) -> str:
+        return f"<Transport to {self.origin}>"
+
+    async def warm(self) -> None:
+        """Do what the first request would wait for: the TLS context takes 20 ms to make."""
+        if self.origin.startswith("https:") and self._given is None and self._client is None:
+            await asyncio.to_thread(tls_context)
+
+    async def aclose(self) -> None:
+        """Close all connections that are ours."""
+        for each in {self._api, *self._files.values()}:
+            if each is not self._given:
+                await each.aclose()
+
+    # Calls -------------------------------------------------------------------------------------------------
+
+    async def send(
+        self, call: Call, *, key: Secret, timeout: float, fresh: bool = False, limit: int = MAX_BODY
+    ) -> Reply:
+        """Send *call* once and return the answer, whatever its status.
+
+        Args:
+            timeout: seconds for the whole exchange.
+            fresh: use no connection that has been idle for more than a second.
+            limit: bytes of the body that are read at most.
+
+        Raises:
+            TransportError: no usable answer; `may_have_arrived` tells whether the service can have read the call.
+            UnexpectedReplyError: the body is longer than *limit*.
+            ValueError: the call's path leads out of the API, or its body is no JSON. Nothing was sent.
+        """
+        url = self._url(call)
+        body = None if call.body is None else _json(call.body)
+        fault: BideError
+        try:
+            async with asyncio.timeout(timeout):
+                if self._client is not None:
+                    return await self._through_client(
+                        call.method, url, _headers(call, key), body, timeout, limit, key
+                    )
+                request = httpx.Request(
+                    call.method,
+                    url,
+                    headers=_headers(call, key),
+                    content=body,
+                    extensions={"timeout": _timeouts(timeout), **({MAX_IDLE: FRESH} if fresh else {})},
+                )
+                response = await self._api.handle_async_request(request)
+                self.connected = True
+                return await self._reply(response, limit, key)
+        except UnexpectedReplyError as error:
+            fault = error
+        except Exception as error:  # noqa: BLE001 - all of them are translated here, and nowhere else
+            fault = self._fault(error, self.origin, key)
+        # Raised out here, so that the library's error, which holds the request and the key, is not its context.
+        raise fault
+
+    async def _through_client(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        body: bytes | None,
+        timeout: float,
+        limit: int,
+        key: Secret,
+    ) -> Reply:
+        """The same over a caller's client, in plain values, so that any client that is used alike will do."""
+        client = self._client
+        if client is None:
+            raise RuntimeError("there is no client of the caller's")
+        async with (
+            self._gate,
+            client.stream(
+                method, url, headers=headers, content=body, timeout=timeout, follow_redirects=False
+            ) as response,
+        ):
+            self.connected = True
+            return await self._reply(response, limit, key)
+
+    async def _reply(self, response: httpx.Response, limit: int, key: Secret) -> Reply:
+        """Read *response* to its end, up to *limit* bytes, and take the key out of it if the service echoes it."""
+        secret = key.reveal()
+        content = bytearray()
+        try:
+            async for chunk in response.aiter_bytes():
+                content += chunk
+                if len(content) > limit:
+                    raise UnexpectedReplyError(
+                        f"the answer of {self.origin} (HTTP {response.status_code}) is longer than {limit} bytes; "
+                        f"it begins: {shown(bytes(content[:400]).replace(secret.encode(), b'***'))}"
+                    )
+        finally:
+            await response.aclose()
+        headers = {name.lower(): value.replace(secret, "***") for name, value in response.headers.items()}
+        return Reply(response.status_code, headers, bytes(content).replace(secret.encode(), b"***"))
+
+    def _url(self, call: Call) -> str:
+        path = call.path
+        inside = path.startswith("/") and not path.startswith("//") and ".." not in path.split("/")
+        if not inside or any(c in path for c in "\\?# \t\r\n"):
+            raise ValueError(
+                f"a call's path is below the base URL and starts with one '/', not {shown(path, 80)!r}"
+            )
+        query = f"?{urlencode(call.query)}" if call.query else ""
+        return f"{self._base_url}{path}{query}"
+
+    def _fault(self, error: Exception, place: str, key: Secret | None = None) -> TransportError:
+        """The error that *error* of the HTTP library stands for, in words and without its objects."""
+        names = [base.__name__ for base in type(error).__mro__]
+        not_sent = next((NOT_SENT[name] for name in names if name in NOT_SENT), None)
+        what = not_sent or next(
+            (MAY_HAVE_ARRIVED[name] for name in names if name in MAY_HAVE_ARRIVED), "an error"
+        )
+        certificate = _certificate_fault(error)
+        if not_sent is None:
+            self.connected = True
+        detail = certificate or str(error)
+        if key is not None:
+            detail = detail.replace(key.reveal(), "***")
+        text = f"{place}: {what} ({names[0]}{': ' + shown(detail, 200) if detail else ''})"
+        if certificate:
+            text += "; nothing was sent. Check the address, the system's certificates and $SSL_CERT_FILE"
+        return TransportError(
+            text,
+            may_have_arrived=not_sent is None,
+            permanent=certificate is not None or any(name in PERMANENT for name in names),
+        )
+
+    # Downloads ---------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def download(self, url: str) -> AsyncIterator[Download]:
+        """Open *url* for reading, without any key; at most five redirects are followed.
+
+        Raises:
+            DownloadError: it cannot be reached. The URL in its text has no query, which may be a signature.
+        """
+        fault: DownloadError | None = None
+        try:
+            response, place = await self._open(url)
+            try:
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                yield Download(response.status_code, headers, self._chunks(response, place))
+            finally:
+                await response.aclose()
+        except httpx.HTTPError as error:
+            fault = DownloadError(str(self._fault(error, without_query(url))))
+        if fault is not None:
+            raise fault
+
+    async def _open(self, url: str) -> tuple[httpx.Response, str]:
+        for _ in range(MAX_REDIRECTS + 1):
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise DownloadError(f"not an address of a file: {shown(without_query(url), 200)!r}")
+            request = httpx.Request(
+                "GET",
+                url,
+                headers={"user-agent": USER_AGENT, "accept": "*/*", "accept-encoding": "identity"},
+                extensions={"timeout": _timeouts(READ_TIMEOUT)},
+            )
+            response = await self._stack_for(url).handle_async_request(request)
+            response.request = request
+            if not response.has_redirect_location:
+                return response, without_query(url)
+            await response.aclose()
+            url = urljoin(url, response.headers["location"])
+        raise DownloadError(f"more than {MAX_REDIRECTS} redirects, the last one to {without_query(url)}")
+
+    def _stack_for(self, url: str) -> httpx.AsyncBaseTransport:
+        if self._given is not None:
+            return self._given
+        proxy = self._proxy or proxy_for(url)
+        if proxy not in self._files:
+            self._files[proxy] = ConnectionStack(size=8, proxy=proxy)
+        return self._files[proxy]
+
+    async def _chunks(self, response: httpx.Response, place: str) -> AsyncIterator[bytes]:
+        fault: DownloadError | None = None
+        try:
+            async for chunk in response.aiter_raw():
+                yield chunk
+        except httpx.HTTPError as error:
+            fault = DownloadError(str(self._fault(error, place)))
+        if fault is not None:
+            raise fault
+
+
+def without_query(url: str) -> str:
+    """*url* as it may be shown: what follows a "?" may be a signature."""
+    parts = urlsplit(url)
+    netloc = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{netloc}{parts.path}" + ("?…" if parts.query else "")
+
+
+def _headers(call: Call, key: Secret) -> dict[str, str]:
+    headers = {
+        "accept": "application/json",
+        "accept-encoding": "identity",
+        "user-agent": USER_AGENT,
+        **{name.lower(): value for name, value in call.headers.items()},
+        "authorization": f"Bearer {key.reveal()}",
+    }
+    if call.body is not None:
+        headers["content-type"] = "application/json"
+    return headers
+
+
+def _json(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _timeouts(timeout: float) -> dict[str, float]:
+    """Waiting for a place and connecting end well before the whole: so the whole ends only what may have arrived."""
+    connect = min(CONNECT_TIMEOUT, timeout / 4)
+    return {"pool": timeout / 2, "connect": connect, "read": timeout, "write": timeout}
+
+
+def _certificate_fault(error: BaseException | None) -> str | None:
+    """The words of a certificate that does not verify, if one is the reason of *error*."""
+    for _ in range(10):
+        if error is None:
+            return None
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error.verify_message or str(error)
+        error = error.__cause__ or error.__context__
+    return None

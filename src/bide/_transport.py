@@ -32,7 +32,7 @@ CONNECT_TIMEOUT = 10.0
 READ_TIMEOUT = 30.0
 """Seconds without a byte after which a download counts as cut."""
 FRESH = 1.0
-"""A create goes out on a new connection or one used within so many seconds: a kept one that has died looks like a cut."""
+"""A create goes out on a new connection or one used within so many seconds: a kept one that died looks like a cut."""
 MAX_REDIRECTS = 5
 CALLERS_REQUESTS = 10
 """Requests under way at once on a client of the caller's: its pool does not bear many."""

@@ -13,7 +13,18 @@ from bide import Client
 from bide._wire import Call, Reply, quoted
 from bide.errors import InvalidRequestError, NotFoundError, ServerError, UnexpectedReplyError
 from bide.models import Limits, Request, Task, TaskStatus
-from bide.providers import Accepted, Denied, Gone, NotNow, Profile, Refused, Stopped, TooLate, TryAgain, Unclear
+from bide.providers import (
+    Accepted,
+    Denied,
+    Gone,
+    NotNow,
+    Profile,
+    Refused,
+    Stopped,
+    TooLate,
+    TryAgain,
+    Unclear,
+)
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -49,7 +60,9 @@ class Toy:
     def create_call(self, request: Request, ticket: str) -> Call:
         if request.model == "impossible":
             raise ValueError("the toy knows no model 'impossible'")
-        return Call("POST", "/tasks", headers={"x-ticket": ticket}, body={"prompt": getattr(request, "prompt", "")})
+        return Call(
+            "POST", "/tasks", headers={"x-ticket": ticket}, body={"prompt": getattr(request, "prompt", "")}
+        )
 
     def read_created(self, reply: Reply, request: Request) -> CreateOutcome:
         if reply.status == 429:
@@ -98,7 +111,9 @@ class Toy:
         data = reply.object()
         word = data.get("status", "running")
         status = TaskStatus(word) if self.knows(word) else TaskStatus.RUNNING
-        return Task(task_id=data.get("id"), status=status, raw_status=word, progress=data.get("progress"), raw=data)
+        return Task(
+            task_id=data.get("id"), status=status, raw_status=word, progress=data.get("progress"), raw=data
+        )
 
 
 class ToyService:

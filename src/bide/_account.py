@@ -205,6 +205,11 @@ class Account:
         return datetime.fromtimestamp(datetime.now(UTC).timestamp() + moment - self.ledger.now(), UTC)
 
     @property
+    def origin(self) -> str:
+        """See `origin_of`."""
+        return origin_of(self.provider, self.transport)
+
+    @property
     def connected(self) -> bool:
         """Whether a connection to the service was ever made."""
         return self.transport.connected
@@ -237,6 +242,11 @@ class Account:
         if reply.date is not None:
             self._offset = reply.date - self.ledger.now()
         return reply
+
+
+def origin_of(provider: Provider, transport: Transport) -> str:
+    """Where limits apply: provider and origin, since one host may serve several APIs."""
+    return f"{provider.name}@{transport.origin}"
 
 
 def retry_after_of(outcome: TryAgain) -> float | None:

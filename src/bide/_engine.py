@@ -12,7 +12,7 @@ import anyio
 from attrs import evolve
 
 from bide import _downloads
-from bide._account import Account, Counters, turnstile_for
+from bide._account import Account, Counters, origin_of, turnstile_for
 from bide._handle import TaskHandle
 from bide._polling import Poller
 from bide._submission import Submitter
@@ -62,7 +62,7 @@ class Engine:
         self.owner = os.urandom(8).hex()
         self.ledger = ledger
         self.keys = frozenset(keys)
-        self.origin = transport.origin
+        self.origin = origin_of(provider, transport)
         self.deadlines = deadlines
         self._provider = provider
         self._transport = transport
@@ -79,7 +79,9 @@ class Engine:
         self._closing: asyncio.Task[None] | None = None
         self._adopting = False
         self.poller = Poller(self.account, deadlines, pace)
-        self._submitter = Submitter(self.account, self.owner, self._terms, self._stumbled)
+        self._submitter = Submitter(
+            self.account, self.owner, self._terms, self._stumbled, self._admission_failed
+        )
         self._unsubscribe = ledger.subscribe(self._heard)
         self._adopt_soon()
 
@@ -110,12 +112,21 @@ class Engine:
         """Put *record* on record and return its handle. Cancelling this withdraws what has not been sent."""
         recording = self.spawn(self._submit(record))
         try:
-            return await asyncio.shield(recording)
+            handle, _ = await asyncio.shield(recording)
         except asyncio.CancelledError:
-            recording.add_done_callback(lambda _: self.spawn(self.withdraw(record.ticket)))
+            recording.add_done_callback(self._withdraw_unheard)
             raise
+        return handle
 
-    async def _submit(self, record: Record) -> TaskHandle:
+    def _withdraw_unheard(self, recording: asyncio.Task[tuple[TaskHandle, bool]]) -> None:
+        """Whoever submitted has left before it heard; a ticket that was on record before belongs to others."""
+        if not recording.cancelled() and recording.exception() is None:
+            handle, is_new = recording.result()
+            if is_new:
+                self.withdraw_soon(handle)
+
+    async def _submit(self, record: Record) -> tuple[TaskHandle, bool]:
+        """The handle, and whether the ticket is new."""
         there = self._open.get(record.ticket) or self._ended.get(record.ticket)
         stored = there._record if there is not None else await self.ledger.add(record)  # noqa: SLF001 - our own
         if stored.request != record.request:
@@ -123,11 +134,12 @@ class Engine:
                 f"ticket {record.ticket!r} already names another request; use the same request with it, or a new ticket"
             )
         handle = there or self._handle(stored)
-        if stored is record or stored.owner == self.owner:
+        is_new = there is None and stored.owner == self.owner and stored.task == record.task
+        if is_new:
             self._submitter.wake(record.kind)
-        if there is None and self.deadlines.waiting is not None:
-            self._set_waiting_clock(record.ticket, self.deadlines.waiting)
-        return handle
+            if self.deadlines.waiting is not None:
+                self._set_waiting_clock(record.ticket, self.deadlines.waiting)
+        return handle, is_new
 
     async def attach(self, record: Record) -> TaskHandle:
         """A handle for a task that was made elsewhere; the same one for the same task."""
@@ -189,6 +201,13 @@ class Engine:
         handle = self._open.get(ticket)
         if handle is not None:
             handle.stumbled(error)
+
+    def _admission_failed(self, error: BideError) -> None:
+        """Nothing can be admitted: whoever waits for a slot hears it. The records stay, and it is tried again."""
+        for handle in list(self._open.values()):
+            if handle.task.status is TaskStatus.WAITING:
+                handle.stumbled(error)
+                handle.told(error)
 
     # Adoption ----------------------------------------------------------------------------------------------
 

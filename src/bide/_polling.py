@@ -173,14 +173,23 @@ class Poller:
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
-            self._pop_due()
-            until = self._start_looks()
+            try:
+                self._pop_due()
+                until = self._start_looks()
+            except Exception as fault:  # noqa: BLE001 - it reaches whoever waits, and looking goes on
+                until = self._time() + RECHECK
+                self._failed(misread(fault))
             if self._heap:
                 until = min(until, self._heap[0][0])
             timer = loop.call_at(until, self._wake.set) if until < math.inf else None
             await self._wake.wait()
             if timer is not None:
                 timer.cancel()
+
+    def _failed(self, error: BideError) -> None:
+        """The scheduler itself has stumbled: everybody hears it."""
+        for watch in list(self._watches.values()):
+            watch.listener.told(error)
 
     def _push(self, watch: _Watch) -> None:
         """Put the watch into the heap for its next moment. An older place of it there is passed over."""

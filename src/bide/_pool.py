@@ -65,6 +65,7 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         self._idle: deque[tuple[float, httpx.AsyncHTTPTransport]] = deque()
         self._busy: set[httpx.AsyncHTTPTransport] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._promised = 0  # places of waiters that were woken and have not gone on yet
         self.opened = 0
 
     def __repr__(self) -> str:
@@ -90,7 +91,7 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         self._idle.clear()
 
     async def _take(self, max_idle: float | None, timeout: float | None) -> httpx.AsyncHTTPTransport:
-        if len(self._busy) >= self._size or self._waiting:
+        if len(self._busy) + self._promised >= self._size:
             await self._wait(timeout)
         now = asyncio.get_running_loop().time()
         stale = []
@@ -115,11 +116,13 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         try:
             async with asyncio.timeout(timeout):
                 await place
+            self._promised -= 1
         except BaseException as error:
-            if place.done() and not place.cancelled():
-                self._wake()
-            elif place in self._waiting:
+            if place in self._waiting:
                 self._waiting.remove(place)
+            else:
+                self._promised -= 1
+                self._wake()
             if isinstance(error, TimeoutError):
                 raise httpx.PoolTimeout(f"no connection was free within {timeout:g} s") from None
             raise
@@ -147,11 +150,12 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         await _close(connection)
 
     def _wake(self) -> None:
-        while self._waiting:
+        """Promise the place that is free now to who waits longest."""
+        if self._waiting:
+            self._promised += 1
             place = self._waiting.popleft()
-            if not place.done():
+            if not place.cancelled():
                 place.set_result(None)
-                return
 
 
 class _Body(httpx.AsyncByteStream):

@@ -43,7 +43,8 @@ REPEATS = (1.0, 3.0, 8.0, 20.0)
 """When to send a create again that the provider declares idempotent, in seconds after the fault."""
 CLOCK_SLACK = 3.0
 """The service tells its clock in whole seconds, and an answer takes a moment to come."""
-LEDGER_RETRY = 5.0
+RETRY = 5.0
+"""Seconds until admission is tried again after a fault of the ledger, or of an adapter."""
 
 
 class Submitter:
@@ -52,6 +53,7 @@ class Submitter:
     Args:
         terms: the lanes that a kind of work may use, by the keys of this client.
         stumbled: told each fault that does not end the submission, with its ticket.
+        failed: told what keeps admission from working at all.
     """
 
     def __init__(
@@ -60,13 +62,15 @@ class Submitter:
         owner: str,
         terms: Callable[[str], Sequence[LaneTerms]],
         stumbled: Callable[[str, BideError], None],
+        failed: Callable[[BideError], None],
     ) -> None:
         self._account = account
         self._ledger: Ledger = account.ledger
-        self._origin = account.transport.origin
+        self._origin = account.origin
         self._owner = owner
         self._terms = terms
         self._stumbled = stumbled
+        self._failed = failed
         self._kinds: set[str] = set()
         self._wake = asyncio.Event()
         self._posts: dict[asyncio.Task[None], Record] = {}
@@ -100,8 +104,9 @@ class Submitter:
             self._wake.clear()
             try:
                 until = await self._admit_all()
-            except LedgerError:
-                until = self._ledger.now() + LEDGER_RETRY
+            except Exception as fault:  # noqa: BLE001 - it reaches whoever waits, and admission goes on
+                self._failed(fault if isinstance(fault, BideError) else misread(fault))
+                until = self._ledger.now() + RETRY
             timer = None
             if until < math.inf:
                 timer = loop.call_later(max(0.0, until - self._ledger.now()), self._wake.set)

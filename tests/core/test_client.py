@@ -135,7 +135,10 @@ async def test_any_endpoint_is_reached_with_a_raw_request() -> None:
 
 
 async def test_gather_gives_the_tasks_in_the_order_of_the_requests() -> None:
-    async with emulator_with(image_seconds=(3, 30)) as emulator, client_at(emulator, limits=Limits()) as client:
+    async with (
+        emulator_with(image_seconds=(3, 30)) as emulator,
+        client_at(emulator, limits=Limits()) as client,
+    ):
         tasks = await client.gather(*(image(f"number {number}") for number in range(20)))
 
         prompts = {task.id: task.prompt for task in emulator.tasks()}
@@ -144,7 +147,9 @@ async def test_gather_gives_the_tasks_in_the_order_of_the_requests() -> None:
 
 
 async def test_gather_can_return_errors_in_their_places() -> None:
-    service = ToyService(creates=[{"status": "queued"}, 422, httpx.ReadError("cut"), {"status": "queued"}], queries=[DONE])
+    service = ToyService(
+        creates=[{"status": "queued"}, 422, httpx.ReadError("cut"), {"status": "queued"}], queries=[DONE]
+    )
     async with service.client(limits=Limits(1)) as client:
         results = await client.gather(*(image(str(number)) for number in range(4)), return_exceptions=True)
 
@@ -337,7 +342,13 @@ async def test_the_statistics_add_up() -> None:
             assert (statistics.creates, statistics.creates_429, statistics.queries_429) == (3, 0, 0)
             assert statistics.queries >= 3
             (lane,) = statistics.lanes
-            assert (lane.kind, lane.slots, lane.cap, lane.learned, lane.paused_for) == ("video", 3, 3, False, 0)
+            assert (lane.kind, lane.slots, lane.cap, lane.learned, lane.paused_for) == (
+                "video",
+                3,
+                3,
+                False,
+                0,
+            )
             assert KEY not in repr(statistics)
             await asyncio.gather(*(handle.result() for handle in handles))
             assert (await client.statistics()).open == 0
@@ -361,7 +372,9 @@ async def test_each_change_of_state_is_one_line_of_the_log(caplog: pytest.LogCap
 # The end -----------------------------------------------------------------------------------------------------
 
 
-async def test_closing_fails_the_waits_and_names_the_ids_of_tasks_left_running(caplog: pytest.LogCaptureFixture) -> None:
+async def test_closing_fails_the_waits_and_names_the_ids_of_tasks_left_running(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     client = ToyService().client()
     handle = await client.submit(image())
     await handle.accepted()

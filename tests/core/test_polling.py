@@ -93,7 +93,10 @@ async def test_one_odd_answer_loses_nothing() -> None:
 @pytest.mark.parametrize("expired", [200, 404, 410])
 async def test_an_expired_dieyuyun_task_is_told_whatever_way_the_service_says_it(expired: Any) -> None:
     style = DieyuyunStyle(expired=expired)
-    async with Emulator(dieyuyun=style, image_seconds=5) as emulator, client_at(emulator, "dieyuyun") as client:
+    async with (
+        Emulator(dieyuyun=style, image_seconds=5) as emulator,
+        client_at(emulator, "dieyuyun") as client,
+    ):
         first = await client.run(image("[expire 60] a cat"))
         await asyncio.sleep(100)
         handle = await client.attach(str(first.task_id))
@@ -115,7 +118,16 @@ async def test_an_unknown_dashscope_task_expires() -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    [httpx.ReadTimeout("hung"), httpx.ConnectError("down"), 500, 502, 503, 429, 408, httpx.Response(200, text="<html>")],
+    [
+        httpx.ReadTimeout("hung"),
+        httpx.ConnectError("down"),
+        500,
+        502,
+        503,
+        429,
+        408,
+        httpx.Response(200, text="<html>"),
+    ],
     ids=str,
 )
 async def test_looks_that_fail_back_off_and_go_on(fault: Any) -> None:
@@ -326,3 +338,24 @@ async def test_a_strange_word_on_record_is_warned_about_once(caplog: pytest.LogC
             await client.run(image())
 
     assert len([record for record in caplog.records if "dreaming" in record.getMessage()]) == 1
+
+
+async def test_a_scheduler_that_stumbles_tells_who_waits_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = ToyService(queries=[RUNNING, DONE])
+    async with service.client() as client:
+        handle = await client.submit(image())
+        await handle.accepted()
+        poller = client._engine.poller  # type: ignore[union-attr]
+        broken = iter([True])
+        start = poller._start_looks
+
+        def stumble() -> float:
+            if next(broken, False):
+                raise RuntimeError("a bug of ours")
+            return start()
+
+        monkeypatch.setattr(poller, "_start_looks", stumble)
+        with pytest.raises(UnexpectedReplyError, match="a bug of ours"):
+            await handle.result()
+
+        assert (await handle.result()).status is TaskStatus.SUCCEEDED

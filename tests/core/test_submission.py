@@ -52,7 +52,11 @@ async def test_a_refused_create_is_rejected_with_the_services_words_and_frees_it
         with pytest.raises(InvalidRequestError) as caught:
             await refused.result()
 
-        assert (caught.value.ticket, caught.value.status_code, caught.value.code) == (refused.ticket, 422, "No")
+        assert (caught.value.ticket, caught.value.status_code, caught.value.code) == (
+            refused.ticket,
+            422,
+            "No",
+        )
         assert refused.task.status is TaskStatus.REJECTED
         assert refused.task.billing is Billing.NONE
         assert (await fine.result()).status is TaskStatus.SUCCEEDED
@@ -93,7 +97,10 @@ async def test_a_create_that_was_certainly_not_sent_waits_and_goes_out_when_the_
 
         assert task.status is TaskStatus.SUCCEEDED
         assert service.count("POST") == 11
-        gaps = [later - sooner for sooner, later in zip(service.times("POST")[1:], service.times("POST")[2:], strict=False)]
+        gaps = [
+            later - sooner
+            for sooner, later in zip(service.times("POST")[1:], service.times("POST")[2:], strict=False)
+        ]
         assert all(later > 1.5 * sooner for sooner, later in zip(gaps, gaps[1:], strict=False) if later < 60)
         assert max(gaps) <= 61
 
@@ -123,7 +130,9 @@ async def test_a_wait_that_gives_up_names_the_last_fault() -> None:
 
 
 async def test_a_busy_service_is_asked_again_after_its_retry_after() -> None:
-    service = ToyService(creates=[httpx.Response(429, headers={"Retry-After": "17"}), {"status": "queued"}], queries=[DONE])
+    service = ToyService(
+        creates=[httpx.Response(429, headers={"Retry-After": "17"}), {"status": "queued"}], queries=[DONE]
+    )
     async with service.client() as client:
         assert (await client.run(image())).status is TaskStatus.SUCCEEDED
 
@@ -133,7 +142,10 @@ async def test_a_busy_service_is_asked_again_after_its_retry_after() -> None:
 
 async def test_a_synchronous_answer_is_a_final_task() -> None:
     style = DieyuyunStyle(always_sync=True)
-    async with Emulator(dieyuyun=style, image_seconds=4) as emulator, client_at(emulator, "dieyuyun") as client:
+    async with (
+        Emulator(dieyuyun=style, image_seconds=4) as emulator,
+        client_at(emulator, "dieyuyun") as client,
+    ):
         task = await client.run(image(n=2))
 
         assert task.status is TaskStatus.SUCCEEDED
@@ -474,3 +486,55 @@ async def test_an_error_of_a_submission_is_a_fresh_one_for_each_who_waits() -> N
 
 def test_a_record_is_a_value() -> None:
     assert evolve(image(), n=2) == image(n=2)
+
+
+async def test_two_services_at_one_address_with_one_key_do_not_share_their_lanes() -> None:
+    async with emulator_with(concurrency=3, video_seconds=10) as emulator:
+        async with (
+            client_at(emulator, "dieyuyun", limits=THREE) as one,
+            client_at(emulator, limits=THREE) as two,
+        ):
+            before = now()
+            await asyncio.gather(
+                one.gather(*(video(str(number)) for number in range(6))),
+                two.gather(*(video(str(number)) for number in range(6))),
+            )
+
+            assert now() - before < 2 * (10 + 10)
+
+
+async def test_a_cancelled_submit_of_a_ticket_on_record_leaves_the_first_submission_alone() -> None:
+    service = ToyService(queries=[{"status": "running"}])
+    async with service.client(limits=Limits(1)) as client:
+        await (await client.submit(image())).accepted()
+        first = await client.submit(image(), ticket="order-1")
+        second = asyncio.create_task(client.submit(image(), ticket="order-1"))
+        await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.wait([second])
+        await asyncio.sleep(0.1)
+
+        assert first.task.status is TaskStatus.WAITING
+
+
+async def test_a_ledger_that_fails_is_told_to_who_waits_and_admission_goes_on() -> None:
+    from bide import LedgerError, MemoryLedger
+
+    class Shaky(MemoryLedger):
+        broken = True
+
+        async def admit(self, *args: object, **more: object) -> object:  # type: ignore[override]
+            if self.broken:
+                raise LedgerError("the disk is full")
+            return await super().admit(*args, **more)  # type: ignore[arg-type]
+
+    ledger = Shaky()
+    service = ToyService(queries=[DONE])
+    async with service.client(ledger=ledger) as client:
+        handle = await client.submit(image())
+        with pytest.raises(LedgerError, match="the disk is full"):
+            await handle.result()
+
+        ledger.broken = False
+        assert (await handle.result()).status is TaskStatus.SUCCEEDED
+        assert service.count("POST") == 1

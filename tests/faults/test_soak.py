@@ -52,7 +52,9 @@ def plague(emulator: Emulator, chance: random.Random) -> None:
 async def one_user(client: Client, number: int, chance: random.Random, handles: list[TaskHandle]) -> None:
     """Submit one task and treat it as users do."""
     await asyncio.sleep(chance.uniform(0, 300))
-    handle = await client.submit(video(f"number {number}" + chance.choice(["", "", "", "[fail]", "[status NEW]"])))
+    handle = await client.submit(
+        video(f"number {number}" + chance.choice(["", "", "", "[fail]", "[status NEW]"]))
+    )
     handles.append(handle)
     mood = chance.random()
     try:
@@ -110,7 +112,9 @@ async def test_a_soak_ends_with_every_ticket_final_and_every_slot_free(service: 
         made = {task.id for task in emulator.tasks()}
         assert max(known.values()) == 1, "no task belongs to two tickets"
         assert set(known) <= made
-        assert len(made - set(known)) <= ends[TaskStatus.UNKNOWN], "what is not known by its id was told as unknown"
+        assert len(made - set(known)) <= ends[TaskStatus.UNKNOWN], (
+            "what is not known by its id was told as unknown"
+        )
         assert len(made) <= TASKS, "nothing was bought twice"
         assert max(kinds["video"] for kinds in emulator.stats()["max_in_flight"].values()) <= SLOTS
     del handle, handles, users

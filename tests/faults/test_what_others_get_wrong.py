@@ -45,7 +45,9 @@ async def test_a_create_that_was_read_before_the_cut_is_sent_once_and_looked_up_
         assert len(emulator.tasks()) == 1
 
 
-@pytest.mark.parametrize("body", ["<html>gateway</html>", "{}", '{"output": {"task_id": ""}}', "", '{"id": null}'])
+@pytest.mark.parametrize(
+    "body", ["<html>gateway</html>", "{}", '{"output": {"task_id": ""}}', "", '{"id": null}']
+)
 async def test_a_2xx_without_a_readable_id_is_treated_as_such_a_create(service: str, body: str) -> None:
     async with emulator_with(video_seconds=12) as emulator, client_at(emulator, service) as client:
         emulator.fault(on="create", status=200, body=body, effect=True)
@@ -89,7 +91,9 @@ async def test_a_server_error_on_create_is_treated_as_such_a_create(service: str
         assert len(calls(emulator, "create")) == 1
 
 
-async def test_twelve_tasks_behind_three_slots_all_finish_with_twelve_creates_and_no_429(service: str) -> None:
+async def test_twelve_tasks_behind_three_slots_all_finish_with_twelve_creates_and_no_429(
+    service: str,
+) -> None:
     async with emulator_with(concurrency=3, video_seconds=(8, 12), retry_after=5) as emulator:
         async with client_at(emulator, service, limits=THREE) as client:
             started = now()
@@ -118,7 +122,10 @@ async def test_a_hundred_tasks_at_twenty_queries_a_second_all_finish_without_a_4
 
 
 async def test_nobody_of_the_lane_creates_before_the_retry_after_has_passed(service: str) -> None:
-    async with emulator_with(video_seconds=5) as emulator, client_at(emulator, service, limits=THREE) as client:
+    async with (
+        emulator_with(video_seconds=5) as emulator,
+        client_at(emulator, service, limits=THREE) as client,
+    ):
         emulator.fault(on="create", status=429, headers={"Retry-After": "30"})
         handles = [await client.submit(video(f"number {number}")) for number in range(6)]
         await asyncio.gather(*(handle.result() for handle in handles))
@@ -146,7 +153,9 @@ async def test_one_bad_poll_loses_nothing(service: str, fault: dict[str, object]
         assert len(calls(emulator, "create")) == 1
 
 
-async def test_a_poll_that_hangs_does_not_hold_a_wait_beyond_its_limit_and_the_task_goes_on(service: str) -> None:
+async def test_a_poll_that_hangs_does_not_hold_a_wait_beyond_its_limit_and_the_task_goes_on(
+    service: str,
+) -> None:
     async with emulator_with(video_seconds=30) as emulator, client_at(emulator, service) as client:
         emulator.fault(on="query", delay=3600)
         handle = await client.submit(video())

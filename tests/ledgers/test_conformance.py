@@ -96,7 +96,9 @@ async def test_no_more_are_admitted_than_slots(ledger: Ledger) -> None:
     assert isinstance(held, Held)
 
 
-@pytest.mark.parametrize("final", [TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.REJECTED, TaskStatus.EXPIRED])
+@pytest.mark.parametrize(
+    "final", [TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.REJECTED, TaskStatus.EXPIRED]
+)
 async def test_a_final_state_frees_the_slot(ledger: Ledger, final: TaskStatus) -> None:
     lanes = terms(limits=Limits(1))
     await ledger.add(record("t1"))
@@ -283,7 +285,9 @@ async def test_an_attached_task_uses_a_slot_of_its_lane(ledger: Ledger) -> None:
     assert (await admitted(ledger, terms(limits=Limits(2)))).ticket == "t1"
 
 
-async def test_an_open_record_is_found_by_the_services_id_and_ended_ones_are_still_known(ledger: Ledger) -> None:
+async def test_an_open_record_is_found_by_the_services_id_and_ended_ones_are_still_known(
+    ledger: Ledger,
+) -> None:
     await ledger.add(record("t1"))
     first = await admitted(ledger)
     await ledger.accept("t1", state(first, TaskStatus.QUEUED, task_id="x1"))

@@ -14,7 +14,14 @@ from bide.models import Task, TaskStatus
 def final(ticket: str, task_id: str) -> Record:
     task = Task(ticket=ticket, task_id=task_id, status=TaskStatus.SUCCEEDED)
     return Record(
-        ticket=ticket, origin="o", kind="image", request=None, keys=frozenset({"k"}), owner="me", lane="k", task=task
+        ticket=ticket,
+        origin="o",
+        kind="image",
+        request=None,
+        keys=frozenset({"k"}),
+        owner="me",
+        lane="k",
+        task=task,
     )
 
 

@@ -26,7 +26,7 @@ class Record:
     """What is known of one submission. A change is a new record.
 
     Attributes:
-        origin: the provider's origin; with `kind` it names the queue.
+        origin: the provider's name and origin; with `kind` it names the queue.
         request: what to send, or None for a task that was made elsewhere.
         keys: fingerprints of the keys that may create it.
         owner: the client that drives it; None is nobody, free to be adopted.

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-from goals import Row, arguments, show
-
 from bide import Client, DashScope, Dieyuyun, ImageRequest, Limits, Provider, TaskStatus
 from bide.emulator import Emulator, ServiceLimits
+from goals import Row, arguments, show
 
 TASKS, RATE, SECONDS = 100, 20, 20.0
 
@@ -38,7 +37,9 @@ async def run(provider: Provider) -> list[Row]:
 
 async def main() -> list[Row]:
     """Both services at once."""
-    both = await asyncio.gather(run(Dieyuyun(base_url="http://x.test")), run(DashScope(base_url="http://x.test")))
+    both = await asyncio.gather(
+        run(Dieyuyun(base_url="http://x.test")), run(DashScope(base_url="http://x.test"))
+    )
     return [row for rows in both for row in rows]
 
 

@@ -10,10 +10,9 @@ import asyncio
 import heapq
 import time
 
-from goals import Row, arguments, show
-
 from bide import Client, DashScope, Dieyuyun, Limits, Provider, VideoRequest
 from bide.emulator import EmulatedTask, Emulator, ServiceLimits
+from goals import Row, arguments, show
 
 TASKS, SLOTS = 12, 3
 FLOOR = 5.0
@@ -50,7 +49,13 @@ async def run(provider: Provider, emulator: Emulator) -> list[Row]:
         Row(provider.name, "creates", stats["creates"], "12", stats["creates"] == TASKS),
         Row(provider.name, "creates answered 429", stats["creates_429"], "0", stats["creates_429"] == 0),
         Row(provider.name, "looks a task", looks, f"at most {most_looks:.2f}", looks <= most_looks),
-        Row(provider.name, "mean lag from end to known, s", lag, f"at most {0.8 * FLOOR:.2f}", lag <= 0.8 * FLOOR),
+        Row(
+            provider.name,
+            "mean lag from end to known, s",
+            lag,
+            f"at most {0.8 * FLOOR:.2f}",
+            lag <= 0.8 * FLOOR,
+        ),
         Row(provider.name, "wall time, s", wall, f"ideal {ideal(tasks):.2f}"),
     ]
 

@@ -7,7 +7,8 @@ import threading
 import time
 
 import pytest
-from virtual_time import Deadlock, VirtualTimeLoop
+
+from virtual_time import DeadlockError, VirtualTimeLoop
 
 
 async def test_an_hour_of_sleep_takes_no_time() -> None:
@@ -58,7 +59,7 @@ def test_a_wait_that_cannot_end_fails_at_once() -> None:
 
     loop = VirtualTimeLoop()
     try:
-        with pytest.raises(Deadlock):
+        with pytest.raises(DeadlockError):
             loop.run_until_complete(forever())
         for task in asyncio.all_tasks(loop):
             task.cancel()

@@ -13,7 +13,7 @@ import selectors
 from typing import Any
 
 
-class Deadlock(AssertionError):
+class DeadlockError(AssertionError):
     """Nothing can happen any more: no timer, no socket, no thread."""
 
 
@@ -38,7 +38,7 @@ class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[valid-type, m
         if timeout is None:
             self.silent += 1
             if self.silent > 400:
-                raise Deadlock("the test waits for something that cannot happen")
+                raise DeadlockError("the test waits for something that cannot happen")
             return super().select(0.005)
         self.silent = 0
         self.loop.advance(timeout)

@@ -13,8 +13,6 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from toy import Toy, ToyService
-from world import KEY, THREE, calls, client_at, emulator_with, image, now, video
 
 from bide import (
     BideError,
@@ -31,6 +29,8 @@ from bide import (
     TaskStatus,
     WaitTimeoutError,
 )
+from toy import Toy, ToyService
+from world import KEY, THREE, calls, client_at, emulator_with, image, now, video
 
 DONE = {"status": "succeeded"}
 RUNNING = {"status": "running"}
@@ -443,7 +443,7 @@ async def test_a_closed_client_refuses_everything_with_a_clear_error() -> None:
         lambda: client.submit(image()),
         lambda: client.attach("x1"),
         lambda: client.run(image()),
-        lambda: client.statistics(),
+        client.statistics,
         lambda: client.gather(image()),
         handle.refresh,
         handle.cancel,

@@ -10,8 +10,6 @@ from typing import Any
 
 import anyio
 import pytest
-from toy import Toy, ToyService
-from world import KEY, client_at, emulator_with, image, now, video
 
 from bide import (
     Billing,
@@ -24,6 +22,8 @@ from bide import (
     TransportError,
     WaitTimeoutError,
 )
+from toy import Toy, ToyService
+from world import KEY, client_at, emulator_with, image, now, video
 
 DONE = {"status": "succeeded"}
 RUNNING = {"status": "running"}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from typing import Any
 
 import httpx
 import pytest
-from toy import Toy, ToyService
-from world import calls, client_at, emulator_with, image, now, truth, video
 
 from bide import (
     Billing,
@@ -23,6 +22,8 @@ from bide import (
     WaitTimeoutError,
 )
 from bide.emulator import DieyuyunStyle, Emulator
+from toy import Toy, ToyService
+from world import calls, client_at, emulator_with, image, now, truth, video
 
 DONE = {"status": "succeeded"}
 RUNNING = {"status": "running"}
@@ -35,7 +36,7 @@ async def test_looks_begin_after_the_floor_and_grow_apart_while_nothing_changes(
         await asyncio.sleep(120)
 
     times = [service.times("POST")[0], *service.times("GET")]
-    gaps = [later - sooner for sooner, later in zip(times, times[1:], strict=False)]
+    gaps = [later - sooner for sooner, later in itertools.pairwise(times)]
     assert 3.0 <= gaps[0] <= 6.1
     assert min(gaps) >= 3.0
     assert gaps[-1] == pytest.approx(10.25, abs=0.3)
@@ -80,7 +81,7 @@ async def test_no_such_task_ends_a_task_only_when_it_repeats_over_a_minute() -> 
 
         times = service.times("GET")
         assert times[-1] - times[1] >= 60
-        assert min(later - sooner for sooner, later in zip(times, times[1:], strict=False)) >= 3
+        assert min(later - sooner for sooner, later in itertools.pairwise(times)) >= 3
         assert handle.task.status is TaskStatus.EXPIRED
 
 
@@ -136,7 +137,7 @@ async def test_looks_that_fail_back_off_and_go_on(fault: Any) -> None:
         assert (await client.run(image())).status is TaskStatus.SUCCEEDED
 
     times = service.times("GET")
-    gaps = [later - sooner for sooner, later in zip(times, times[1:], strict=False)]
+    gaps = [later - sooner for sooner, later in itertools.pairwise(times)]
     assert gaps == sorted(gaps)
     assert gaps[0] >= 3
     assert gaps[-1] <= 63

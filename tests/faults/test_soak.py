@@ -1,4 +1,4 @@
-"""Two thousand tasks, a thousand on each service, through random faults, cancels and timeouts: nothing is lost, nothing is left."""
+"""Two thousand tasks through random faults, cancels and timeouts: nothing is lost, nothing is left behind."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
-from world import SERVICES, calls, client_at, emulator_with, now, video
 
 from bide import BideError, Limits, TaskStatus, WaitTimeoutError
+from world import SERVICES, calls, client_at, emulator_with, now, video
 
 if TYPE_CHECKING:
     from bide import Client, TaskHandle

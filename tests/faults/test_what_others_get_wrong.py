@@ -9,7 +9,6 @@ import asyncio
 import logging
 
 import pytest
-from world import KEY, SERVICES, THREE, calls, client_at, emulator_with, image, now, truth, video
 
 from bide import (
     Billing,
@@ -20,6 +19,7 @@ from bide import (
     WaitTimeoutError,
 )
 from bide.emulator import Emulator
+from world import KEY, SERVICES, THREE, calls, client_at, emulator_with, image, now, truth, video
 
 pytestmark = pytest.mark.parametrize("service", SERVICES)
 

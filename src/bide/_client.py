@@ -337,20 +337,17 @@ class Client:
     async def _started(self) -> Engine:
         """The engine; made at the first use, since it belongs to the loop."""
         if self._engine is None:
-            await self._start()
-        engine = self._engine
-        if engine is None:
-            raise RuntimeError("the client could not start")
-        engine.check()
-        return engine
+            self._engine = await self._start()
+        self._engine.check()
+        return self._engine
 
-    async def _start(self) -> None:
+    async def _start(self) -> Engine:
         if self._closed:
             raise ClientClosedError("the client is closed; make a new one")
         if self._starting is None:
             self._starting = asyncio.create_task(self._make_engine())
         try:
-            self._engine = await asyncio.shield(self._starting)
+            return await asyncio.shield(self._starting)
         except Exception:
             self._starting = None
             raise

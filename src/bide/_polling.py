@@ -98,9 +98,6 @@ class Poller:
         account.turnstile.on_free.append(self._wake.set)
         self._loop = asyncio.create_task(self._run(), name="bide poller")
 
-    def __len__(self) -> int:
-        return len(self._watches)
-
     def watch(self, record: Record, listener: Listener, *, now: bool = False) -> None:
         """Look at an accepted task until it has ended; the first look comes at once with *now*."""
         task_id = record.task.task_id
@@ -193,6 +190,8 @@ class Poller:
 
     def _push(self, watch: _Watch) -> None:
         """Put the watch into the heap for its next moment. An older place of it there is passed over."""
+        if watch.closed:
+            return
         moment = min(watch.look_at, watch.deadline) if not (watch.due or watch.look) else watch.deadline
         if moment < math.inf and moment != watch.in_heap_at:
             watch.in_heap_at = moment
@@ -220,8 +219,10 @@ class Poller:
         turnstile = self._account.turnstile
         self._list_if_worth_it()
         while self._due and len(self._looks) < MOST_LOOKS:
-            if self._due[0].closed or self._due[0].look is not None:
-                self._due.popleft().due = False
+            head = self._due[0]
+            if head.closed or head.look is not None or head.look_at > self._time():
+                self._due.popleft().due = False  # it has ended, or was looked at meanwhile
+                self._push(head)
             elif turnstile.try_enter(self._time()):
                 watch = self._due.popleft()
                 watch.due = False
@@ -242,8 +243,7 @@ class Poller:
             self._looks.discard(look)
             watch.look = None
             self._account.turnstile.leave()
-            if not watch.closed:
-                self._push(watch)
+            self._push(watch)
             self._wake.set()
 
         look.add_done_callback(ended)

@@ -134,14 +134,11 @@ class Submitter:
 
     async def _post(self, record: Record) -> None:
         try:
-            try:
-                await self._create(record)
-            except Exception as fault:
-                if isinstance(fault, LedgerError):
-                    raise
-                await self._finish_unknown(record, misread(fault))
+            await self._create(record)
         except LedgerError as fault:
             self._stumbled(record.ticket, fault)
+        except Exception as fault:  # noqa: BLE001 - whatever it is, it reaches whoever waits, and no slot is lost
+            await self._finish_unknown(record, misread(fault))
 
     async def _create(self, record: Record) -> None:
         if self._first_post is None:
@@ -242,9 +239,6 @@ class Submitter:
 
     async def _finish_unknown(self, record: Record, fault: BideError) -> None:
         """Nobody can say whether the task was made; it counts as a slot for a while."""
-        now = await self._ledger.get(record.ticket)
-        if now is None or now.task.status is not TaskStatus.SUBMITTING:
-            return
         detail = ErrorDetail(
             code=fault.code if isinstance(fault, APIError) else None,
             message=str(fault),
@@ -253,7 +247,12 @@ class Submitter:
         )
         task = evolve(record.task, status=TaskStatus.UNKNOWN, error=detail, billing=Billing.UNKNOWN)
         hold = self._account.provider.profile(record.kind).unknown_hold
-        await self._ledger.finish(record.ticket, task, hold=hold)
+        try:
+            now = await self._ledger.get(record.ticket)
+            if now is not None and now.task.status is TaskStatus.SUBMITTING:
+                await self._ledger.finish(record.ticket, task, hold=hold)
+        except LedgerError as lost:
+            self._stumbled(record.ticket, lost)
 
 
 def rejected(task: Task, error: APIError | TransportError | UnexpectedReplyError) -> Task:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bide._checks import MAX_DEPTH
 from bide.models import (
-    MAX_DEPTH,
     Billing,
     Deadlines,
     ErrorDetail,

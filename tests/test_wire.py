@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bide._checks import MAX_DEPTH
 from bide._wire import LONGEST_RETRY_AFTER, MAX_SHOWN, Reply, Secret, is_task_id, quoted, shown
 from bide.errors import UnexpectedReplyError
-from bide.models import MAX_DEPTH
 
 NOW = "Wed, 21 Oct 2026 07:28:00 GMT"
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias, overload
 
 from attrs import frozen
 
-from bide import _limits
 from bide._completed import AsCompleted, Completions
 from bide._engine import Engine
+from bide._limits import cap
 from bide._pace import Pace
 from bide._transport import Transport
 from bide._wire import Secret, quoted, shown
@@ -417,7 +417,7 @@ def _lane_statistics(view: LaneView, limits: Limits, now: float) -> LaneStatisti
         key=view.fingerprint,
         kind=view.kind,
         slots=view.slots,
-        cap=_limits.cap(view.state, limits, now),
+        cap=cap(view.state, limits, now),
         learned=view.state.learned is not None,
         paused_for=max(0.0, view.state.paused_until - now),
     )

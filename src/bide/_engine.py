@@ -11,8 +11,8 @@ from weakref import WeakValueDictionary
 import anyio
 from attrs import evolve
 
-from bide import _downloads
 from bide._account import Account, Counters, origin_of, turnstile_for
+from bide._downloads import save as save_files
 from bide._handle import TaskHandle
 from bide._polling import Poller
 from bide._submission import Submitter
@@ -286,7 +286,7 @@ class Engine:
 
     async def save(self, task: Task, directory: str | os.PathLike[str]) -> list[SavedFile]:
         """Write the files of *task* to *directory*."""
-        return await _downloads.save(self._transport, task, directory)
+        return await save_files(self._transport, task, directory)
 
     # Deadlines ---------------------------------------------------------------------------------------------
 

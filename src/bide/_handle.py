@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Protocol, Self
 
-from bide import errors
 from bide.errors import (
+    APIError,
     BideError,
     ClientClosedError,
     SubmissionUnknownError,
     TaskCancelledError,
     TaskExpiredError,
     TaskFailedError,
+    TransportError,
     WaitTimeoutError,
+    type_named,
 )
 from bide.models import TaskStatus
 
@@ -281,9 +283,6 @@ class TaskEvents:
         return self._last
 
 
-_TYPES: dict[str, type[BideError]] = {name: getattr(errors, name) for name in errors.__all__}
-
-
 def failure(record: Record, task: Task) -> BideError:
     """The error that a final *task* without a result stands for. A fresh one for each who waits."""
     ticket, task_id = task.ticket, task.task_id
@@ -301,8 +300,8 @@ def failure(record: Record, task: Task) -> BideError:
             ticket=ticket,
             task_id=task_id,
         )
-    kind = _TYPES.get(detail.type or "") if detail else None
-    if kind is not None and issubclass(kind, errors.APIError):
+    kind = type_named(detail.type) if detail and detail.type else None
+    if kind is not None and issubclass(kind, APIError):
         return kind(
             message or "refused",
             status_code=(detail.status_code if detail else None) or 0,
@@ -316,8 +315,8 @@ def failure(record: Record, task: Task) -> BideError:
         return WaitTimeoutError(message or "withdrawn", task=task, ticket=ticket, task_id=task_id)
     if kind is not None and issubclass(kind, ClientClosedError):
         return ClientClosedError(message or "the client was closed", ticket=ticket, task_id=task_id)
-    if kind is errors.TransportError:
-        return errors.TransportError(
+    if kind is TransportError:
+        return TransportError(
             message or "no connection", may_have_arrived=False, ticket=ticket, task_id=task_id
         )
     name = task.task_id or f"ticket {task.ticket}"

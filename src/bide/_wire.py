@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 from attrs import field, frozen
 
+from bide._checks import MAX_DEPTH, is_deep
 from bide.errors import UnexpectedReplyError
-from bide.models import MAX_DEPTH, is_deep
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

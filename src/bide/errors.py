@@ -278,3 +278,9 @@ class DownloadError(BideError):
 
 class LedgerError(BideError):
     """The ledger could not read or write its records; nothing was sent on the strength of it."""
+
+
+def type_named(name: str) -> type[BideError] | None:
+    """The class that a record names as the reason of an end, or None if this version has no such class."""
+    found = globals().get(name)
+    return found if isinstance(found, type) and issubclass(found, BideError) else None

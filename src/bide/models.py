@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import attrs
 from attrs import evolve, field, frozen
+
+from bide._checks import (
+    json_copy,
+    optional_text,
+    path_below_base,
+    positive,
+    source,
+    sources,
+    text,
+    texts,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "Billing",
@@ -281,105 +293,6 @@ class SavedFile:
 # Requests ------------------------------------------------------------------------------------------------
 
 
-def _text(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{_where(instance, attribute)} must be a str, not {type(value).__name__}")
-    if not value.strip():
-        raise ValueError(f"{_where(instance, attribute)} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError as fault:
-        raise ValueError(f"{_where(instance, attribute)} is no Unicode text: {fault.reason}") from None
-
-
-def _optional_text(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None:
-        _text(instance, attribute, value)
-
-
-def _source(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is None:
-        return
-    _text(instance, attribute, value)
-    if not str(value).startswith(("https://", "http://", "oss://", "data:")):
-        raise ValueError(
-            f"{_where(instance, attribute)} must be a URL (https:, http:, oss: or data:) that the service can read, "
-            f"not {str(value)[:60]!r}; upload a local file first, or pass it as a data: URL"
-        )
-
-
-def _sources(instance: object, attribute: attrs.Attribute[Any], value: tuple[object, ...]) -> None:
-    for each in value:
-        _source(instance, attribute, each if each is not None else "")
-
-
-def _whole(least: int, most: int) -> Any:
-    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if value is None:
-            return
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{_where(instance, attribute)} must be an int, not {value!r}")
-        if not least <= value <= most:
-            raise ValueError(f"{_where(instance, attribute)} must be from {least} to {most}, not {value}")
-
-    return check
-
-
-def _positive(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{_where(instance, attribute)} must be a number, not {value!r}")
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError(f"{_where(instance, attribute)} must be a finite number above 0, not {value!r}")
-
-
-def _where(instance: object, attribute: attrs.Attribute[Any]) -> str:
-    return f"{type(instance).__name__}.{attribute.name}"
-
-
-MAX_DEPTH = 100
-"""Levels of nesting that JSON of ours may have: what is read in one place is written in others, deeper in the stack."""
-
-
-def is_deep(data: object) -> bool:
-    """Whether objects and arrays stand in each other in *data* more than `MAX_DEPTH` deep; told without recursion."""
-    level = [data]
-    for _ in range(MAX_DEPTH):
-        level = [
-            child
-            for each in level
-            if isinstance(each, dict | list)
-            for child in (each.values() if isinstance(each, dict) else each)
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return False
-    return True
-
-
-def _json_copy(value: object) -> dict[str, Any]:
-    """A private copy of *value*, which must be a JSON object: what is on record is what will be sent."""
-    if not isinstance(value, Mapping):
-        raise TypeError(f"expected a mapping of JSON values, not {type(value).__name__}")
-    try:
-        # Encoded too: half of a surrogate pair is a str in Python, and no text that could be sent.
-        copy: dict[str, Any] = json.loads(
-            json.dumps(dict(value), allow_nan=False, ensure_ascii=False).encode()
-        )
-    except (TypeError, ValueError, RecursionError) as fault:
-        raise ValueError(
-            f"not plain JSON: {fault}; use str, int, float, bool, None, lists and dicts alone"
-        ) from fault
-    if is_deep(copy):
-        raise ValueError(f"not plain JSON: nested more than {MAX_DEPTH} levels deep")
-    return copy
-
-
-def _texts(value: Iterable[str] | str) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
-
-
 @frozen
 class ImageRequest:
     """One call for images; it means the same on every provider.
@@ -397,13 +310,13 @@ class ImageRequest:
         TypeError, ValueError: a field is not what it should be; nothing has been sent.
     """
 
-    prompt: str = field(validator=_text)
-    model: str = field(validator=_text, kw_only=True)
-    size: str | None = field(default=None, validator=_optional_text, kw_only=True)
-    n: int = field(default=1, validator=_whole(1, 100), kw_only=True)
-    images: tuple[str, ...] = field(default=(), converter=_texts, validator=_sources, kw_only=True)
-    seed: int | None = field(default=None, validator=_whole(0, 2**63 - 1), kw_only=True)
-    extra: Mapping[str, Any] = field(factory=dict, converter=_json_copy, hash=False, kw_only=True)
+    prompt: str = field(validator=text)
+    model: str = field(validator=text, kw_only=True)
+    size: str | None = field(default=None, validator=optional_text, kw_only=True)
+    n: int = field(default=1, validator=whole(1, 100), kw_only=True)
+    images: tuple[str, ...] = field(default=(), converter=texts, validator=sources, kw_only=True)
+    seed: int | None = field(default=None, validator=whole(0, 2**63 - 1), kw_only=True)
+    extra: Mapping[str, Any] = field(factory=dict, converter=json_copy, hash=False, kw_only=True)
 
     @property
     def kind(self) -> str:
@@ -428,31 +341,20 @@ class VideoRequest:
         TypeError, ValueError: a field is not what it should be; nothing has been sent.
     """
 
-    prompt: str = field(validator=_text)
-    model: str = field(validator=_text, kw_only=True)
-    image: str | None = field(default=None, validator=_source, kw_only=True)
-    last_image: str | None = field(default=None, validator=_source, kw_only=True)
-    size: str | None = field(default=None, validator=_optional_text, kw_only=True)
-    resolution: str | None = field(default=None, validator=_optional_text, kw_only=True)
-    duration: float | None = field(default=None, validator=_positive, kw_only=True)
-    seed: int | None = field(default=None, validator=_whole(0, 2**63 - 1), kw_only=True)
-    extra: Mapping[str, Any] = field(factory=dict, converter=_json_copy, hash=False, kw_only=True)
+    prompt: str = field(validator=text)
+    model: str = field(validator=text, kw_only=True)
+    image: str | None = field(default=None, validator=source, kw_only=True)
+    last_image: str | None = field(default=None, validator=source, kw_only=True)
+    size: str | None = field(default=None, validator=optional_text, kw_only=True)
+    resolution: str | None = field(default=None, validator=optional_text, kw_only=True)
+    duration: float | None = field(default=None, validator=positive, kw_only=True)
+    seed: int | None = field(default=None, validator=whole(0, 2**63 - 1), kw_only=True)
+    extra: Mapping[str, Any] = field(factory=dict, converter=json_copy, hash=False, kw_only=True)
 
     @property
     def kind(self) -> str:
         """The kind of work, for limits and pace: "video"."""
         return "video"
-
-
-def _path(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    _text(instance, attribute, value)
-    text = str(value)
-    if not text.startswith("/") or text.startswith("//") or ".." in text.split("/") or not text.isascii():
-        raise ValueError(
-            f"{_where(instance, attribute)} must be a path below the base URL, like '/v1/x', not {value!r}"
-        )
-    if any(c in text for c in "?#\\ \t\r\n"):
-        raise ValueError(f"{_where(instance, attribute)} must have no query, fragment or space: {value!r}")
 
 
 @frozen
@@ -468,9 +370,9 @@ class RawRequest:
         TypeError, ValueError: a field is not what it should be; nothing has been sent.
     """
 
-    path: str = field(validator=_path)
-    body: Mapping[str, Any] = field(converter=_json_copy, hash=False)
-    kind: str = field(default="image", validator=_text)
+    path: str = field(validator=path_below_base)
+    body: Mapping[str, Any] = field(converter=json_copy, hash=False)
+    kind: str = field(default="image", validator=text)
 
     @property
     def model(self) -> str | None:
@@ -527,8 +429,8 @@ class Limits:
         creates_per_minute: create calls in any 60 seconds.
     """
 
-    concurrency: int | None = field(default=None, validator=_whole(1, 1_000_000))
-    creates_per_minute: float | None = field(default=None, validator=_positive)
+    concurrency: int | None = field(default=None, validator=whole(1, 1_000_000))
+    creates_per_minute: float | None = field(default=None, validator=positive)
 
 
 @frozen
@@ -544,6 +446,6 @@ class Deadlines:
         running: at work.
     """
 
-    waiting: float | None = field(default=None, validator=_positive)
-    queued: float | None = field(default=3600.0, validator=_positive)
-    running: float | None = field(default=3600.0, validator=_positive)
+    waiting: float | None = field(default=None, validator=positive)
+    queued: float | None = field(default=3600.0, validator=positive)
+    running: float | None = field(default=3600.0, validator=positive)

@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from attrs import Factory, define, evolve
 
-from bide import _limits
-from bide._limits import LaneLoad, LaneState
+from bide._limits import LaneLoad, LaneState, may_start_at, refused, window
+from bide._limits import accepted as after_accept
 from bide.errors import LedgerError
 from bide.ledgers._base import Held, LaneView, Record
 from bide.models import Billing, Limits, Task, TaskStatus
@@ -64,7 +64,7 @@ class _Lane:
             until, ticket = heapq.heappop(self.ends)
             if self.slots.get(ticket) == until:
                 self.free(ticket)
-        whole, _ = _limits.window(limits)
+        whole, _ = window(limits)
         while len(self.answered) > max(whole, 1):
             self.answered.popleft()
         next_free = self.ends[0][0] if self.ends else math.inf
@@ -160,7 +160,7 @@ class MemoryLedger:
         until = math.inf
         for terms in lanes:
             lane = self._lane(origin, kind, terms.fingerprint)
-            at = _limits.may_start_at(lane.state, lane.load(terms.limits, now), terms.limits, now)
+            at = may_start_at(lane.state, lane.load(terms.limits, now), terms.limits, now)
             if at <= now:
                 free.append(terms)
             else:
@@ -206,7 +206,7 @@ class MemoryLedger:
         lane, now = self._lane_of(record), self.now()
         lane.settle(ticket, now)
         lane.free(ticket)
-        lane.state = _limits.refused(
+        lane.state = refused(
             lane.state,
             limits,
             setback,
@@ -338,7 +338,7 @@ class MemoryLedger:
         lane = self._lane_of(record)
         lane.settle(record.ticket, self.now())
         if accepted:
-            lane.state = _limits.accepted(lane.state)
+            lane.state = after_accept(lane.state)
 
     def _lane_of(self, record: Record) -> _Lane:
         return self._lane(record.origin, record.kind, record.lane or "")

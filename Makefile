@@ -1,0 +1,38 @@
+# Every target sets up .venv by itself, from nothing but Python 3.11 or later: with uv where it is there, else with
+# venv and pip. PYTHON=... names the interpreter to use.
+
+BIN := .venv/bin
+export PYTHON
+
+.PHONY: help demo test lint types bench clean
+.NOTPARALLEL:
+
+help: ## Say what there is
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
+
+demo: .venv/.ready-demo ## Run 18 tasks through the emulator, with live bars (about half a minute)
+	@$(BIN)/python -m bide demo
+
+test: .venv/.ready-test ## Run the tests, with the coverage gate
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+lint: .venv/.ready-lint ## Check style, format, import contracts and docstrings
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/interrogate --quiet src/bide
+
+types: .venv/.ready-types ## Check the types, and that the public ones are complete
+	$(BIN)/mypy
+	$(BIN)/pyright tests/typecheck
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes bide --ignoreexternal
+
+bench: .venv/.ready-benchmarks ## Run the benchmarks and check their goals
+	@for file in $$(grep -l __main__ benchmarks/*.py); do $(BIN)/python "$$file" --check || exit; done
+
+clean: ## Remove .venv and everything else that was made here
+	rm -rf .venv .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist demo-output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.ready-%: pyproject.toml .ci/setup
+	@sh .ci/setup $*

@@ -1,0 +1,121 @@
+"""What a field of a request may hold: validators and converters for attrs, whose errors say what to do."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import attrs
+
+
+def text(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{_where(instance, attribute)} must be a str, not {type(value).__name__}")
+    if not value.strip():
+        raise ValueError(f"{_where(instance, attribute)} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as fault:
+        raise ValueError(f"{_where(instance, attribute)} is no Unicode text: {fault.reason}") from None
+
+
+def optional_text(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None:
+        text(instance, attribute, value)
+
+
+def source(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is None:
+        return
+    text(instance, attribute, value)
+    if not str(value).startswith(("https://", "http://", "oss://", "data:")):
+        raise ValueError(
+            f"{_where(instance, attribute)} must be a URL (https:, http:, oss: or data:) that the service can read, "
+            f"not {str(value)[:60]!r}; upload a local file first, or pass it as a data: URL"
+        )
+
+
+def sources(instance: object, attribute: attrs.Attribute[Any], value: tuple[object, ...]) -> None:
+    for each in value:
+        source(instance, attribute, each if each is not None else "")
+
+
+def whole(least: int, most: int) -> Any:
+    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{_where(instance, attribute)} must be an int, not {value!r}")
+        if not least <= value <= most:
+            raise ValueError(f"{_where(instance, attribute)} must be from {least} to {most}, not {value}")
+
+    return check
+
+
+def positive(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{_where(instance, attribute)} must be a number, not {value!r}")
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{_where(instance, attribute)} must be a finite number above 0, not {value!r}")
+
+
+def _where(instance: object, attribute: attrs.Attribute[Any]) -> str:
+    return f"{type(instance).__name__}.{attribute.name}"
+
+
+MAX_DEPTH = 100
+"""Levels of nesting that JSON of ours may have: what is read in one place is written in others, deeper in the stack."""
+
+
+def is_deep(data: object) -> bool:
+    """Whether objects and arrays stand in each other in *data* more than `MAX_DEPTH` deep; told without recursion."""
+    level = [data]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for each in level
+            if isinstance(each, dict | list)
+            for child in (each.values() if isinstance(each, dict) else each)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def json_copy(value: object) -> dict[str, Any]:
+    """A private copy of *value*, which must be a JSON object: what is on record is what will be sent."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"expected a mapping of JSON values, not {type(value).__name__}")
+    try:
+        # Encoded too: half of a surrogate pair is a str in Python, and no text that could be sent.
+        copy: dict[str, Any] = json.loads(
+            json.dumps(dict(value), allow_nan=False, ensure_ascii=False).encode()
+        )
+    except (TypeError, ValueError, RecursionError) as fault:
+        raise ValueError(
+            f"not plain JSON: {fault}; use str, int, float, bool, None, lists and dicts alone"
+        ) from fault
+    if is_deep(copy):
+        raise ValueError(f"not plain JSON: nested more than {MAX_DEPTH} levels deep")
+    return copy
+
+
+def texts(value: Iterable[str] | str) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def path_below_base(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    text(instance, attribute, value)
+    given = str(value)
+    if not given.startswith("/") or given.startswith("//") or ".." in given.split("/") or not given.isascii():
+        raise ValueError(
+            f"{_where(instance, attribute)} must be a path below the base URL, like '/v1/x', not {value!r}"
+        )
+    if any(c in given for c in "?#\\ \t\r\n"):
+        raise ValueError(f"{_where(instance, attribute)} must have no query, fragment or space: {value!r}")

@@ -1,0 +1,50 @@
+"""The command line: `bide emulator` and `bide demo`. Needs two extras: `pip install 'bide[cli,emulator]'`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["main"]
+
+_EXTRAS = ("cyclopts", "rich", "aiohttp")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: without the program's name; None takes the program's own.
+
+    Returns:
+        The exit status: 0; 1 if the command failed; 2 if it cannot be run like that; 130 if it was interrupted.
+    """
+    try:
+        from bide.cli._app import run
+
+        return run(sys.argv[1:] if arguments is None else arguments)
+    except ImportError as error:
+        library = _missing_extra(error)
+        if library is None:
+            raise
+        print(
+            f"bide: this command needs {library}, which is not installed: pip install 'bide[cli,emulator]'",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _missing_extra(error: ImportError) -> str | None:
+    """The optional library that is not installed; None if something else is wrong."""
+    found: BaseException | None = error
+    while found is not None:
+        name = (found.name or "").partition(".")[0] if isinstance(found, ModuleNotFoundError) else ""
+        if name in _EXTRAS:
+            return name
+        found = found.__cause__
+    return None

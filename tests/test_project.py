@@ -1,0 +1,122 @@
+"""The package as a whole: what it exports, what it needs, what its files promise each other."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import bide
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[1]
+PUBLIC_MODULES = ("bide", "bide.emulator", "bide.errors", "bide.ledgers", "bide.models", "bide.providers")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+BLOCK_EXTRAS = "import sys; sys.modules.update(dict.fromkeys(['aiohttp', 'cyclopts', 'rich']));"
+
+
+def public_names() -> Iterator[Any]:
+    for module_name in PUBLIC_MODULES:
+        module = importlib.import_module(module_name)
+        for name in module.__all__:
+            yield pytest.param(getattr(module, name), id=f"{module_name}.{name}")
+
+
+def python(program: str) -> str:
+    """What *program* prints, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", PUBLIC_MODULES)
+def test_public_names_are_sorted_and_there(name: str) -> None:
+    module = importlib.import_module(name)
+
+    assert len(set(module.__all__)) == len(module.__all__)
+    assert sorted(module.__all__, key=ruff_order) == list(module.__all__)
+    assert [each for each in module.__all__ if not hasattr(module, each)] == []
+
+
+def ruff_order(name: str) -> tuple[int, str]:
+    """Constants, then classes, then the rest."""
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
+
+
+def test_every_error_and_model_is_at_the_top() -> None:
+    assert set(bide.errors.__all__) <= set(bide.__all__)
+    assert set(bide.models.__all__) - set(bide.__all__) == {"request_from_dict"}
+
+
+@pytest.mark.parametrize("thing", list(public_names()))
+def test_every_public_name_is_documented(thing: Any) -> None:
+    if not (inspect.isclass(thing) or inspect.isfunction(thing)):
+        pytest.skip("a value: its docstring stands below it, in the source")
+
+    undocumented = [name for name, member in own_members(thing) if not (inspect.getdoc(member) or "").strip()]
+
+    assert (thing.__doc__ or "").strip()
+    assert undocumented == []
+
+
+def own_members(thing: Any) -> Iterator[tuple[str, Any]]:
+    """The public functions of a class. What implements a documented protocol is documented there."""
+    documented = set(dir(bide.Provider)) | set(dir(bide.ledgers.Ledger))
+    for name, member in vars(thing).items() if inspect.isclass(thing) else ():
+        if inspect.isfunction(member) and not name.startswith("_") and name not in documented:
+            yield name, member
+
+
+@pytest.mark.real_time
+def test_the_package_needs_no_extras() -> None:
+    loaded = python(f"{BLOCK_EXTRAS} import bide, json; print(json.dumps(sorted(sys.modules)))")
+
+    assert "bide._client" in json.loads(loaded)
+    assert not any(name.startswith(("bide.emulator", "bide.cli")) for name in json.loads(loaded))
+
+
+@pytest.mark.real_time
+def test_an_import_starts_nothing() -> None:
+    shown = python("import threading, bide; print(threading.active_count())")
+
+    assert shown == "1\n"
+
+
+def test_the_version_is_told_once() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+
+    assert PROJECT["project"]["version"] == bide.__version__
+    assert "## [Unreleased]" in changelog
+
+
+def test_types_are_shipped() -> None:
+    assert Path(bide.__file__).with_name("py.typed").exists()
+
+
+def test_every_module_has_its_layer() -> None:
+    """A module that no layer names would escape the contract."""
+    layers = PROJECT["tool"]["importlinter"]["contracts"][0]["layers"]
+    named = {name.strip() for layer in layers for name in layer.split("|")}
+    modules = {
+        path.stem for path in Path(bide.__file__).parent.iterdir() if path.suffix == ".py" or path.is_dir()
+    }
+
+    assert modules - named == {"__init__", "__main__", "__pycache__", "_version", "emulator"}
+    assert named <= modules
+
+
+def test_every_group_that_make_sets_up_is_there() -> None:
+    needs = set(re.findall(r"\.ready-(\w+) ##", (ROOT / "Makefile").read_text()))
+
+    assert needs - {"demo"} <= set(PROJECT["dependency-groups"])
+    assert "demo" in needs

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from attrs import evolve, field, frozen
 
@@ -87,11 +87,6 @@ class DashScope:
         ValueError: the region is not known, or the base URL or a path cannot be one.
     """
 
-    name: ClassVar[str] = "dashscope"
-    key_variables: ClassVar[tuple[str, ...]] = ("DASHSCOPE_API_KEY",)
-    queries_per_second: ClassVar[float | None] = 20.0
-    idempotent: ClassVar[bool] = False
-
     region: str
     workspace: str | None
     workspace_host: bool
@@ -148,6 +143,24 @@ class DashScope:
             image_unknown_hold=image_unknown_hold,
             video_unknown_hold=video_unknown_hold,
         )
+
+    # Plain properties: a ClassVar would not do for `Provider` in every type checker.
+
+    @property
+    def name(self) -> str:
+        return "dashscope"
+
+    @property
+    def key_variables(self) -> tuple[str, ...]:
+        return ("DASHSCOPE_API_KEY",)
+
+    @property
+    def queries_per_second(self) -> float | None:
+        return 20.0
+
+    @property
+    def idempotent(self) -> bool:
+        return False
 
     @classmethod
     def gateway(cls, base_url: str, **settings: Any) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, field, frozen
 
@@ -103,13 +103,6 @@ class Dieyuyun:
         ValueError: the base URL or a path cannot be one.
     """
 
-    name: ClassVar[str] = "dieyuyun"
-    key_variables: ClassVar[tuple[str, ...]] = ("DIEYUYUN_API_KEY",)
-    queries_per_second: ClassVar[float | None] = None
-    idempotent: ClassVar[bool] = False
-    lists: ClassVar[bool] = False
-    page_size: ClassVar[int] = 0
-
     base_url: str
     image_path: str = field(validator=ask.checked_path)
     video_path: str = field(validator=ask.checked_path)
@@ -159,6 +152,32 @@ class Dieyuyun:
             image_unknown_hold=image_unknown_hold,
             video_unknown_hold=video_unknown_hold,
         )
+
+    # Plain properties: a ClassVar would not do for `Provider` in every type checker.
+
+    @property
+    def name(self) -> str:
+        return "dieyuyun"
+
+    @property
+    def key_variables(self) -> tuple[str, ...]:
+        return ("DIEYUYUN_API_KEY",)
+
+    @property
+    def queries_per_second(self) -> float | None:
+        return None
+
+    @property
+    def idempotent(self) -> bool:
+        return False
+
+    @property
+    def lists(self) -> bool:
+        return False
+
+    @property
+    def page_size(self) -> int:
+        return 0
 
     def profile(self, kind: str) -> Profile:
         """Images take 10 to 30 s, videos 1 to 5 minutes; a kind that is not named gets the videos' patience."""

@@ -70,30 +70,27 @@ async def save(transport: Transport, task: Task, directory: str | os.PathLike[st
         async with gate:
             return await _save_one(transport, output, folder, f"{task.ticket}-{index}")
 
+    saves: list[asyncio.Task[SavedFile]] = []
     try:
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-        async with asyncio.TaskGroup() as group:
-            saves = [
-                group.create_task(one(index, output))
-                for index, output in enumerate(task.outputs)
-                if output.error is None
-            ]
-    except* (DownloadError, OSError) as group:
-        fault = _first(group)
-        if isinstance(fault, OSError):
-            fault = DownloadError(f"cannot write to {folder}: {fault}; the result is still at the service")
+        saves = [
+            asyncio.create_task(one(i, output))
+            for i, output in enumerate(task.outputs)
+            if output.error is None
+        ]
+        return list(await asyncio.gather(*saves))
+    except DownloadError as fault:
         raise fault.about(ticket=task.ticket, task_id=task.task_id) from None
-    return [each.result() for each in saves]
-
-
-def _first(group: BaseExceptionGroup[Exception]) -> DownloadError | OSError:
-    """The first of the errors in *group*."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if isinstance(error, DownloadError | OSError):
-        return error
-    raise error
+    except OSError as fault:
+        raise DownloadError(
+            f"cannot write to {folder}: {fault}; the result is still at the service",
+            ticket=task.ticket,
+            task_id=task.task_id,
+        ) from None
+    finally:
+        for each in saves:
+            each.cancel()
+        await asyncio.gather(*saves, return_exceptions=True)
 
 
 async def _save_one(transport: Transport, output: Output, folder: Path, stem: str) -> SavedFile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import httpx
 import pytest
 
 from bide import __version__
-from bide.cli import main
+from bide.cli import _emulator, main
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +111,33 @@ def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bide.cli._app.run", interrupted)
 
     assert main(["demo"]) == 130
+
+
+def test_the_package_runs_as_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bide", "--version"])
+
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("bide", run_name="__main__")
+
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+@pytest.mark.real_time
+async def test_a_signal_ends_the_emulator_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    serving = asyncio.create_task(_emulator.serve(port=0))
+    while "_emulator/stats" not in (shown := capsys.readouterr().out):
+        await asyncio.sleep(0.01)
+    (url,) = re.findall(r"DIEYUYUN_BASE_URL=(\S+)", shown)
+
+    signal.raise_signal(signal.SIGTERM)
+
+    assert await asyncio.wait_for(serving, 5) == 0
+    async with httpx.AsyncClient(trust_env=False) as client:
+        with pytest.raises(httpx.ConnectError):
+            await client.get(f"{url}/_emulator/stats")
 
 
 @pytest.mark.real_time

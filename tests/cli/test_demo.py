@@ -164,12 +164,20 @@ def test_bars_show_each_task_and_faults_above_them() -> None:
     assert all(ticket in shown for ticket in ("image-01", "video-01", "running"))
 
 
-def test_lines_tell_of_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_tell_what_is_accepted_what_ends_and_what_fails(capsys: pytest.CaptureFixture[str]) -> None:
     with _show.display([]) as lines:
+        lines.changed(0.0, Task(ticket="video-02"))
+        lines.changed(1.0, Task(ticket="video-02", task_id="t-1", status=TaskStatus.QUEUED))
+        lines.changed(2.0, Task(ticket="video-02", task_id="t-1", status=TaskStatus.RUNNING))
+        lines.changed(8.0, Task(ticket="video-02", task_id="t-1", status=TaskStatus.FAILED))
         lines.failed(8.0, TaskFailedError("it failed", ticket="video-02"))
 
     assert isinstance(lines, _show.Lines)
-    assert capsys.readouterr().err == "  8.0 s  video-02  TaskFailedError: it failed\n"
+    assert capsys.readouterr().err.splitlines() == [
+        "  1.0 s  video-02  accepted as t-1",
+        "  8.0 s  video-02  failed",
+        "  8.0 s  video-02  TaskFailedError: it failed",
+    ]
 
 
 async def test_the_emulator_s_limit_is_what_holds_the_demo_back(tmp_path: Path) -> None:

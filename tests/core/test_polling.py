@@ -201,9 +201,11 @@ async def test_a_deadline_ends_the_wait_and_leaves_the_task(state: str, name: st
 
 
 async def test_the_clock_of_a_deadline_starts_anew_with_the_state() -> None:
-    service = ToyService(queries=[*[{"status": "queued"}] * 4, *[RUNNING] * 4, DONE])
-    async with service.client(deadlines=Deadlines(queued=40, running=40)) as client:
+    service = ToyService(queries=[*[{"status": "queued"}] * 4, *[RUNNING] * 7, DONE])
+    async with service.client(deadlines=Deadlines(queued=50, running=50)) as client:
+        before = now()
         assert (await client.run(image())).status is TaskStatus.SUCCEEDED
+        assert now() - before > 50, "longer than either clock"
 
 
 async def test_an_overdue_task_gives_its_slot_back_and_is_told_and_still_looked_at() -> None:

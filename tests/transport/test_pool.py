@@ -1,0 +1,193 @@
+"""The stack of connections, on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import httpx
+import pytest
+from wires import Server, cut, late, reply, serving
+
+from bide._pool import MAX_IDLE, ConnectionStack, proxy_for
+
+
+async def get(
+    stack: ConnectionStack, server: Server, *, pool: float = 1000, max_idle: float | None = None
+) -> bytes:
+    extensions: dict[str, object] = {"timeout": {"pool": pool, "connect": 10, "read": 1000, "write": 10}}
+    if max_idle is not None:
+        extensions[MAX_IDLE] = max_idle
+    response = await stack.handle_async_request(httpx.Request("GET", server.url, extensions=extensions))
+    try:
+        return b"".join([chunk async for chunk in response.aiter_raw()])
+    finally:
+        await response.aclose()
+
+
+async def test_one_connection_serves_one_request_after_the_other() -> None:
+    async with serving(reply(b"hello")) as server:
+        stack = ConnectionStack()
+        assert [await get(stack, server) for _ in range(20)] == [b"hello"] * 20
+
+        assert (server.connections, stack.opened) == (1, 1)
+        assert repr(stack) == "<ConnectionStack 0 busy, 1 idle, 50 at most>"
+        await stack.aclose()
+        await asyncio.sleep(0.1)
+        assert server.open == 0
+
+
+async def test_no_more_connections_than_its_size_and_waiters_go_in_order_of_arrival() -> None:
+    async with serving(late(1)) as server:
+        stack, ended = ConnectionStack(size=3), []
+
+        async def one(number: int) -> None:
+            await get(stack, server)
+            ended.append(number)
+
+        await asyncio.gather(*(one(number) for number in range(12)))
+
+        assert server.connections == 3
+        assert [number // 3 for number in ended] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+        await stack.aclose()
+
+
+async def test_a_request_that_gets_no_place_in_time_was_not_sent() -> None:
+    async with serving(late(100)) as server:
+        stack = ConnectionStack(size=1)
+        busy = asyncio.create_task(get(stack, server))
+        await asyncio.sleep(1)
+
+        with pytest.raises(httpx.PoolTimeout, match="within 5 s"):
+            await get(stack, server, pool=5)
+
+        assert len(server.requests) == 1
+        await busy
+        assert await get(stack, server) == b"{}"
+        await stack.aclose()
+
+
+async def test_an_idle_connection_outlasts_the_longest_time_between_two_looks() -> None:
+    async with serving(reply()) as server:
+        stack = ConnectionStack()
+        await get(stack, server)
+        await asyncio.sleep(63)
+        await get(stack, server)
+        assert server.connections == 1
+
+        await asyncio.sleep(200)
+        await get(stack, server)
+        assert server.connections == 2
+        assert server.open == 1
+        await stack.aclose()
+
+
+async def test_a_fresh_connection_is_new_or_was_used_a_moment_ago() -> None:
+    async with serving(reply()) as server:
+        stack = ConnectionStack(size=2)
+        await get(stack, server)
+        await asyncio.sleep(0.5)
+        await get(stack, server, max_idle=1.0)
+        assert server.connections == 1
+
+        await asyncio.sleep(2)
+        await get(stack, server, max_idle=1.0)
+        assert server.connections == 2
+        await asyncio.sleep(2)
+        await get(stack, server, max_idle=1.0)
+        assert server.connections == 3
+        assert server.open == 2, "the oldest made room"
+        await stack.aclose()
+
+
+@pytest.mark.parametrize(
+    "broken", [cut(), cut(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhalf"), b"no http\r\n\r\n"]
+)
+async def test_a_connection_that_fails_is_thrown_away(broken: object) -> None:
+    async with serving([broken, reply()]) as server:  # type: ignore[list-item]
+        stack = ConnectionStack(size=1)
+        with pytest.raises(httpx.HTTPError):
+            await get(stack, server)
+
+        assert await get(stack, server) == b"{}"
+        assert server.connections == 2
+        await stack.aclose()
+
+
+async def test_an_answer_that_is_not_read_to_its_end_costs_its_connection() -> None:
+    async with serving(reply(b"x" * 100_000)) as server:
+        stack = ConnectionStack(size=1)
+        response = await stack.handle_async_request(httpx.Request("GET", server.url))
+        await response.aclose()
+
+        assert repr(stack) == "<ConnectionStack 0 busy, 0 idle, 1 at most>"
+        await get(stack, server)
+        await stack.aclose()
+
+
+async def test_random_cancels_lose_no_place() -> None:
+    """A pool of httpcore is dead for good after three seconds of this."""
+    chance = random.Random(7)
+    async with serving(late(0.05)) as server:
+        stack = ConnectionStack(size=10)
+
+        async def caller() -> None:
+            until = asyncio.get_running_loop().time() + 3
+            while asyncio.get_running_loop().time() < until:
+                call = asyncio.create_task(get(stack, server))
+                await asyncio.sleep(chance.uniform(0, 0.1))
+                call.cancel()
+                await asyncio.wait([call])
+
+        await asyncio.gather(*(caller() for _ in range(20)))
+        before = asyncio.get_running_loop().time()
+        await asyncio.gather(*(get(stack, server, pool=1) for _ in range(10)))
+
+        assert asyncio.get_running_loop().time() - before < 0.06, "all ten places at once"
+        assert repr(stack) == "<ConnectionStack 0 busy, 10 idle, 10 at most>"
+        await stack.aclose()
+
+
+async def test_a_waiter_that_is_cancelled_as_its_turn_comes_passes_it_on() -> None:
+    async with serving(late(1)) as server:
+        stack = ConnectionStack(size=1)
+        first = asyncio.create_task(get(stack, server))
+        await asyncio.sleep(0.5)
+        second, third = asyncio.create_task(get(stack, server)), asyncio.create_task(get(stack, server))
+        await asyncio.sleep(0)
+        first.add_done_callback(lambda _: second.cancel())
+        await asyncio.wait([first, second, third])
+
+        assert second.cancelled()
+        assert third.result() == b"{}"
+        await stack.aclose()
+
+
+@pytest.mark.parametrize(
+    ("url", "proxy"),
+    [
+        ("https://api.example/v1", "http://proxy:3128"),
+        ("http://api.example/v1", "http://plain:80"),
+        ("https://inside.example", None),
+        ("https://inside.example:8443/x", None),
+        ("http://127.0.0.1:8000", None),
+    ],
+)
+def test_the_proxy_is_the_environments(url: str, proxy: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    monkeypatch.setenv("http_proxy", "http://plain:80")
+    monkeypatch.setenv("no_proxy", "inside.example,127.0.0.1")
+
+    assert proxy_for(url) == proxy
+
+
+async def test_requests_go_through_the_proxy() -> None:
+    async with serving(reply(b"by proxy")) as proxy, serving(reply(b"direct")) as server:
+        stack = ConnectionStack(proxy=proxy.url)
+
+        assert await get(stack, server) == b"by proxy"
+        assert proxy.heads[0].startswith(f"get {server.url}")
+        assert server.requests == []
+        await stack.aclose()

@@ -22,7 +22,7 @@ from bide._wire import Reply, shown
 from bide.errors import BideError, DownloadError, TransportError, UnexpectedReplyError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
     from bide._wire import Call, Secret
 
@@ -255,37 +255,40 @@ class Transport:
         Raises:
             DownloadError: it cannot be reached. The URL in its text has no query, which may be a signature.
         """
-        fault: DownloadError | None = None
+        response, place = await self._open(url)
+        chunks = self._chunks(response, place)
         try:
-            response, place = await self._open(url)
-            try:
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                yield Download(response.status_code, headers, self._chunks(response, place))
-            finally:
-                await response.aclose()
-        except httpx.HTTPError as error:
-            fault = DownloadError(str(self._fault(error, without_query(url))))
-        if fault is not None:
-            raise fault
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            yield Download(response.status_code, headers, chunks)
+        finally:
+            await chunks.aclose()
+            await response.aclose()
 
     async def _open(self, url: str) -> tuple[httpx.Response, str]:
         for _ in range(MAX_REDIRECTS + 1):
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise DownloadError(f"not an address of a file: {shown(without_query(url), 200)!r}")
+            response = await self._get(url)
+            if not response.has_redirect_location:
+                return response, without_query(url)
+            await response.aclose()
+            url = urljoin(url, response.headers["location"])
+        raise DownloadError(f"more than {MAX_REDIRECTS} redirects, the last one to {without_query(url)}")
+
+    async def _get(self, url: str) -> httpx.Response:
+        """The begin of the answer to a plain request without any key."""
+        try:
             request = httpx.Request(
                 "GET",
                 url,
                 headers={"user-agent": USER_AGENT, "accept": "*/*", "accept-encoding": "identity"},
                 extensions={"timeout": _timeouts(READ_TIMEOUT)},
             )
-            response = await self._stack_for(url).handle_async_request(request)
-            response.request = request
-            if not response.has_redirect_location:
-                return response, without_query(url)
-            await response.aclose()
-            url = urljoin(url, response.headers["location"])
-        raise DownloadError(f"more than {MAX_REDIRECTS} redirects, the last one to {without_query(url)}")
+            return await self._stack_for(url).handle_async_request(request)
+        except Exception as error:  # noqa: BLE001 - all of them are translated here
+            fault = DownloadError(str(self._fault(error, without_query(url))))
+        raise fault
 
     def _stack_for(self, url: str) -> httpx.AsyncBaseTransport:
         if self._given is not None:
@@ -295,12 +298,16 @@ class Transport:
             self._files[proxy] = ConnectionStack(size=8, proxy=proxy)
         return self._files[proxy]
 
-    async def _chunks(self, response: httpx.Response, place: str) -> AsyncIterator[bytes]:
+    async def _chunks(self, response: httpx.Response, place: str) -> AsyncGenerator[bytes]:
         fault: DownloadError | None = None
+        stream = response.stream
+        if not isinstance(stream, httpx.AsyncByteStream):
+            raise DownloadError(f"{place}: a transport for async use must answer with an async stream")
         try:
-            async for chunk in response.aiter_raw():
+            # Not `aiter_raw`: a transport of the caller's may give answers that are read already.
+            async for chunk in stream:
                 yield chunk
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, OSError) as error:
             fault = DownloadError(str(self._fault(error, place)))
         if fault is not None:
             raise fault

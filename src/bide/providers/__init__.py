@@ -3,6 +3,7 @@
 `Provider` is the protocol to implement for a further service.
 """
 
+from bide._wire import Call, Reply, quoted
 from bide.providers._base import (
     Accepted,
     CancelOutcome,
@@ -27,6 +28,7 @@ from bide.providers.dieyuyun import Dieyuyun
 
 __all__ = [
     "Accepted",
+    "Call",
     "CancelOutcome",
     "CreateOutcome",
     "DashScope",
@@ -41,8 +43,10 @@ __all__ = [
     "Provider",
     "QueryOutcome",
     "Refused",
+    "Reply",
     "Stopped",
     "TooLate",
     "TryAgain",
     "Unclear",
+    "quoted",
 ]

@@ -140,7 +140,7 @@ class Provider(Protocol):
     """One service: how a request becomes a call, and what a reply means. No state, no I/O.
 
     Everything that differs between two services is in here. Two examples: `Dieyuyun` (short) and `DashScope`
-    (with a list). Ids in paths go through `bide._wire.quoted`.
+    (with a list). Ids in paths go through `quoted`.
 
     Attributes:
         name: in lower case, for messages and records: "dashscope".

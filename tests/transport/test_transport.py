@@ -1,0 +1,351 @@
+"""The transport: the key, the bounds, and every fault of the HTTP library in our words."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import gzip
+import ipaddress
+import logging
+import pickle
+import ssl
+import traceback
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from wires import cut, drip, late, reply, serving
+
+from bide._transport import MAY_HAVE_ARRIVED, NOT_SENT, Transport, without_query
+from bide._wire import Call, Secret
+from bide.errors import TransportError, UnexpectedReplyError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+KEY = Secret("sk-canary-777")
+LOOK = Call("GET", "/v1/tasks/t1")
+
+
+def raising(error: Exception) -> Transport:
+    async def answer(_: httpx.Request) -> httpx.Response:
+        raise error
+
+    return Transport("https://api.example/v1", transport=httpx.MockTransport(answer))
+
+
+def all_errors() -> list[type[Exception]]:
+    found: list[type[Exception]] = []
+    queue: list[type[Exception]] = [
+        httpx.HTTPError,
+        httpx.InvalidURL,
+        httpx.StreamError,
+        httpx.CookieConflict,
+    ]
+    while queue:
+        found.append(queue.pop())
+        queue.extend(found[-1].__subclasses__())
+    return found
+
+
+@pytest.mark.parametrize("kind", all_errors(), ids=lambda kind: kind.__name__)
+async def test_no_error_of_the_http_library_is_forgotten_and_none_leaves(kind: type[Exception]) -> None:
+    error = kind.__new__(kind)
+    error.args = (f"something with {KEY.reveal()} in it",)
+    transport = raising(error)
+
+    with pytest.raises(TransportError) as caught:
+        await transport.send(LOOK, key=KEY, timeout=5)
+
+    names = {base.__name__ for base in kind.__mro__}
+    assert names & (set(NOT_SENT) | set(MAY_HAVE_ARRIVED)), "it has a word of its own, or of its base"
+    assert caught.value.may_have_arrived is not bool(names & set(NOT_SENT))
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    assert KEY.reveal() not in str(caught.value) + repr(pickle.dumps(caught.value))
+    assert str(caught.value).startswith("https://api.example: ")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("pipe"), ssl.SSLError("handshake"), RuntimeError("odd"), KeyError("k")]
+)
+async def test_any_other_error_of_the_exchange_may_have_come_after_the_sending(error: Exception) -> None:
+    with pytest.raises(TransportError) as caught:
+        await raising(error).send(LOOK, key=KEY, timeout=5)
+
+    assert caught.value.may_have_arrived
+    assert not caught.value.permanent
+
+
+async def test_an_address_that_cannot_be_called_is_permanent() -> None:
+    with pytest.raises(TransportError) as caught:
+        await raising(httpx.UnsupportedProtocol("ftp")).send(LOOK, key=KEY, timeout=5)
+
+    assert caught.value.permanent
+    assert not caught.value.may_have_arrived
+
+
+async def test_a_port_where_nobody_listens_is_certainly_not_sent() -> None:
+    async with serving(reply()) as server:
+        url = server.url
+    transport = Transport(url)
+
+    with pytest.raises(TransportError, match=r"no connection \(ConnectError") as caught:
+        await transport.send(LOOK, key=KEY, timeout=5)
+
+    assert not caught.value.may_have_arrived
+    assert not transport.connected
+    await transport.aclose()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        cut(),
+        cut(b"HTTP/1.1 200 OK\r\n"),
+        cut(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{"),
+        b"rubbish\r\n\r\n",
+        late(60),
+    ],
+    ids=["at once", "in the head", "in the body", "no http", "hang"],
+)
+async def test_a_fault_after_the_sending_may_have_arrived(answer: Any) -> None:
+    async with serving(answer) as server:
+        transport = Transport(server.url)
+        before = asyncio.get_running_loop().time()
+
+        with pytest.raises(TransportError) as caught:
+            await transport.send(Call("POST", "/v1/x", body={}), key=KEY, timeout=20)
+
+        assert caught.value.may_have_arrived
+        assert transport.connected
+        assert asyncio.get_running_loop().time() - before <= 20.01
+        assert len(server.requests) == 1
+        await transport.aclose()
+
+
+async def test_an_answer_that_drips_ends_by_the_time_out_of_the_whole() -> None:
+    async with serving(drip(1000, 1)) as server:
+        transport = Transport(server.url)
+        before = asyncio.get_running_loop().time()
+
+        with pytest.raises(TransportError, match="no answer in time"):
+            await transport.send(LOOK, key=KEY, timeout=20)
+
+        assert asyncio.get_running_loop().time() - before == pytest.approx(20, abs=0.1)
+        await transport.aclose()
+
+
+def self_signed(folder: Path) -> ssl.SSLContext:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(7)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    pem = certificate.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "both.pem").write_bytes(pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "both.pem")
+    return context
+
+
+@pytest.mark.real_time
+async def test_a_certificate_that_does_not_verify_is_permanent_and_nothing_was_sent(tmp_path: Path) -> None:
+    async with serving(reply(), tls=self_signed(tmp_path)) as server:
+        transport = Transport(server.url)
+        await transport.warm()
+
+        with pytest.raises(TransportError, match=r"certificate.*nothing was sent.*\$SSL_CERT_FILE") as caught:
+            await transport.send(LOOK, key=KEY, timeout=20)
+
+        assert caught.value.permanent
+        assert not caught.value.may_have_arrived
+        assert server.requests == []
+        await transport.aclose()
+
+
+async def test_the_call_goes_out_as_it_is_with_the_key_and_no_more() -> None:
+    async with serving(reply(b'{"ok": true}', headers="X-Trace: 7\r\n")) as server:
+        transport = Transport(server.url + "/api/v1/")
+        call = Call(
+            "POST", "/tasks", query={"a b": "ä"}, headers={"X-Async": "enable"}, body={"prompt": "猫"}
+        )
+
+        got = await transport.send(call, key=KEY, timeout=5)
+
+        assert (got.status, got.json(), got.headers["x-trace"]) == (200, {"ok": True}, "7")
+        head, _, body = server.requests[0].partition(b"\r\n\r\n")
+        lines = head.decode().lower().split("\r\n")
+        assert lines[0] == "post /api/v1/tasks?a+b=%c3%a4 http/1.1"
+        assert "authorization: bearer sk-canary-777" in lines
+        assert "content-type: application/json" in lines
+        assert "accept-encoding: identity" in lines
+        assert "x-async: enable" in lines
+        assert body == '{"prompt":"猫"}'.encode()
+        await transport.aclose()
+
+
+async def test_a_redirect_is_an_answer_like_any_other_and_is_not_followed() -> None:
+    async with serving(reply()) as other:
+        async with serving(reply(status=302, headers=f"Location: {other.url}/steal\r\n")) as server:
+            transport = Transport(server.url)
+
+            got = await transport.send(LOOK, key=KEY, timeout=5)
+
+            assert got.status == 302
+            assert other.requests == []
+            await transport.aclose()
+
+
+async def test_cookies_are_neither_kept_nor_sent() -> None:
+    async with serving(reply(headers="Set-Cookie: session=1; Path=/\r\n")) as server:
+        transport = Transport(server.url)
+        for _ in range(2):
+            await transport.send(LOOK, key=KEY, timeout=5)
+
+        assert "cookie" not in server.heads[1]
+        await transport.aclose()
+
+
+async def test_a_key_that_the_service_echoes_is_taken_out() -> None:
+    body = b'{"message": "Incorrect API key provided: sk-canary-777."}'
+    async with serving(reply(body, status=401, headers="X-Key: sk-canary-777\r\n")) as server:
+        transport = Transport(server.url)
+
+        got = await transport.send(LOOK, key=KEY, timeout=5)
+
+        assert got.json() == {"message": "Incorrect API key provided: ***."}
+        assert got.headers["x-key"] == "***"
+        await transport.aclose()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_a_body_beyond_the_bound_is_an_error_that_shows_its_begin(packed: bool) -> None:
+    body, extra = b"x" * 3_000_000, ""
+    if packed:
+        body, extra = gzip.compress(b"x" * 300_000_000, 1), "Content-Encoding: gzip\r\n"
+    async with serving(reply(body, headers=extra)) as server:
+        transport = Transport(server.url)
+
+        with pytest.raises(UnexpectedReplyError, match="longer than 1000000 bytes; it begins: xxx"):
+            await transport.send(LOOK, key=KEY, timeout=5, limit=1_000_000)
+
+        await transport.aclose()
+
+
+@pytest.mark.parametrize(
+    "path", ["", "v1", "//evil.example/x", "/a/../b", "/a\\b", "/a b", "/a?b", "/a#b", "/a\r\nX: y"]
+)
+async def test_a_path_that_leads_out_of_the_api_is_not_sent(path: str) -> None:
+    transport = raising(AssertionError("sent"))
+
+    with pytest.raises(ValueError, match="a call's path"):
+        await transport.send(Call("GET", path), key=KEY, timeout=5)
+
+
+async def test_the_key_is_in_no_repr_log_or_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving([reply(), cut()]) as server:
+        transport = Transport(server.url)
+        with caplog.at_level(logging.DEBUG):
+            await transport.send(Call("POST", "/v1/x", body={}), key=KEY, timeout=5)
+            with pytest.raises(TransportError) as caught:
+                await transport.send(Call("POST", "/v1/x", body={}), key=KEY, timeout=5)
+
+        frames = traceback.TracebackException.from_exception(caught.value, capture_locals=True).stack
+        shown = "".join(str(frame.locals) for frame in frames if "/bide/" in frame.filename)
+        assert "transport" in "".join(frame.filename for frame in frames)
+        assert KEY.reveal() not in shown + caplog.text + repr(transport) + repr(vars(transport)) + repr(KEY)
+        with pytest.raises(TypeError, match="not pickled"):
+            pickle.dumps(KEY)
+        await transport.aclose()
+
+
+# A client of the caller's ------------------------------------------------------------------------------------
+
+
+async def test_a_client_of_the_callers_carries_the_calls_and_is_not_closed() -> None:
+    seen = []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        seen.append((str(request.url), request.headers["authorization"], request.content))
+        return httpx.Response(302, headers={"location": "https://evil.example"}, json={"a": 1})
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), follow_redirects=True) as mine:
+        transport = Transport("https://api.example/v1", http_client=mine)
+        got = await transport.send(Call("POST", "/x", body={"n": 1}), key=KEY, timeout=5)
+        await transport.warm()
+        await transport.aclose()
+
+        assert (got.status, got.json()) == (302, {"a": 1})
+        assert seen == [("https://api.example/v1/x", "Bearer sk-canary-777", b'{"n":1}')]
+        assert not mine.is_closed
+
+
+async def test_at_most_ten_requests_are_under_way_on_a_callers_client() -> None:
+    under_way = most = 0
+
+    async def answer(_: httpx.Request) -> httpx.Response:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(1)
+        under_way -= 1
+        return httpx.Response(200, json={})
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as mine:
+        transport = Transport("https://api.example", http_client=mine)
+        await asyncio.gather(*(transport.send(LOOK, key=KEY, timeout=100) for _ in range(35)))
+
+    assert most == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "arrived"), [("ConnectError", False), ("ReadTimeout", True), ("Whatever", True)]
+)
+async def test_errors_of_another_client_are_told_by_their_names(name: str, arrived: bool) -> None:
+    class Client:
+        @asynccontextmanager
+        async def stream(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
+            raise type(name, (Exception,), {})("oops")
+            yield
+
+    transport = Transport("https://api.example", http_client=Client())  # type: ignore[arg-type]
+
+    with pytest.raises(TransportError, match=name) as caught:
+        await transport.send(LOOK, key=KEY, timeout=5)
+
+    assert caught.value.may_have_arrived is arrived
+
+
+@pytest.mark.parametrize(
+    "others", [{"transport": httpx.MockTransport(lambda _: httpx.Response(200))}, {"proxy": "http://p"}]
+)
+def test_arguments_that_exclude_each_other_are_refused(others: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="http_client= excludes"):
+        Transport("https://api.example", http_client=httpx.AsyncClient(), **others)
+    if "transport" in others:
+        with pytest.raises(ValueError, match="transport= excludes proxy="):
+            Transport("https://api.example", proxy="http://p", **others)
+
+
+def test_an_address_is_shown_without_its_signature_and_its_password() -> None:
+    assert without_query("https://me:pw@files.example/a/b.png?sig=1#x") == "https://files.example/a/b.png?…"

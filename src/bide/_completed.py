@@ -90,6 +90,7 @@ class AsCompleted:
         self._window = window
         self._open = Completions()
         self._pull: asyncio.Future[Request] | None = None
+        self._pulled: Request | None = None
 
     def __aiter__(self) -> Self:
         return self
@@ -113,21 +114,31 @@ class AsCompleted:
 
     async def _fill(self) -> None:
         """Pull requests and submit them, until the window is full or the source has nothing at once."""
-        while self._source is not None and len(self._open) < self._window:
-            if isinstance(self._source, AsyncIterator):
-                if self._pull is None:
-                    self._pull = asyncio.ensure_future(anext(self._source))
-                    self._pull.add_done_callback(lambda _: self._open.poke())
-                    # A source that has one at hand answers within a step of the loop.
-                    await asyncio.sleep(0)
-                if not self._pull.done():
-                    return
-                pulled, self._pull = self._pull, None
-                request = self._next(pulled)
-            else:
-                request = self._next(self._source)
-            if request is not None:
-                self._open.add(await self._submit(request))
+        while len(self._open) < self._window:
+            if self._pulled is None:
+                self._pulled = await self._pull_one()
+            if self._pulled is None:
+                return
+            # If this is cancelled the request was withdrawn: it stays at hand, and the next step submits it.
+            handle = await self._submit(self._pulled)
+            self._pulled = None
+            self._open.add(handle)
+
+    async def _pull_one(self) -> Request | None:
+        """The next request; None if the source has none at once, or none any more."""
+        if self._source is None:
+            return None
+        if isinstance(self._source, Iterator):
+            return self._next(self._source)
+        if self._pull is None:
+            self._pull = asyncio.ensure_future(anext(self._source))
+            self._pull.add_done_callback(lambda _: self._open.poke())
+            # A source that has one at hand answers within a step of the loop.
+            await asyncio.sleep(0)
+        if not self._pull.done():
+            return None
+        pulled, self._pull = self._pull, None
+        return self._next(pulled)
 
     def _next(self, pull: asyncio.Future[Request] | Iterator[Request]) -> Request | None:
         """The next request, or None at the end of the source."""

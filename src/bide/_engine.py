@@ -253,12 +253,14 @@ class Engine:
         return running
 
     async def _cancel(self, handle: TaskHandle) -> bool:
-        if handle.task.status is TaskStatus.WAITING and await self.withdraw(handle.ticket):
-            return True
-        if handle.task.status is TaskStatus.SUBMITTING:
-            await self.ledger.cancelling(handle.ticket)
-            while handle.task.status is TaskStatus.SUBMITTING:
-                await handle.changed()
+        while not (handle.task.status.is_final or handle.task.status.is_accepted):
+            if handle.task.status is TaskStatus.WAITING:
+                await self.withdraw(handle.ticket)
+                await asyncio.sleep(0)
+            else:
+                await self.ledger.cancelling(handle.ticket)
+                if handle.task.status is TaskStatus.SUBMITTING:
+                    await handle.changed()
         for attempt in range(CANCEL_TRIES):
             record, task_id = handle._record, handle.task_id  # noqa: SLF001 - our own
             if handle.task.status.is_final or task_id is None or record.lane is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from itertools import takewhile
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from attrs import evolve, field, frozen
@@ -25,7 +26,8 @@ RAISE_EVERY = 20.0
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
 """Without a `Retry-After` the lane pauses this long, doubling up to the second figure."""
 FIRST_RETRY = 0.5
-"""Where no connection was made the pause starts here: nothing has been asked of the service."""
+"""Where no connection was made the pause starts here: nothing has been asked of the service. With a `Retry-After`
+it is the least, doubling too."""
 JITTER = 0.1
 """A pause is longer than asked by up to this share of itself and one second at most, never shorter."""
 
@@ -105,10 +107,11 @@ def may_start_at(state: LaneState, load: LaneLoad, limits: Limits, now: float) -
         at = max(at, min(load.next_free, grows))
     whole, seconds = window(limits)
     if whole:
-        recent = [moment for moment in load.answered if moment > now - seconds]
-        over = len(recent) + load.submitting - whole
+        newest_first = list(takewhile(lambda moment: moment > now - seconds, reversed(load.answered)))
+        over = len(newest_first) + load.submitting - whole
         if over >= 0:
-            at = max(at, recent[over] + seconds if over < len(recent) else math.inf)
+            # So many of the oldest ones, and one more, have to leave the window.
+            at = max(at, newest_first[-1 - over] + seconds if over < len(newest_first) else math.inf)
     return at
 
 
@@ -130,10 +133,10 @@ def refused(
         others: slots of the lane in use besides this one.
         chance: a random number from 0 to 1, for the jitter.
     """
-    pause = retry_after
-    if pause is None:
-        first = FIRST_RETRY if setback == "unreachable" else FIRST_PAUSE
-        pause = min(LONGEST_PAUSE, first * 2 ** min(state.setbacks, 16))
+    no_advice = retry_after is None and setback != "unreachable"
+    first = FIRST_PAUSE if no_advice else FIRST_RETRY
+    # A service that says "0" again and again must not be asked without a pause either.
+    pause: float = max(retry_after or 0.0, min(LONGEST_PAUSE, first * 2.0 ** min(state.setbacks, 16)))
     pause += chance * min(1.0, JITTER * pause)
     learned, learned_at = state.learned, state.learned_at
     if setback == "slots" and (certain or limits.concurrency is not None):

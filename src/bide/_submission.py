@@ -144,19 +144,24 @@ class Submitter:
         if self._first_post is None:
             self._first_post = self._ledger.now()
         repeats = iter(REPEATS if self._account.provider.idempotent else ())
+        lost: BideError | None = None
         while True:
             try:
                 outcome = await self._account.create(record)
             except TransportError as fault:
-                await self._not_sent(record, fault)
-                return
-            if not isinstance(outcome, Unclear):
+                if lost is None:
+                    await self._not_sent(record, fault)
+                    return
+                outcome = Unclear(lost)
+            # Once a create may have arrived, a refusal of its repetition says nothing about it: only an id does.
+            if isinstance(outcome, Accepted) or (lost is None and not isinstance(outcome, Unclear)):
                 await self._record(record, outcome)
                 return
-            self._stumbled(record.ticket, outcome.error)
+            lost = outcome.error if isinstance(outcome, Unclear) or lost is None else lost
+            self._stumbled(record.ticket, lost)
             pause = next(repeats, None)
             if pause is None:
-                await self._look_up(record, outcome.error)
+                await self._look_up(record, lost)
                 return
             await asyncio.sleep(pause)
 

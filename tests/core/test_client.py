@@ -550,3 +550,17 @@ async def test_the_providers_key_variable_is_named_where_the_service_does_not_kn
             with pytest.raises(BideError, match="DIEYUYUN_API_KEY"):
                 await client.run(image())
         assert len(calls(emulator, "create")) == 1
+
+
+async def test_a_cancelled_step_of_as_completed_loses_no_request() -> None:
+    service = ToyService(queries=[DONE])
+    async with service.client() as client:
+        completed = client.as_completed(image(str(number)) for number in range(5))
+        step = asyncio.create_task(anext(completed))
+        await asyncio.sleep(0)
+        step.cancel()
+        await asyncio.wait([step])
+
+        seen = [handle.request async for handle in completed]
+
+    assert sorted(str(each.prompt) for each in seen if isinstance(each, ImageRequest)) == list("01234")

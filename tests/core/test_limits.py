@@ -84,10 +84,11 @@ def test_a_429_on_a_free_slot_teaches_a_lower_cap_that_grows_by_one_each_20_s() 
     limits = Limits(5)
     state = refuse(LaneState(), limits, others=2, retry_after=0.0)
 
-    assert cap(state, limits, NOW) == 2
-    assert cap(state, limits, NOW + RAISE_EVERY) == 3
-    assert cap(state, limits, NOW + 100 * RAISE_EVERY) == 5
-    assert may_start_at(state, LaneLoad(slots=3), limits, NOW) == NOW + 2 * RAISE_EVERY
+    since = state.learned_at
+    assert cap(state, limits, NOW) == cap(state, limits, since) == 2
+    assert cap(state, limits, since + RAISE_EVERY) == 3
+    assert cap(state, limits, since + 100 * RAISE_EVERY) == 5
+    assert may_start_at(state, LaneLoad(slots=3), limits, since) == since + 2 * RAISE_EVERY
 
 
 def test_the_learned_cap_is_at_least_one() -> None:

@@ -539,3 +539,39 @@ async def test_a_ledger_that_fails_is_told_to_who_waits_and_admission_goes_on() 
         ledger.broken = False
         assert (await handle.result()).status is TaskStatus.SUCCEEDED
         assert service.count("POST") == 1
+
+
+@pytest.mark.parametrize("second", [429, 422, httpx.ConnectError("down")], ids=str)
+async def test_a_refused_repetition_says_nothing_about_the_create_that_may_have_arrived(
+    second: object,
+) -> None:
+    service = ToyService(creates=[httpx.ReadError("cut"), second, {"status": "queued"}], queries=[DONE])
+    async with service.client(Toy(idempotent=True)) as client:
+        assert (await client.run(image())).status is TaskStatus.SUCCEEDED
+
+    service = ToyService(creates=[httpx.ReadError("cut"), second])
+    async with service.client(Toy(idempotent=True)) as client:
+        with pytest.raises(SubmissionUnknownError):
+            await client.run(image())
+        assert service.count("POST") == 5
+
+
+async def test_looking_at_the_statistics_does_not_forget_the_create_rate() -> None:
+    limits = ServiceLimits(creates_per_minute=30)
+    async with Emulator(dashscope_limits=limits, image_seconds=2) as emulator, client_at(emulator) as client:
+        handles = [await client.submit(image(str(number))) for number in range(40)]
+        for _ in range(100):
+            await client.statistics()
+            await asyncio.sleep(1)
+        await asyncio.gather(*(handle.result() for handle in handles))
+
+        assert emulator.stats()["creates_429"] == 0
+
+
+async def test_a_service_that_says_retry_after_0_is_not_asked_without_a_pause() -> None:
+    service = ToyService(creates=[httpx.Response(429, headers={"Retry-After": "0"})])
+    async with service.client() as client:
+        await client.submit(image())
+        await asyncio.sleep(60)
+
+    assert service.count("POST") < 10

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from attrs import Factory, define, evolve
 
-from bide._limits import LaneLoad, LaneState, may_start_at, refused, window
+from bide._limits import LaneLoad, LaneState, may_start_at, refused
 from bide._limits import accepted as after_accept
 from bide.errors import LedgerError
 from bide.ledgers._base import Held, LaneView, Record
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from bide._limits import Setback
     from bide.ledgers._base import LaneTerms
 
+RECENT_CREATES = 10_000
+"""Answers to creates that a lane remembers, for its create rate."""
 RECENT_IDS = 10_000
 """Ids of accepted tasks that are remembered after their records have left, for telling an orphan."""
 
@@ -43,7 +45,7 @@ class _Lane:
     slots: dict[str, float] = Factory(dict)
     ends: list[tuple[float, str]] = Factory(list)
     submitting: set[str] = Factory(set)
-    answered: deque[float] = Factory(deque)
+    answered: deque[float] = Factory(lambda: deque(maxlen=RECENT_CREATES))
 
     def take(self, ticket: str, until: float) -> None:
         self.slots[ticket] = until
@@ -59,14 +61,11 @@ class _Lane:
             self.submitting.discard(ticket)
             self.answered.append(now)
 
-    def load(self, limits: Limits, now: float) -> LaneLoad:
+    def load(self, now: float) -> LaneLoad:
         while self.ends and (self.ends[0][0] <= now or self.slots.get(self.ends[0][1]) != self.ends[0][0]):
             until, ticket = heapq.heappop(self.ends)
             if self.slots.get(ticket) == until:
                 self.free(ticket)
-        whole, _ = window(limits)
-        while len(self.answered) > max(whole, 1):
-            self.answered.popleft()
         next_free = self.ends[0][0] if self.ends else math.inf
         return LaneLoad(len(self.slots), len(self.submitting), self.answered, next_free)
 
@@ -160,7 +159,7 @@ class MemoryLedger:
         until = math.inf
         for terms in lanes:
             lane = self._lane(origin, kind, terms.fingerprint)
-            at = may_start_at(lane.state, lane.load(terms.limits, now), terms.limits, now)
+            at = may_start_at(lane.state, lane.load(now), terms.limits, now)
             if at <= now:
                 free.append(terms)
             else:
@@ -212,7 +211,7 @@ class MemoryLedger:
             setback,
             certain=certain,
             retry_after=retry_after,
-            others=lane.load(limits, now).slots,
+            others=lane.load(now).slots,
             now=now,
             chance=random.random(),  # noqa: S311 - jitter, not a secret
         )
@@ -247,7 +246,7 @@ class MemoryLedger:
             lane.free(ticket)
             if hold > 0:
                 lane.take(ticket, record.slot_until)
-                self._held[ticket] = record
+                self._held = {**self._still_held(), ticket: record}
         return self._write(record)
 
     async def withdraw(self, ticket: str, task: Task) -> Record:
@@ -263,8 +262,7 @@ class MemoryLedger:
         return self._write(evolve(record, cancelling=True))
 
     async def unsettled(self, origin: str, lane: str) -> list[Record]:
-        now = self.now()
-        self._held = {ticket: record for ticket, record in self._held.items() if record.slot_until > now}
+        self._held = self._still_held()
         submitting = [
             self._open[ticket]
             for (where, _, fingerprint), each in self._lanes.items()
@@ -294,10 +292,14 @@ class MemoryLedger:
     async def lanes(self, origin: str, keys: Collection[str]) -> list[LaneView]:
         now = self.now()
         return [
-            LaneView(fingerprint, kind, lane.load(Limits(), now).slots, lane.state)
+            LaneView(fingerprint, kind, lane.load(now).slots, lane.state)
             for (where, kind, fingerprint), lane in self._lanes.items()
             if where == origin and fingerprint in keys
         ]
+
+    def _still_held(self) -> dict[str, Record]:
+        now = self.now()
+        return {ticket: record for ticket, record in self._held.items() if record.slot_until > now}
 
     def _find(self, ticket: str) -> Record | None:
         return self._open.get(ticket) or self._ended.get(ticket)

@@ -37,6 +37,8 @@ log = logging.getLogger("bide")
 _T = TypeVar("_T")
 
 CANCEL_TRIES = 5
+IDS_A_LINE = 50
+"""Ids that one line of the log names at most."""
 REARM = 1.0
 """Seconds until a deadline is looked at again that ran out while its request was on its way."""
 
@@ -371,5 +373,6 @@ class Engine:
                 )
             )
         ids = [record.task.task_id or record.ticket for record in left]
-        if ids:
-            log.warning("closed with %d tasks left running: %s", len(ids), ", ".join(ids))
+        for start in range(0, len(ids), IDS_A_LINE):
+            some = ids[start : start + IDS_A_LINE]
+            log.warning("closed with %d tasks left running: %s", len(ids), ", ".join(some))

@@ -12,17 +12,16 @@ import time
 from typing import TYPE_CHECKING
 
 import httpx
-from goals import Row, arguments, show
 
 from bide._pool import ConnectionStack
+from goals import Row, arguments, show
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from multiprocessing.connection import Connection
 
 ANSWER = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n"
-    + b'{"status":"running"}'
+    b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n{"status":"running"}'
 )
 TIMEOUT = {"connect": 60.0, "read": 60.0, "write": 60.0, "pool": 60.0}
 ROUNDS = {1: 40, 10: 400, 100: 1000, 1000: 2000}

@@ -16,11 +16,8 @@ async def run(name: str) -> list[Row]:
     """The job on one service, with an emulator of its own."""
     limits = ServiceLimits(queries_per_second=RATE)
     async with Emulator(image_seconds=SECONDS, dieyuyun_limits=limits, dashscope_limits=limits) as emulator:
-        dashscope, dieyuyun = (
-            DashScope(base_url=emulator.dashscope_url),
-            Dieyuyun(base_url=emulator.dieyuyun_url),
-        )
-        provider = dashscope if name == "dashscope" else dieyuyun
+        dashscope = DashScope(base_url=emulator.dashscope_url)
+        provider = dashscope if name == "dashscope" else Dieyuyun(base_url=emulator.dieyuyun_url)
         started = time.perf_counter()
         async with Client(
             provider, api_key="sk-bench", limits=Limits(concurrency=TASKS), queries_per_second=RATE
@@ -40,9 +37,7 @@ async def run(name: str) -> list[Row]:
 
 async def main() -> list[Row]:
     """Both services at once."""
-    both = await asyncio.gather(
-        run(Dieyuyun(base_url="http://x.test")), run(DashScope(base_url="http://x.test"))
-    )
+    both = await asyncio.gather(run("dieyuyun"), run("dashscope"))
     return [row for rows in both for row in rows]
 
 

@@ -61,7 +61,7 @@ async def save(transport: Transport, task: Task, directory: str | os.PathLike[st
     """
     if task.status is not TaskStatus.SUCCEEDED:
         raise ValueError(
-            f"nothing to save: task {task.task_id or task.ticket} is {task.status}, not succeeded"
+            f"nothing to save: {task.task_id or task.ticket} is {task.status}, not succeeded; await handle.result() first"
         )
     folder = Path(directory)
     gate = asyncio.Semaphore(AT_ONCE)
@@ -124,7 +124,7 @@ async def _fetch(transport: Transport, output: Output, part: Path) -> tuple[int,
             )
             raise DownloadError(
                 f"{place} answered HTTP {download.status}: results are kept for a limited time{until}; "
-                f"look again with handle.refresh() and save sooner"
+                f"client.attach(task_id) asks for a fresh address, while the service keeps the result"
             )
         declared = download.headers.get("content-type", "").partition(";")[0].strip().lower()
         if declared in ("text/html", "application/json") and output.kind in ("image", "video", "audio"):

@@ -290,10 +290,12 @@ def failure(record: Record, task: Task) -> BideError:
     code, message = (detail.code, detail.message) if detail else (None, None)
     words = ": ".join(filter(None, (code, message)))
     if task.status is TaskStatus.UNKNOWN:
+        of_model = f" of model {task.model}" if task.model else ""
+        at = f" at {record.sent_at:%Y-%m-%d %H:%M:%S} UTC" if record.sent_at else ""
         return SubmissionUnknownError(
             f"nobody can say whether the create of ticket {task.ticket} arrived ({message}). It is not sent again, "
-            f"since that could buy it twice. Look in the service's console or list for a task of model {task.model} "
-            f"made at {record.sent_at}: if it is there, client.attach(its id); if not, submit it again",
+            f"since that could buy it twice. Look in the service's console or list for a task{of_model} made{at}: if "
+            f"it is there, client.attach(its id); if not, submit it again",
             request=record.request,
             sent_at=record.sent_at,
             model=task.model,

@@ -190,7 +190,13 @@ class Submitter:
         never = (
             not self._account.connected and self._ledger.now() - (self._first_post or 0) >= GIVE_UP_CONNECTING
         )
-        if fault.permanent or never:
+        if never and not fault.permanent:
+            fault = TransportError(
+                f"{fault}; no connection worked for {GIVE_UP_CONNECTING:g} s and nothing was sent: check base_url, the "
+                f"network and the proxy ($HTTPS_PROXY, $NO_PROXY)",
+                may_have_arrived=False,
+            )
+        if never or fault.permanent:
             await self._ledger.finish(record.ticket, rejected(record.task, fault))
             return
         self._stumbled(record.ticket, fault)

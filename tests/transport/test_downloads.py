@@ -159,7 +159,7 @@ async def test_parts_that_failed_are_left_out_and_the_others_keep_their_numbers(
 
 
 async def test_only_a_succeeded_task_can_be_saved(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="task x1 is running, not succeeded"):
+    with pytest.raises(ValueError, match="x1 is running, not succeeded"):
         await saved(Task(ticket="t1", task_id="x1", status=TaskStatus.RUNNING), tmp_path)
 
 

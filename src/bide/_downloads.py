@@ -61,7 +61,7 @@ async def save(transport: Transport, task: Task, directory: str | os.PathLike[st
     """
     if task.status is not TaskStatus.SUCCEEDED:
         raise ValueError(
-            f"nothing to save: {task.task_id or task.ticket} is {task.status}, not succeeded; await handle.result() first"
+            f"nothing to save: {task.task_id or task.ticket} is {task.status}, not succeeded: await handle.result()"
         )
     folder = Path(directory)
     gate = asyncio.Semaphore(AT_ONCE)

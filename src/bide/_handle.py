@@ -11,6 +11,7 @@ from bide.errors import (
     ClientClosedError,
     SubmissionUnknownError,
     TaskCancelledError,
+    TaskError,
     TaskExpiredError,
     TaskFailedError,
     TransportError,
@@ -285,66 +286,64 @@ class TaskEvents:
 
 def failure(record: Record, task: Task) -> BideError:
     """The error that a final *task* without a result stands for. A fresh one for each who waits."""
-    ticket, task_id = task.ticket, task.task_id
-    detail = task.error
-    code, message = (detail.code, detail.message) if detail else (None, None)
-    words = ": ".join(filter(None, (code, message)))
     if task.status is TaskStatus.UNKNOWN:
-        of_model = f" of model {task.model}" if task.model else ""
-        at = f" at {record.sent_at:%Y-%m-%d %H:%M:%S} UTC" if record.sent_at else ""
-        return SubmissionUnknownError(
-            f"nobody can say whether the create of ticket {task.ticket} arrived ({message}). It is not sent again, "
-            f"since that could buy it twice. Look in the service's console or list for a task{of_model} made{at}: if "
-            f"it is there, client.attach(its id); if not, submit it again",
-            request=record.request,
-            sent_at=record.sent_at,
-            model=task.model,
-            ticket=ticket,
-            task_id=task_id,
-        )
+        error: BideError = _unknown(record, task)
+    else:
+        error = _never_made(task) or _ended(task)
+    return error.about(ticket=task.ticket, task_id=task.task_id)
+
+
+def _unknown(record: Record, task: Task) -> SubmissionUnknownError:
+    why = task.error.message if task.error else None
+    of_model = f" of model {task.model}" if task.model else ""
+    at = f" at {record.sent_at:%Y-%m-%d %H:%M:%S} UTC" if record.sent_at else ""
+    return SubmissionUnknownError(
+        f"nobody can say whether the create of ticket {task.ticket} arrived ({why}). It is not sent again, since that "
+        f"could buy it twice. Look in the service's console or list for a task{of_model} made{at}: if it is there, "
+        f"client.attach(its id); if not, submit it again",
+        request=record.request,
+        sent_at=record.sent_at,
+        model=task.model,
+    )
+
+
+def _never_made(task: Task) -> BideError | None:
+    """The error that was recorded when the create was refused, or its request withdrawn; None if it was neither."""
+    detail = task.error
     kind = type_named(detail.type) if detail and detail.type else None
-    if kind is not None and issubclass(kind, APIError):
+    if detail is None or kind is None:
+        return None
+    text = detail.text or detail.message or f"{task.ticket} was refused"
+    if issubclass(kind, APIError):
         return kind(
-            message or "refused",
-            status_code=(detail.status_code if detail else None) or 0,
-            code=code,
-            message=message,
+            text,
+            status_code=detail.status_code or 0,
+            code=detail.code,
+            message=detail.message,
             request_id=task.request_id,
-            ticket=ticket,
-            task_id=task_id,
         )
-    if kind is not None and issubclass(kind, WaitTimeoutError):
-        return WaitTimeoutError(message or "withdrawn", task=task, ticket=ticket, task_id=task_id)
-    if kind is not None and issubclass(kind, ClientClosedError):
-        return ClientClosedError(message or "the client was closed", ticket=ticket, task_id=task_id)
-    if kind is TransportError:
-        return TransportError(
-            message or "no connection", may_have_arrived=False, ticket=ticket, task_id=task_id
-        )
-    name = task.task_id or f"ticket {task.ticket}"
+    if issubclass(kind, TransportError):
+        return TransportError(text, may_have_arrived=False)
+    if issubclass(kind, WaitTimeoutError):
+        return WaitTimeoutError(text, task=task)
+    return kind(text)
+
+
+def _ended(task: Task) -> TaskError:
+    """The error of a task that the service has ended without a result."""
+    name, detail = task.task_id or f"ticket {task.ticket}", task.error
+    words = ": ".join(filter(None, (detail.code, detail.message))) if detail else ""
     if task.status is TaskStatus.CANCELLED:
-        return TaskCancelledError(
-            f"{name} was cancelled" + (f": {words}" if words else ""),
-            task=task,
-            ticket=ticket,
-            task_id=task_id,
-        )
+        return TaskCancelledError(f"{name} was cancelled" + (f": {words}" if words else ""), task=task)
     if task.status is TaskStatus.EXPIRED:
-        return TaskExpiredError(
-            f"{name} has expired: the service no longer knows it, or has removed its result"
-            + (f" ({words})" if words else ""),
-            task=task,
-            ticket=ticket,
-            task_id=task_id,
-        )
+        text = f"{name} has expired: the service no longer knows it, or has removed its result"
+        return TaskExpiredError(text + (f" ({words})" if words else ""), task=task)
     return TaskFailedError(
         f"{name} failed: {words or 'the service gives no reason; its answer is in .task.raw'} "
         f"(billing: {task.billing})",
         task=task,
-        code=code,
-        message=message,
+        code=detail.code if detail else None,
+        message=detail.message if detail else None,
         billing=task.billing,
         retryable=detail.retryable if detail else None,
-        ticket=ticket,
-        task_id=task_id,
     )

@@ -276,8 +276,9 @@ def rejected(task: Task, error: APIError | TransportError | UnexpectedReplyError
         request_id=api.request_id if api else task.request_id,
         error=ErrorDetail(
             code=api.code if api else None,
-            message=str(error),
+            message=api.message if api else str(error),
             type=type(error).__name__,
+            text=str(error),
             status_code=api.status_code if api else None,
             retryable=False if api else None,
         ),

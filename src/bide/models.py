@@ -111,6 +111,7 @@ class ErrorDetail:
         code: the service's code, or None where it gives none.
         message: the service's words (or ours, where no service spoke), or None.
         type: the name of the error class that a wait for this raises, or None for the task's own failure.
+        text: the text of that error, with what to do; None where `code` and `message` say it all.
         status_code: the HTTP status, where the create was refused.
         retryable: True for an outage, False for a bad or refused prompt, None if the code does not tell.
     """
@@ -118,6 +119,7 @@ class ErrorDetail:
     code: str | None = None
     message: str | None = None
     type: str | None = None
+    text: str | None = None
     status_code: int | None = None
     retryable: bool | None = None
 

@@ -11,7 +11,7 @@ import random
 from collections import deque
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 from attrs import define, field
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
     from bide._transport import Transport
     from bide._wire import Call, Reply, Secret
+    from bide.errors import BideError
     from bide.ledgers import Ledger, Record
+    from bide.models import Task
     from bide.providers import CancelOutcome, CreateOutcome, ListedTask, Provider, QueryOutcome
 
 _T = TypeVar("_T")
@@ -36,6 +38,19 @@ QUERY_TIMEOUT = 20.0
 """Seconds for one exchange, the connection included."""
 MOST_PAGES = 100
 """A list longer than this is not read to its end."""
+
+
+class Listener(Protocol):
+    """Who hears what becomes of submissions, by their tickets: the engine, for its handles."""
+
+    def seen(self, ticket: str, task: Task) -> None:
+        """A look was answered; *task* is the newest snapshot."""
+
+    def told(self, ticket: str, error: BideError) -> None:
+        """Whoever waits must hear this now; the submission is not ended by it."""
+
+    def stumbled(self, ticket: str, error: BideError) -> None:
+        """Something failed and will be tried again; the last such fault is named when a wait times out."""
 
 
 class Turnstile:

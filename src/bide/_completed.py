@@ -36,7 +36,7 @@ class Completions:
             self._end(handle, None)
         elif id(handle) not in self._open:
             self._open[id(handle)] = handle
-            handle.on_change(self._changed)
+            handle._on_change(self._changed)
 
     def ready(self) -> Ending | None:
         """The next handle that has ended, or whose waiters were told an error; None if there is none yet."""
@@ -56,13 +56,13 @@ class Completions:
     def drop(self) -> None:
         """Wait for none of them any more."""
         for handle in self._open.values():
-            handle.off_change(self._changed)
+            handle._off_change(self._changed)
         self._open.clear()
 
     def _changed(self, handle: TaskHandle, error: BideError | None) -> None:
         if error is not None or handle.task.status.is_final:
             del self._open[id(handle)]
-            handle.off_change(self._changed)
+            handle._off_change(self._changed)
             self._end(handle, error)
 
     def _end(self, handle: TaskHandle, error: BideError | None) -> None:

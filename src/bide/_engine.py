@@ -80,10 +80,8 @@ class Engine:
         self._cancels: dict[str, asyncio.Task[bool]] = {}
         self._closing: asyncio.Task[None] | None = None
         self._adopting = False
-        self.poller = Poller(self.account, deadlines, pace)
-        self._submitter = Submitter(
-            self.account, self.owner, self._terms, self._stumbled, self._admission_failed
-        )
+        self.poller = Poller(self.account, deadlines, pace, self)
+        self._submitter = Submitter(self.account, self.owner, self._terms, self, self._admission_failed)
         self._unsubscribe = ledger.subscribe(self._heard)
         self._adopt_soon()
 
@@ -130,7 +128,7 @@ class Engine:
     async def _submit(self, record: Record) -> tuple[TaskHandle, bool]:
         """The handle, and whether the ticket is new."""
         there = self._open.get(record.ticket) or self._ended.get(record.ticket)
-        stored = there._record if there is not None else await self.ledger.add(record)  # noqa: SLF001 - our own
+        stored = there._record if there is not None else await self.ledger.add(record)
         if stored.request != record.request:
             raise ValueError(
                 f"ticket {record.ticket!r} already names another request; use the same request with it, or a new ticket"
@@ -174,20 +172,20 @@ class Engine:
         if handle is None:
             handle = TaskHandle(self, record)
             (self._ended if record.task.status.is_final else self._open)[record.ticket] = handle
-            self._watch(record, handle)
+            self._watch(record)
         return handle
 
-    def _watch(self, record: Record, handle: TaskHandle, *, now: bool = False) -> None:
+    def _watch(self, record: Record, *, now: bool = False) -> None:
         if record.owner == self.owner and record.task.status.is_accepted:
-            self.poller.watch(record, handle, now=now or record.request is None)
+            self.poller.watch(record, now=now or record.request is None)
 
     def _heard(self, record: Record) -> None:
         """The ledger has changed *record*: ours, or one of another client."""
         handle = self._open.get(record.ticket)
         if handle is not None:
             before = handle.task.status
-            handle.heard(record)
-            self._watch(record, handle)
+            handle._heard(record)
+            self._watch(record)
             if record.task.status is not before:
                 log.info(
                     "%s %s -> %s %s", record.ticket, before, record.task.status, record.task.task_id or ""
@@ -199,17 +197,30 @@ class Engine:
             self._adopt_soon()
         self._submitter.wake()
 
-    def _stumbled(self, ticket: str, error: BideError) -> None:
+    def seen(self, ticket: str, task: Task) -> None:
+        """A look was answered; *task* is the newest snapshot."""
         handle = self._open.get(ticket)
         if handle is not None:
-            handle.stumbled(error)
+            handle._seen(task)
+
+    def told(self, ticket: str, error: BideError) -> None:
+        """Whoever waits for *ticket* must hear this now; the submission is not ended by it."""
+        handle = self._open.get(ticket)
+        if handle is not None:
+            handle._stumbled(error)
+            handle._told(error)
+
+    def stumbled(self, ticket: str, error: BideError) -> None:
+        """Something failed and will be tried again; the last such fault is named when a wait times out."""
+        handle = self._open.get(ticket)
+        if handle is not None:
+            handle._stumbled(error)
 
     def _admission_failed(self, error: BideError) -> None:
         """Nothing can be admitted: whoever waits for a slot hears it. The records stay, and it is tried again."""
         for handle in list(self._open.values()):
             if handle.task.status is TaskStatus.WAITING:
-                handle.stumbled(error)
-                handle.told(error)
+                self.told(handle.ticket, error)
 
     # Adoption ----------------------------------------------------------------------------------------------
 
@@ -223,7 +234,7 @@ class Engine:
         self._adopting = False
         for record in await self.ledger.adopt(self.origin, self.keys, self.owner):
             handle = self._handle(record)
-            self._watch(record, handle, now=True)
+            self._watch(record, now=True)
             self._submitter.wake(record.kind)
             if record.cancelling:
                 self._start_cancel(handle)
@@ -262,9 +273,9 @@ class Engine:
             else:
                 await self.ledger.cancelling(handle.ticket)
                 if handle.task.status is TaskStatus.SUBMITTING:
-                    await handle.changed()
+                    await handle._changed()
         for attempt in range(CANCEL_TRIES):
-            record, task_id = handle._record, handle.task_id  # noqa: SLF001 - our own
+            record, task_id = handle._record, handle.task_id
             if handle.task.status.is_final or task_id is None or record.lane is None:
                 break
             match await self.account.cancel(record.lane, task_id):
@@ -307,7 +318,7 @@ class Engine:
         self.poller.at(self._loop.time() + seconds, ran_out)
 
     async def _withdraw_late(self, handle: TaskHandle, seconds: float) -> None:
-        fault = handle._fault  # noqa: SLF001 - our own
+        fault = handle._fault
         text = (
             f"ticket {handle.ticket} got no slot within {seconds:g} s (Deadlines.waiting) and was withdrawn: "
         )
@@ -355,7 +366,7 @@ class Engine:
                 type=ClientClosedError.__name__,
             )
             for handle in list(self._open.values()):
-                if handle.task.status is TaskStatus.WAITING and handle._record.owner == self.owner:  # noqa: SLF001
+                if handle.task.status is TaskStatus.WAITING and handle._record.owner == self.owner:
                     await self.withdraw(handle.ticket, why=closed)
         self._unsubscribe()
         left = await self.ledger.release(self.owner)
@@ -366,7 +377,7 @@ class Engine:
         """Fail every wait, and name the tasks that go on without us."""
         for handle in list(self._open.values()):
             name = handle.task_id or handle.ticket
-            handle.told(
+            handle._told(
                 ClientClosedError(
                     f"the client was closed while {name} was {handle.task.status}; it goes on: "
                     f"client.attach({handle.task_id!r}) with a new client follows it"

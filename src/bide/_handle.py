@@ -174,14 +174,14 @@ class TaskHandle:
         """
         return await self._engine.save(await self.result(), directory)
 
-    # For the client ----------------------------------------------------------------------------------------
+    # For the engine, and for whoever waits in this package ------------------------------------------------
 
-    def heard(self, record: Record) -> None:
+    def _heard(self, record: Record) -> None:
         """The ledger has a new record of this submission."""
         self._record = record
-        self.seen(record.task)
+        self._seen(record.task)
 
-    def seen(self, task: Task) -> None:
+    def _seen(self, task: Task) -> None:
         """There is a new snapshot."""
         before = self._task
         if before.status.is_final:
@@ -190,22 +190,22 @@ class TaskHandle:
         if task.differs(before) or task.task_id != before.task_id:
             self._notify(None)
 
-    def told(self, error: BideError) -> None:
+    def _told(self, error: BideError) -> None:
         """Whoever waits now gets *error*; the submission is not ended by it."""
         self._notify(error)
 
-    def stumbled(self, error: BideError) -> None:
+    def _stumbled(self, error: BideError) -> None:
         """Something failed and will be tried again."""
         self._fault = error
 
-    def on_change(self, watcher: Callable[[TaskHandle, BideError | None], None]) -> None:
+    def _on_change(self, watcher: Callable[[TaskHandle, BideError | None], None]) -> None:
         """Call *watcher* at each change, and with each error that waiters are told."""
         if self._watchers is None:
             self._watchers = []
         self._watchers.append(watcher)
 
-    def off_change(self, watcher: Callable[[TaskHandle, BideError | None], None]) -> None:
-        """End what `on_change` began."""
+    def _off_change(self, watcher: Callable[[TaskHandle, BideError | None], None]) -> None:
+        """End what `_on_change` began."""
         if self._watchers is not None:
             self._watchers.remove(watcher)
             if not self._watchers:
@@ -215,7 +215,7 @@ class TaskHandle:
         for watcher in tuple(self._watchers or ()):
             watcher(self, error)
 
-    async def changed(self) -> None:
+    async def _changed(self) -> None:
         """Wait for the next change. Raises a fresh copy of what waiters are told."""
         try:
             self._engine.check()
@@ -227,11 +227,11 @@ class TaskHandle:
             if not future.done():
                 future.set_result(error)
 
-        self.on_change(wake)
+        self._on_change(wake)
         try:
             error = await future
         finally:
-            self.off_change(wake)
+            self._off_change(wake)
         if error is not None:
             raise error.about(ticket=self.ticket, task_id=self.task_id)
 
@@ -240,7 +240,7 @@ class TaskHandle:
         try:
             async with scope:
                 while not enough(self._task):
-                    await self.changed()
+                    await self._changed()
         except TimeoutError:
             if not scope.expired():
                 raise
@@ -279,7 +279,7 @@ class TaskEvents:
         while self._last is not None and not self._handle.task.differs(self._last):
             if self._last.status.is_final:
                 raise StopAsyncIteration
-            await self._handle.changed()
+            await self._handle._changed()
         self._last = self._handle.task
         return self._last
 

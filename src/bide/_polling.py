@@ -13,7 +13,7 @@ import logging
 import math
 import random
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from attrs import define, evolve, field
 
@@ -26,7 +26,7 @@ from bide.providers import Denied, Gone
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bide._account import Account
+    from bide._account import Account, Listener
     from bide.ledgers import Record
     from bide.providers import ListedTask, Profile, QueryOutcome
 
@@ -41,19 +41,6 @@ MOST_LOOKS = 50
 log = logging.getLogger("bide")
 
 
-class Listener(Protocol):
-    """Who hears of a task: its handle."""
-
-    def seen(self, task: Task) -> None:
-        """A look was answered; *task* is the newest snapshot."""
-
-    def told(self, error: BideError) -> None:
-        """Whoever waits must hear this now; the task is not ended by it."""
-
-    def stumbled(self, error: BideError) -> None:
-        """A look failed and will be made again; the last such fault is named when a wait times out."""
-
-
 @define(eq=False)
 class _Watch:
     """One accepted task that is looked at."""
@@ -64,7 +51,6 @@ class _Watch:
     created: float  # by the ledger's clock, as early as it can be
     slot_until: float
     profile: Profile
-    listener: Listener
     task: Task
     look_at: float
     interval: float
@@ -81,11 +67,12 @@ class _Watch:
 class Poller:
     """Looks at tasks when they are due, within the account's budget."""
 
-    def __init__(self, account: Account, deadlines: Deadlines, pace: Pace) -> None:
+    def __init__(self, account: Account, deadlines: Deadlines, pace: Pace, listener: Listener) -> None:
         self._account = account
         self._ledger = account.ledger
         self._deadlines = deadlines
         self._pace = pace
+        self._listener = listener
         self._watches: dict[str, _Watch] = {}
         self._heap: list[tuple[float, int, _Watch | Callable[[], None]]] = []
         self._order = itertools.count()
@@ -98,7 +85,7 @@ class Poller:
         account.turnstile.on_free.append(self._wake.set)
         self._loop = asyncio.create_task(self._run(), name="bide poller")
 
-    def watch(self, record: Record, listener: Listener, *, now: bool = False) -> None:
+    def watch(self, record: Record, *, now: bool = False) -> None:
         """Look at an accepted task until it has ended; the first look comes at once with *now*."""
         task_id = record.task.task_id
         if record.ticket in self._watches or task_id is None:
@@ -112,7 +99,6 @@ class Poller:
             created=self._ledger.now() - OLDEST if record.admitted is None else record.admitted,
             slot_until=record.slot_until,
             profile=profile,
-            listener=listener,
             task=record.task,
             look_at=self._time() + interval,
             interval=max(interval, profile.floor),
@@ -186,7 +172,7 @@ class Poller:
     def _failed(self, error: BideError) -> None:
         """The scheduler itself has stumbled: everybody hears it."""
         for watch in list(self._watches.values()):
-            watch.listener.told(error)
+            self._listener.told(watch.ticket, error)
 
     def _push(self, watch: _Watch) -> None:
         """Put the watch into the heap for its next moment. An older place of it there is passed over."""
@@ -276,7 +262,7 @@ class Poller:
         watch.look_at = now + self._pace.after_fault(
             watch.profile, watch.failures, retry_after_of(outcome), chance
         )
-        watch.listener.stumbled(outcome.error)
+        self._listener.stumbled(watch.ticket, outcome.error)
         self._tell_overdue(watch)
         return outcome.error
 
@@ -292,7 +278,7 @@ class Poller:
         if task.status is not before.status:
             self._start_clock(watch)
         self._note_word(task)
-        watch.listener.seen(task)
+        self._listener.seen(watch.ticket, task)
         return task.differs(before)
 
     async def _take_in_gone(self, watch: _Watch, outcome: Gone, now: float) -> None:
@@ -305,27 +291,27 @@ class Poller:
             )
             await self._take_in(watch, evolve(watch.task, status=TaskStatus.EXPIRED, error=detail))
             return
-        watch.listener.stumbled(outcome.error)
+        self._listener.stumbled(watch.ticket, outcome.error)
         watch.look_at = min(now + max(GONE_RECHECK, watch.profile.floor), watch.gone_since + GONE_FOR)
         watch.look_at = max(watch.look_at, now + watch.profile.floor)
 
     def _tell(self, watch: _Watch, error: BideError) -> BideError:
         """A lasting fault: whoever waits hears it, and looking goes on, more rarely."""
         watch.look_at = self._time() + RECHECK
-        watch.listener.stumbled(error)
-        watch.listener.told(error)
+        self._listener.told(watch.ticket, error)
         return error
 
     def _tell_overdue(self, watch: _Watch) -> None:
         if watch.task.status.is_final or self._ledger.now() < watch.slot_until:
             return
         watch.look_at = max(watch.look_at, self._time() + RECHECK)
-        watch.listener.told(
+        self._listener.told(
+            watch.ticket,
             WaitTimeoutError(
                 f"task {watch.task_id} is overdue: still {watch.task.status} after the longest time that such a task "
                 f"takes; its slot counts as free now. It is looked at every {RECHECK:.0f} s: wait again to hear of it",
                 task=watch.task,
-            )
+            ),
         )
 
     def _note_word(self, task: Task) -> None:
@@ -350,12 +336,13 @@ class Poller:
         name, seconds = (
             ("running", self._deadlines.running) if running else ("queued", self._deadlines.queued)
         )
-        watch.listener.told(
+        self._listener.told(
+            watch.ticket,
             WaitTimeoutError(
                 f"task {watch.task_id} is still {watch.task.status} after {seconds:g} s (Deadlines.{name}); "
                 f"it goes on and is watched: wait again, or later client.attach({watch.task_id!r})",
                 task=watch.task,
-            )
+            ),
         )
 
     # Lists -------------------------------------------------------------------------------------------------

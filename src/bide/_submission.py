@@ -28,7 +28,7 @@ from bide.providers import Accepted, NotNow, Refused, Unclear
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from bide._account import Account
+    from bide._account import Account, Listener
     from bide.ledgers import LaneTerms, Ledger
     from bide.models import Limits, Task
     from bide.providers import ListedTask
@@ -52,7 +52,7 @@ class Submitter:
 
     Args:
         terms: the lanes that a kind of work may use, by the keys of this client.
-        stumbled: told each fault that does not end the submission, with its ticket.
+        listener: told each fault that does not end a submission.
         failed: told what keeps admission from working at all.
     """
 
@@ -61,7 +61,7 @@ class Submitter:
         account: Account,
         owner: str,
         terms: Callable[[str], Sequence[LaneTerms]],
-        stumbled: Callable[[str, BideError], None],
+        listener: Listener,
         failed: Callable[[BideError], None],
     ) -> None:
         self._account = account
@@ -69,7 +69,7 @@ class Submitter:
         self._origin = account.origin
         self._owner = owner
         self._terms = terms
-        self._stumbled = stumbled
+        self._stumbled = listener.stumbled
         self._failed = failed
         self._kinds: set[str] = set()
         self._wake = asyncio.Event()

@@ -22,7 +22,7 @@ from bide.errors import APIError, TransportError, UnexpectedReplyError
 from bide.providers import Denied, Page, TryAgain, Unclear
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
     from bide._transport import Transport
     from bide._wire import Call, Reply, Secret
@@ -121,14 +121,20 @@ class Turnstile:
 _TURNSTILES: WeakKeyDictionary[Ledger, dict[tuple[str, str], Turnstile]] = WeakKeyDictionary()
 
 
-def turnstile_for(ledger: Ledger, origin: str, key: str, rate: float | None) -> Turnstile:
-    """The turnstile of an account, named by *key*'s fingerprint; the lower rate holds where two clients differ."""
-    mine = _TURNSTILES.setdefault(ledger, {})
-    there = mine.get((origin, key))
+def turnstile_for(ledger: Ledger, origin: str, keys: Iterable[str], rate: float | None) -> Turnstile:
+    """The turnstile of the account that has *keys* (fingerprints); clients that share one of them share it.
+
+    Where two clients name different rates, the lower one holds.
+    """
+    known = _TURNSTILES.setdefault(ledger, {})
+    names = [(origin, key) for key in keys]
+    there = next((known[name] for name in names if name in known), None)
     if there is None:
-        there = mine[origin, key] = Turnstile(rate)
+        there = Turnstile(rate)
     elif rate is not None and (there.budget.rate is None or rate < there.budget.rate):
         there.budget.lower(rate)
+    for name in names:
+        known.setdefault(name, there)
     return there
 
 

@@ -43,9 +43,9 @@ def sources(instance: object, attribute: attrs.Attribute[Any], value: tuple[obje
         source(instance, attribute, each if each is not None else "")
 
 
-def whole(least: int, most: int) -> Any:
+def whole(least: int, most: int, *, optional: bool = True) -> Any:
     def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if value is None:
+        if value is None and optional:
             return
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{_where(instance, attribute)} must be an int, not {value!r}")

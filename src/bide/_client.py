@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias, overload
 
 from attrs import frozen
@@ -18,12 +19,12 @@ from bide._limits import cap
 from bide._pace import Pace
 from bide._transport import Transport
 from bide._wire import Secret, quoted, shown
-from bide.errors import BideError, ClientClosedError
+from bide.errors import BideError, ClientClosedError, WaitTimeoutError
 from bide.ledgers import MemoryLedger, Record
 from bide.models import Billing, Deadlines, ImageRequest, Limits, RawRequest, Task, TaskStatus, VideoRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterable, Iterable, Sequence
     from types import TracebackType
 
     import httpx
@@ -123,11 +124,22 @@ class Client:
         transport: httpx.AsyncBaseTransport | None = None,
         proxy: str | None = None,
     ) -> None:
+        if isinstance(provider, str | type) or not hasattr(provider, "create_call"):
+            raise TypeError(
+                f"provider must be an instance such as DashScope(), not {shown(repr(provider), 60)}"
+            )
+        if deadlines is not None and not isinstance(deadlines, Deadlines):
+            raise TypeError(f"deadlines must be a Deadlines(waiting=, queued=, running=), not {deadlines!r}")
+        if ledger is not None and not hasattr(ledger, "admit"):
+            raise TypeError(f"ledger must be a Ledger such as MemoryLedger(), not {type(ledger).__name__}")
         self._provider = provider
         self._keys = _checked_keys(provider, api_key)
         self._limits = _checked_limits(limits)
-        if queries_per_second is not None and not queries_per_second > 0:
-            raise ValueError(f"queries_per_second must be above 0, not {queries_per_second!r}")
+        if queries_per_second is not None:
+            if isinstance(queries_per_second, bool) or not isinstance(queries_per_second, int | float):
+                raise TypeError(f"queries_per_second must be a number, not {queries_per_second!r}")
+            if not 0 < queries_per_second < math.inf:
+                raise ValueError(f"queries_per_second must be above 0, not {queries_per_second!r}")
         self._rate = provider.queries_per_second if queries_per_second is None else queries_per_second
         self._deadlines = Deadlines() if deadlines is None else deadlines
         self._ledger = ledger
@@ -178,12 +190,20 @@ class Client:
         Raises:
             BideError: whatever `TaskHandle.result` raises.
         """
+        engine = await self._started()
         handle = await self.submit(request)
         try:
             return await handle.result(timeout=timeout)
-        except (asyncio.CancelledError, TimeoutError):
+        except asyncio.CancelledError:
             self._withdraw([handle])
             raise
+        except WaitTimeoutError as error:
+            if not await engine.withdraw(handle.ticket):
+                raise
+            text = f"ticket {handle.ticket} got no slot in time and was withdrawn: nothing was sent"
+            _, _, fault = str(error).partition(". The last fault: ")
+            text += f". The last fault: {fault}" if fault else ""
+            raise WaitTimeoutError(text, task=handle.task, ticket=handle.ticket) from None
 
     @overload
     async def gather(self, *requests: Request, return_exceptions: Literal[False] = False) -> list[Task]: ...
@@ -459,6 +479,10 @@ def _checked_keys(provider: Provider, api_key: str | Sequence[str] | None) -> tu
 def _checked_limits(limits: Limiting) -> Limiting:
     if limits is None or isinstance(limits, Limits):
         return limits
+    if not isinstance(limits, Mapping):
+        raise TypeError(
+            f"limits must be a Limits or a mapping from kind to Limits, such as Limits(concurrency=3), not {limits!r}"
+        )
     for kind, each in limits.items():
         if not isinstance(each, Limits):
             raise TypeError(f"limits[{kind!r}] must be a Limits, not {type(each).__name__}")

@@ -119,12 +119,8 @@ async def _fetch(transport: Transport, output: Output, part: Path) -> tuple[int,
     place = without_query(url)
     async with transport.download(url) as download:
         if download.status != 200:
-            until = (
-                f" (it was to last until {output.expires_at:%Y-%m-%d %H:%M} UTC)" if output.expires_at else ""
-            )
             raise DownloadError(
-                f"{place} answered HTTP {download.status}: results are kept for a limited time{until}; "
-                f"client.attach(task_id) asks for a fresh address, while the service keeps the result"
+                f"{place} answered HTTP {download.status}: {_advice(download.status, output)}"
             )
         declared = download.headers.get("content-type", "").partition(";")[0].strip().lower()
         if declared in ("text/html", "application/json") and output.kind in ("image", "video", "audio"):
@@ -134,6 +130,16 @@ async def _fetch(transport: Transport, output: Output, part: Path) -> tuple[int,
         if length.isdecimal() and int(length) != size:
             raise DownloadError(f"{place} broke off: {size} of {length} bytes came; save again")
     return size, media_type or declared or None
+
+
+def _advice(status: int, output: Output) -> str:
+    if status in (401, 403, 404, 410):
+        until = f" (this one until {output.expires_at:%Y-%m-%d %H:%M} UTC)" if output.expires_at else ""
+        return (
+            f"results are kept for a limited time{until}; client.attach(task_id) asks for a fresh address, while the "
+            f"service keeps the result"
+        )
+    return "the file server has a problem; the result is still there: save again"
 
 
 async def _write(part: Path, chunks: AsyncIterator[bytes]) -> tuple[int, str | None]:

@@ -72,7 +72,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         self._fingerprints = tuple(keys)
-        turnstile = turnstile_for(ledger, self.origin, self._fingerprints[0], queries_per_second)
+        turnstile = turnstile_for(ledger, self.origin, keys, queries_per_second)
         self.account = Account(provider, transport, ledger, turnstile, Counters(), keys)
         self._open: dict[str, TaskHandle] = {}
         self._ended: WeakValueDictionary[str, TaskHandle] = WeakValueDictionary()
@@ -80,6 +80,7 @@ class Engine:
         self._cancels: dict[str, asyncio.Task[bool]] = {}
         self._closing: asyncio.Task[None] | None = None
         self._adopting = False
+        self._create_faults: dict[str, BideError] = {}  # by kind, until a create of it is accepted
         self.poller = Poller(self.account, deadlines, pace, self)
         self._submitter = Submitter(self.account, self.owner, self._terms, self, self._admission_failed)
         self._unsubscribe = ledger.subscribe(self._heard)
@@ -186,6 +187,8 @@ class Engine:
             before = handle.task.status
             handle._heard(record)
             self._watch(record)
+            if record.task.status.is_accepted:
+                self._create_faults.pop(record.kind, None)
             if record.task.status is not before:
                 log.info(
                     "%s %s -> %s %s", record.ticket, before, record.task.status, record.task.task_id or ""
@@ -215,6 +218,14 @@ class Engine:
         handle = self._open.get(ticket)
         if handle is not None:
             handle._stumbled(error)
+            if not handle.task.status.is_accepted:
+                self._create_faults[handle._record.kind] = error
+
+    def fault(self, handle: TaskHandle) -> BideError | None:
+        """The last fault that *handle* has met, or that keeps those before it in the queue."""
+        if handle.task.status is TaskStatus.WAITING:
+            return handle._fault or self._create_faults.get(handle._record.kind)
+        return handle._fault
 
     def _admission_failed(self, error: BideError) -> None:
         """Nothing can be admitted: whoever waits for a slot hears it. The records stay, and it is tried again."""
@@ -297,6 +308,7 @@ class Engine:
         """See `TaskHandle.refresh`."""
         error = await self.poller.look_now(handle.ticket)
         if error is not None:
+            handle._unheard = None  # whoever asked hears it now
             raise error.about(ticket=handle.ticket, task_id=handle.task_id)
 
     async def save(self, task: Task, directory: str | os.PathLike[str]) -> list[SavedFile]:
@@ -318,7 +330,7 @@ class Engine:
         self.poller.at(self._loop.time() + seconds, ran_out)
 
     async def _withdraw_late(self, handle: TaskHandle, seconds: float) -> None:
-        fault = handle._fault
+        fault = self.fault(handle)
         text = (
             f"ticket {handle.ticket} got no slot within {seconds:g} s (Deadlines.waiting) and was withdrawn: "
         )
@@ -376,13 +388,7 @@ class Engine:
     def _tell_left(self, left: list[Record]) -> None:
         """Fail every wait, and name the tasks that go on without us."""
         for handle in list(self._open.values()):
-            name = handle.task_id or handle.ticket
-            handle._told(
-                ClientClosedError(
-                    f"the client was closed while {name} was {handle.task.status}; it goes on: "
-                    f"client.attach({handle.task_id!r}) with a new client follows it"
-                )
-            )
+            handle._told(handle._closed())
         ids = [record.task.task_id or record.ticket for record in left]
         for start in range(0, len(ids), IDS_A_LINE):
             some = ids[start : start + IDS_A_LINE]

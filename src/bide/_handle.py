@@ -32,6 +32,7 @@ class Engine(Protocol):
     """What a handle needs of the client that made it."""
 
     def check(self) -> None: ...
+    def fault(self, handle: TaskHandle) -> BideError | None: ...
     async def cancel(self, handle: TaskHandle) -> bool: ...
     async def refresh(self, handle: TaskHandle) -> None: ...
     async def save(self, task: Task, directory: str | os.PathLike[str]) -> list[SavedFile]: ...
@@ -50,13 +51,14 @@ class TaskHandle:
         task = await handle.result()
     """
 
-    __slots__ = ("__weakref__", "_engine", "_fault", "_record", "_task", "_watchers")
+    __slots__ = ("__weakref__", "_engine", "_fault", "_record", "_task", "_unheard", "_watchers")
 
     def __init__(self, engine: Engine, record: Record) -> None:
         self._engine = engine
         self._record = record
         self._task = record.task
         self._fault: BideError | None = None
+        self._unheard: BideError | None = None
         self._watchers: list[Callable[[TaskHandle, BideError | None], None]] | None = None
 
     def __repr__(self) -> str:
@@ -136,7 +138,8 @@ class TaskHandle:
     async def refresh(self) -> Task:
         """Look at the task now and return the newest snapshot; a look under way is shared.
 
-        While nothing has been accepted yet there is nothing to look at: the snapshot is returned as it is.
+        While nothing has been accepted yet there is nothing to look at, and an ended task is not asked for again
+        (`client.attach(task_id)` does that): the snapshot is returned as it is.
 
         Raises:
             APIError, TransportError, UnexpectedReplyError: this look failed. The task is not ended by that.
@@ -187,11 +190,15 @@ class TaskHandle:
         if before.status.is_final:
             return
         self._task = task
+        if task.status is not before.status or not isinstance(self._unheard, WaitTimeoutError):
+            self._unheard = None  # it is over
         if task.differs(before) or task.task_id != before.task_id:
             self._notify(None)
 
     def _told(self, error: BideError) -> None:
-        """Whoever waits now gets *error*; the submission is not ended by it."""
+        """Whoever waits gets *error*, or else the next one who does; the submission is not ended by it."""
+        if self._watchers is None:
+            self._unheard = error
         self._notify(error)
 
     def _stumbled(self, error: BideError) -> None:
@@ -219,8 +226,11 @@ class TaskHandle:
         """Wait for the next change. Raises a fresh copy of what waiters are told."""
         try:
             self._engine.check()
-        except ClientClosedError as closed:
-            raise closed.about(ticket=self.ticket, task_id=self.task_id) from None
+        except ClientClosedError:
+            raise self._closed() from None
+        if self._unheard is not None:
+            unheard, self._unheard = self._unheard, None
+            raise unheard.about(ticket=self.ticket, task_id=self.task_id)
         future: asyncio.Future[BideError | None] = asyncio.get_running_loop().create_future()
 
         def wake(_: TaskHandle, error: BideError | None) -> None:
@@ -236,6 +246,9 @@ class TaskHandle:
             raise error.about(ticket=self.ticket, task_id=self.task_id)
 
     async def _wait(self, enough: Callable[[Task], bool], timeout: float | None) -> None:
+        is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+        if timeout is not None and not (is_number and timeout >= 0):
+            raise ValueError(f"timeout must be a number of seconds, 0 or more, or None, not {timeout!r}")
         scope = asyncio.timeout(timeout)
         try:
             async with scope:
@@ -254,9 +267,21 @@ class TaskHandle:
         else:
             text = f"gave up waiting for ticket {self.ticket} after {timeout:g} s, it is {task.status}; it stays on "
             text += "record: wait again, or handle.cancel() to withdraw it"
-        if self._fault is not None:
-            text += f". The last fault: {self._fault}"
+        fault = self._engine.fault(self)
+        if fault is not None:
+            text += f". The last fault: {fault}"
         return WaitTimeoutError(text, task=task, ticket=self.ticket, task_id=task.task_id)
+
+    def _closed(self) -> ClientClosedError:
+        """The client is closed: what that means for this submission."""
+        task = self._task
+        if task.task_id is not None:
+            text = f"{task.task_id} was {task.status}; it goes on: a new client's attach({task.task_id!r}) follows it"
+        else:
+            text = f"ticket {self.ticket} was {task.status}; it is on record with whoever else drives it"
+        return ClientClosedError(
+            f"the client was closed while {text}", ticket=self.ticket, task_id=task.task_id
+        )
 
     def _outcome(self) -> Task:
         """The final snapshot, or the error that it stands for."""

@@ -42,7 +42,8 @@ class LaneState:
     Attributes:
         paused_until: nobody creates before this moment.
         learned: a lower cap than the documented one, found by a 429, as it was at `learned_at`.
-        setbacks: refusals and failed connections in a row, for the doubling of pauses.
+        setbacks: rounds of refusals and failed connections in a row, for the doubling of pauses.
+        setback_at: when the last round began: what was sent before that and fails too belongs to it.
         probing: after a pause one create at a time is tried until one is accepted.
     """
 
@@ -50,6 +51,7 @@ class LaneState:
     learned: int | None = None
     learned_at: float = 0.0
     setbacks: int = 0
+    setback_at: float = -math.inf
     probing: bool = False
 
 
@@ -123,6 +125,7 @@ def refused(
     certain: bool,
     retry_after: float | None,
     others: int,
+    sent: float,
     now: float,
     chance: float,
 ) -> LaneState:
@@ -131,12 +134,15 @@ def refused(
     Args:
         certain: whether the service named the reason; a bare 429 on a lane without a known cap teaches nothing.
         others: slots of the lane in use besides this one.
+        sent: when the create was admitted. Ten that are refused together are one round, and double no pause.
         chance: a random number from 0 to 1, for the jitter.
     """
     no_advice = retry_after is None and setback != "unreachable"
     first = FIRST_PAUSE if no_advice else FIRST_RETRY
     # A service that says "0" again and again must not be asked without a pause either.
-    pause: float = max(retry_after or 0.0, min(LONGEST_PAUSE, first * 2.0 ** min(state.setbacks, 16)))
+    same_round = sent <= state.setback_at
+    rounds = state.setbacks - 1 if same_round else state.setbacks
+    pause: float = max(retry_after or 0.0, min(LONGEST_PAUSE, first * 2.0 ** min(rounds, 16)))
     pause += chance * min(1.0, JITTER * pause)
     learned, learned_at = state.learned, state.learned_at
     if setback == "slots" and (certain or limits.concurrency is not None):
@@ -147,14 +153,15 @@ def refused(
         paused_until=max(state.paused_until, now + pause),
         learned=learned,
         learned_at=learned_at,
-        setbacks=state.setbacks + 1,
+        setbacks=rounds + 1,
+        setback_at=state.setback_at if same_round else now,
         probing=True,
     )
 
 
 def accepted(state: LaneState) -> LaneState:
     """The lane's state after a create that was accepted. What was learned stays: it wears off with time."""
-    return evolve(state, setbacks=0, probing=False)
+    return evolve(state, setbacks=0, setback_at=-math.inf, probing=False)
 
 
 class QueryBudget:

@@ -14,11 +14,11 @@ from __future__ import annotations
 import asyncio
 import urllib.request
 from collections import deque
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import anyio
 import httpx
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ KEEP_ALIVE = 120.0
 CLOSE_TIMEOUT = 1.0
 MAX_IDLE = "bide.max_idle"
 """A request with this extension goes out on a connection that was idle for at most so many seconds."""
+
+
+class SetupError(httpx.ConnectError):
+    """No connection can be made before the settings change: the proxy, its library or the certificates are wrong."""
 
 
 @cache
@@ -46,7 +50,8 @@ def proxy_for(url: str) -> str | None:
     if urllib.request.proxy_bypass(host if parts.port is None else f"{host}:{parts.port}"):
         return None
     proxies = urllib.request.getproxies()
-    return proxies.get(parts.scheme) or proxies.get("all")
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
 class ConnectionStack(httpx.AsyncBaseTransport):
@@ -59,6 +64,7 @@ class ConnectionStack(httpx.AsyncBaseTransport):
 
     Raises:
         httpx.PoolTimeout: no connection was free within the request's "pool" timeout; nothing was sent.
+        httpx.ConnectError: the stack is closed, or a connection cannot be set up; nothing was sent.
     """
 
     def __init__(self, *, size: int = SIZE, keep_alive: float = KEEP_ALIVE, proxy: str | None = None) -> None:
@@ -69,6 +75,8 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         self._busy: set[httpx.AsyncHTTPTransport] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._promised = 0  # places of waiters that were woken and have not gone on yet
+        self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
         self.opened = 0
 
     def __repr__(self) -> str:
@@ -76,11 +84,16 @@ class ConnectionStack(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         timeouts = request.extensions.get("timeout", {})
-        connection = await self._take(request.extensions.get(MAX_IDLE), timeouts.get("pool"))
+        if len(self._busy) + self._promised >= self._size and not self._closed:
+            await self._wait(timeouts.get("pool"))
+        connection = self._take(request.extensions.get(MAX_IDLE))
         try:
             response = await connection.handle_async_request(request)
+            if self._closed:  # httpcore forgets a connection that is being made while its pool is closed
+                await response.aclose()
+                raise httpx.ReadError("the connections were closed meanwhile")
         except BaseException:
-            await self._throw_away(connection)
+            self.throw_away(connection)
             raise
         body = _Body(self, connection, response)
         return httpx.Response(
@@ -88,28 +101,31 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         )
 
     async def aclose(self) -> None:
+        """Close all connections; what is under way on them fails, and so does whoever waits for one."""
+        self._closed = True
         for connection in [*self._busy, *(connection for _, connection in self._idle)]:
-            await _close(connection)
+            self._close(connection)
         self._busy.clear()
         self._idle.clear()
+        while self._waiting:
+            self._wake()
+        while self._closing:
+            await asyncio.wait(self._closing)
 
-    async def _take(self, max_idle: float | None, timeout: float | None) -> httpx.AsyncHTTPTransport:
-        if len(self._busy) + self._promised >= self._size:
-            await self._wait(timeout)
+    def _take(self, max_idle: float | None) -> httpx.AsyncHTTPTransport:
+        """The connection used last, or a new one where it was idle for too long. There is a place for it."""
+        if self._closed:
+            raise httpx.ConnectError("the connections are closed")
         now = asyncio.get_running_loop().time()
-        stale = []
         while self._idle and self._idle[0][0] < now - self._keep_alive:
-            stale.append(self._idle.popleft()[1])
-        connection: httpx.AsyncHTTPTransport | None = None
+            self._close(self._idle.popleft()[1])
         if self._idle and (max_idle is None or self._idle[-1][0] >= now - max_idle):
             connection = self._idle.pop()[1]
-        elif self._idle and len(self._busy) + len(self._idle) >= self._size:
-            stale.append(self._idle.popleft()[1])
-        if connection is None:
+        else:
+            if self._idle and len(self._busy) + len(self._idle) >= self._size:
+                self._close(self._idle.popleft()[1])
             connection = self._new()
         self._busy.add(connection)
-        for old in stale:
-            await _close(old)
         return connection
 
     async def _wait(self, timeout: float | None) -> None:
@@ -135,9 +151,13 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         limits = httpx.Limits(
             max_connections=1, max_keepalive_connections=1, keepalive_expiry=self._keep_alive
         )
-        return httpx.AsyncHTTPTransport(
-            verify=tls_context(), limits=limits, proxy=self._proxy, trust_env=False
-        )
+        try:
+            return httpx.AsyncHTTPTransport(
+                verify=tls_context(), limits=limits, proxy=self._proxy, trust_env=False
+            )
+        except (ValueError, ImportError, OSError) as fault:
+            # A proxy that cannot be used, or certificates that cannot be read: nothing will ever be sent like this.
+            raise SetupError(f"no connection can be made: {fault}") from None
 
     def give_back(self, connection: httpx.AsyncHTTPTransport) -> None:
         """The answer on *connection* was read to its end."""
@@ -146,11 +166,18 @@ class ConnectionStack(httpx.AsyncBaseTransport):
             self._idle.append((asyncio.get_running_loop().time(), connection))
             self._wake()
 
-    async def _throw_away(self, connection: httpx.AsyncHTTPTransport) -> None:
+    def throw_away(self, connection: httpx.AsyncHTTPTransport) -> None:
+        """The exchange on *connection* broke off: nobody knows what comes next on it."""
         if connection in self._busy:
             self._busy.discard(connection)
+            self._close(connection)
             self._wake()
-        await _close(connection)
+
+    def _close(self, connection: httpx.AsyncHTTPTransport) -> None:
+        """Close *connection* in a task of its own, which no cancel of a caller cuts short."""
+        task = asyncio.create_task(_close(connection))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     def _wake(self) -> None:
         """Promise the place that is free now to who waits longest."""
@@ -171,6 +198,7 @@ class _Body(httpx.AsyncByteStream):
         self._connection = connection
         self._response = response
         self._whole = False
+        self._closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for chunk in self._response.aiter_raw():
@@ -178,6 +206,9 @@ class _Body(httpx.AsyncByteStream):
         self._whole = True
 
     async def aclose(self) -> None:
+        if self._closed:  # the connection may be another request's by now
+            return
+        self._closed = True
         try:
             await self._response.aclose()
         except BaseException:
@@ -187,13 +218,11 @@ class _Body(httpx.AsyncByteStream):
             if self._whole:
                 self._stack.give_back(self._connection)
             else:
-                await self._stack._throw_away(self._connection)  # noqa: SLF001 - two halves of one thing
+                self._stack.throw_away(self._connection)
 
 
 async def _close(connection: httpx.AsyncHTTPTransport) -> None:
-    """Close *connection*, soon and without a word, even while we are being cancelled."""
-    with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
-        try:
+    """Close *connection* soon and without a word."""
+    with suppress(OSError, httpx.HTTPError, RuntimeError):
+        async with asyncio.timeout(CLOSE_TIMEOUT):
             await connection.aclose()
-        except (OSError, httpx.HTTPError, RuntimeError):
-            return

@@ -14,19 +14,21 @@ A POST that may have arrived is never sent again, unless the provider declares t
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from attrs import evolve
 
 from bide._account import misread
-from bide.errors import APIError, BideError, LedgerError, TransportError, UnexpectedReplyError
+from bide.errors import APIError, BideError, LedgerError, TransportError
 from bide.ledgers import Held, Record
 from bide.models import Billing, ErrorDetail, TaskStatus
 from bide.providers import Accepted, NotNow, Refused, Unclear
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from bide._account import Account, Listener
     from bide.ledgers import LaneTerms, Ledger
@@ -45,6 +47,9 @@ CLOCK_SLACK = 3.0
 """The service tells its clock in whole seconds, and an answer takes a moment to come."""
 RETRY = 5.0
 """Seconds until admission is tried again after a fault of the ledger, or of an adapter."""
+
+
+log = logging.getLogger("bide")
 
 
 class Submitter:
@@ -69,7 +74,7 @@ class Submitter:
         self._origin = account.origin
         self._owner = owner
         self._terms = terms
-        self._stumbled = listener.stumbled
+        self._listener = listener
         self._failed = failed
         self._kinds: set[str] = set()
         self._wake = asyncio.Event()
@@ -96,7 +101,9 @@ class Submitter:
             await asyncio.wait(rest)
         for record in rest.values():
             cut = TransportError("the client was closed before the create was answered")
-            await self._finish_unknown(record, cut)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RETRY):
+                    await self._finish_unknown(record, cut)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -135,10 +142,22 @@ class Submitter:
     async def _post(self, record: Record) -> None:
         try:
             await self._create(record)
-        except LedgerError as fault:
-            self._stumbled(record.ticket, fault)
         except Exception as fault:  # noqa: BLE001 - whatever it is, it reaches whoever waits, and no slot is lost
-            await self._finish_unknown(record, misread(fault))
+            await self._finish_unknown(record, fault if isinstance(fault, BideError) else misread(fault))
+
+    async def _keep(
+        self, ticket: str, step: Callable[[], Awaitable[object]], task_id: str | None = None
+    ) -> None:
+        """Take *step* of the ledger, again and again if need be: what the service has told is not to be lost."""
+        while True:
+            try:
+                await step()
+                return
+            except Exception as fault:  # noqa: BLE001 - a ledger may be anybody's
+                error = fault if isinstance(fault, BideError) else LedgerError(f"the ledger failed: {fault}")
+                log.error("%s: could not be recorded (task id %s): %s", ticket, task_id, error)
+                self._listener.told(ticket, error.about(ticket=ticket, task_id=task_id))
+                await asyncio.sleep(RETRY)
 
     async def _create(self, record: Record) -> None:
         if self._first_post is None:
@@ -158,7 +177,7 @@ class Submitter:
                 await self._record(record, outcome)
                 return
             lost = outcome.error if isinstance(outcome, Unclear) or lost is None else lost
-            self._stumbled(record.ticket, lost)
+            self._listener.stumbled(record.ticket, lost)
             pause = next(repeats, None)
             if pause is None:
                 await self._look_up(record, lost)
@@ -166,23 +185,23 @@ class Submitter:
             await asyncio.sleep(pause)
 
     async def _record(self, record: Record, outcome: Accepted | Refused | NotNow) -> None:
+        ticket, ledger = record.ticket, self._ledger
         match outcome:
-            case Accepted(task):
-                task = record.task.advanced(task)
-                if task.status.is_final:
-                    await self._ledger.finish(record.ticket, task)
-                else:
-                    await self._ledger.accept(record.ticket, task)
+            case Accepted(seen):
+                task = record.task.advanced(seen)
+                step = ledger.finish if task.status.is_final else ledger.accept
+                await self._keep(ticket, lambda: step(ticket, task), task.task_id)
             case Refused(error):
-                await self._ledger.finish(record.ticket, rejected(record.task, error))
+                await self._keep(ticket, lambda: ledger.finish(ticket, rejected(record.task, error)))
             case NotNow(error, reason, certain):
-                self._stumbled(record.ticket, error)
-                await self._ledger.put_back(
-                    record.ticket,
-                    reason,
-                    limits=self._limits(record),
-                    certain=certain,
-                    retry_after=error.retry_after,
+                self._listener.stumbled(ticket, error)
+                limits = self._limits(record)
+                after = error.retry_after
+                await self._keep(
+                    ticket,
+                    lambda: ledger.put_back(
+                        ticket, reason, limits=limits, certain=certain, retry_after=after
+                    ),
                 )
 
     async def _not_sent(self, record: Record, fault: TransportError) -> None:
@@ -197,11 +216,16 @@ class Submitter:
                 may_have_arrived=False,
             )
         if never or fault.permanent:
-            await self._ledger.finish(record.ticket, rejected(record.task, fault))
+            ended = rejected(record.task, fault)
+            await self._keep(record.ticket, lambda: self._ledger.finish(record.ticket, ended))
             return
-        self._stumbled(record.ticket, fault)
-        await self._ledger.put_back(
-            record.ticket, "unreachable", limits=self._limits(record), certain=False, retry_after=None
+        self._listener.stumbled(record.ticket, fault)
+        limits = self._limits(record)
+        await self._keep(
+            record.ticket,
+            lambda: self._ledger.put_back(
+                record.ticket, "unreachable", limits=limits, certain=False, retry_after=None
+            ),
         )
 
     def _limits(self, record: Record) -> Limits:
@@ -232,7 +256,7 @@ class Submitter:
             return None
         listed = await self._account.listed(lane, since, until, record.task.model)
         if not isinstance(listed, list):
-            self._stumbled(record.ticket, listed.error)
+            self._listener.stumbled(record.ticket, listed.error)
             return None
         ids = [each.task.task_id for each in listed if each.task.task_id is not None]
         known = await self._ledger.known(self._origin, ids)
@@ -258,15 +282,16 @@ class Submitter:
         )
         task = evolve(record.task, status=TaskStatus.UNKNOWN, error=detail, billing=Billing.UNKNOWN)
         hold = self._account.provider.profile(record.kind).unknown_hold
-        try:
+
+        async def finish() -> None:
             now = await self._ledger.get(record.ticket)
             if now is not None and now.task.status is TaskStatus.SUBMITTING:
                 await self._ledger.finish(record.ticket, task, hold=hold)
-        except LedgerError as lost:
-            self._stumbled(record.ticket, lost)
+
+        await self._keep(record.ticket, finish)
 
 
-def rejected(task: Task, error: APIError | TransportError | UnexpectedReplyError) -> Task:
+def rejected(task: Task, error: APIError | TransportError) -> Task:
     """*task* as refused with *error*, which a wait for it raises again."""
     api = error if isinstance(error, APIError) else None
     return evolve(

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode, urljoin, urlsplit
+from urllib.parse import unquote, urlencode, urljoin, urlsplit
 
 import httpx
 from attrs import frozen
@@ -45,6 +45,7 @@ NOT_SENT = {
     "ProxyError": "the proxy gave no connection",
     "UnsupportedProtocol": "an address that cannot be called",
     "InvalidURL": "an address that cannot be called",
+    "SetupError": "no connection can be made with these settings",
 }
 MAY_HAVE_ARRIVED = {
     "ReadTimeout": "no answer in time",
@@ -68,7 +69,7 @@ MAY_HAVE_ARRIVED = {
     "OSError": "the connection broke",
 }
 """What each error of the HTTP library means, by its class name or that of the nearest base that stands here."""
-PERMANENT = {"UnsupportedProtocol", "InvalidURL"}
+PERMANENT = {"UnsupportedProtocol", "InvalidURL", "SetupError"}
 
 
 @frozen
@@ -106,6 +107,10 @@ class Transport:
             raise ValueError("http_client= excludes transport= and proxy=: set them on your client")
         if transport is not None and proxy is not None:
             raise ValueError("transport= excludes proxy=: set it on your transport")
+        if isinstance(http_client, httpx.Client) or not hasattr(http_client or httpx.AsyncClient, "stream"):
+            raise TypeError(f"http_client must be an httpx.AsyncClient, not {type(http_client).__name__}")
+        if proxy is not None:
+            httpx.Proxy(proxy)  # a ValueError now, and not with the first request
         parts = urlsplit(base_url)
         self._base_url = base_url.rstrip("/")
         self.origin = f"{parts.scheme}://{parts.netloc}"
@@ -116,6 +121,7 @@ class Transport:
         self._gate = asyncio.Semaphore(CALLERS_REQUESTS)
         self._api = transport or ConnectionStack(proxy=proxy or proxy_for(base_url))
         self._files: dict[str | None, httpx.AsyncBaseTransport] = {}
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"<Transport to {self.origin}>"
@@ -123,10 +129,12 @@ class Transport:
     async def warm(self) -> None:
         """Do what the first request would wait for: the TLS context takes 20 ms to make."""
         if self.origin.startswith("https:") and self._given is None and self._client is None:
-            await asyncio.to_thread(tls_context)
+            with suppress(OSError):  # the first request tells it, with what can be done
+                await asyncio.to_thread(tls_context)
 
     async def aclose(self) -> None:
         """Close all connections that are ours."""
+        self._closed = True
         for each in {self._api, *self._files.values()}:
             if each is not self._given:
                 await each.aclose()
@@ -154,9 +162,7 @@ class Transport:
         try:
             async with asyncio.timeout(timeout):
                 if self._client is not None:
-                    return await self._through_client(
-                        call.method, url, _headers(call, key), body, timeout, limit, key
-                    )
+                    return await self._through_client(call, url, body, key, timeout, limit)
                 request = httpx.Request(
                     call.method,
                     url,
@@ -168,55 +174,69 @@ class Transport:
                 self.connected = True
                 return await self._reply(response, limit, key)
         except UnexpectedReplyError as error:
-            fault = error
+            # Without its frames: their locals hold the key.
+            fault = error.with_traceback(None)
         except Exception as error:  # noqa: BLE001 - all of them are translated here, and nowhere else
             fault = self._fault(error, self.origin, key)
         # Raised out here, so that the library's error, which holds the request and the key, is not its context.
         raise fault
 
     async def _through_client(
-        self,
-        method: str,
-        url: str,
-        headers: dict[str, str],
-        body: bytes | None,
-        timeout: float,
-        limit: int,
-        key: Secret,
+        self, call: Call, url: str, body: bytes | None, key: Secret, timeout: float, limit: int
     ) -> Reply:
         """The same over a caller's client, in plain values, so that any client that is used alike will do."""
-        client = self._client
+        client, times = self._client, _timeouts(timeout)
         if client is None:
             raise RuntimeError("there is no client of the caller's")
-        async with (
-            self._gate,
-            client.stream(
-                method, url, headers=headers, content=body, timeout=timeout, follow_redirects=False
-            ) as response,
-        ):
-            self.connected = True
-            return await self._reply(response, limit, key)
+        try:
+            async with asyncio.timeout(times["pool"]):
+                await self._gate.acquire()
+        except TimeoutError:
+            raise httpx.PoolTimeout(f"{CALLERS_REQUESTS} requests are under way on the client") from None
+        try:
+            async with client.stream(
+                call.method,
+                url,
+                headers=_headers(call, key),
+                content=body,
+                timeout=(times["connect"], times["read"], times["write"], times["pool"] / 2),
+                follow_redirects=False,
+            ) as response:
+                self.connected = True
+                return await self._reply(response, limit, key)
+        finally:
+            self._gate.release()
 
     async def _reply(self, response: httpx.Response, limit: int, key: Secret) -> Reply:
         """Read *response* to its end, up to *limit* bytes, and take the key out of it if the service echoes it."""
         secret = key.reveal()
+        packing = response.headers.get("content-encoding", "identity").strip().lower()
         content = bytearray()
+        why = ""
         try:
-            async for chunk in response.aiter_bytes():
-                content += chunk
-                if len(content) > limit:
-                    raise UnexpectedReplyError(
-                        f"the answer of {self.origin} (HTTP {response.status_code}) is longer than {limit} bytes; "
-                        f"it begins: {shown(bytes(content[:400]).replace(secret.encode(), b'***'))}"
-                    )
+            # None was asked for. One gzip grows a chunk of 64 KiB to 64 MiB at most; two of them, or brotli, burst.
+            if packing not in ("identity", "gzip", "deflate"):
+                why = f"is packed as {shown(packing, 40)!r}, which was not asked for"
+            else:
+                async with aclosing(response.aiter_bytes()) as chunks:
+                    async for chunk in chunks:
+                        content += chunk
+                        if len(content) > limit:
+                            why = f"is longer than {limit} bytes"
+                            break
         finally:
             await response.aclose()
+        if why:
+            begin = shown(bytes(content[:4000]).replace(secret.encode(), b"***"))
+            raise UnexpectedReplyError(
+                f"the answer of {self.origin} (HTTP {response.status_code}) {why}; it begins: {begin}"
+            )
         headers = {name.lower(): value.replace(secret, "***") for name, value in response.headers.items()}
         return Reply(response.status_code, headers, bytes(content).replace(secret.encode(), b"***"))
 
     def _url(self, call: Call) -> str:
         path = call.path
-        inside = path.startswith("/") and not path.startswith("//") and ".." not in path.split("/")
+        inside = path.startswith("/") and not path.startswith("//") and ".." not in unquote(path).split("/")
         if not inside or any(c in path for c in "\\?# \t\r\n"):
             raise ValueError(
                 f"a call's path is below the base URL and starts with one '/', not {shown(path, 80)!r}"
@@ -256,24 +276,25 @@ class Transport:
             DownloadError: it cannot be reached. The URL in its text has no query, which may be a signature.
         """
         response, place = await self._open(url)
-        chunks = self._chunks(response, place)
         try:
             headers = {name.lower(): value for name, value in response.headers.items()}
-            yield Download(response.status_code, headers, chunks)
+            packing = headers.get("content-encoding", "identity")
+            if packing != "identity":
+                raise DownloadError(f"{place} came packed as {shown(packing, 40)!r}, which was not asked for")
+            async with aclosing(self._chunks(response, place)) as chunks:
+                yield Download(response.status_code, headers, chunks)
         finally:
-            await chunks.aclose()
             await response.aclose()
 
     async def _open(self, url: str) -> tuple[httpx.Response, str]:
         for _ in range(MAX_REDIRECTS + 1):
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
+            if not _is_address(url):
                 raise DownloadError(f"not an address of a file: {shown(without_query(url), 200)!r}")
             response = await self._get(url)
             if not response.has_redirect_location:
                 return response, without_query(url)
             await response.aclose()
-            url = urljoin(url, response.headers["location"])
+            url = _target(url, response.headers["location"])
         raise DownloadError(f"more than {MAX_REDIRECTS} redirects, the last one to {without_query(url)}")
 
     async def _get(self, url: str) -> httpx.Response:
@@ -293,13 +314,15 @@ class Transport:
     def _stack_for(self, url: str) -> httpx.AsyncBaseTransport:
         if self._given is not None:
             return self._given
+        if self._closed:
+            raise httpx.ConnectError("the client is closed")
         proxy = self._proxy or proxy_for(url)
         if proxy not in self._files:
             self._files[proxy] = ConnectionStack(size=8, proxy=proxy)
         return self._files[proxy]
 
     async def _chunks(self, response: httpx.Response, place: str) -> AsyncGenerator[bytes]:
-        fault: DownloadError | None = None
+        fault: DownloadError
         stream = response.stream
         if not isinstance(stream, httpx.AsyncByteStream):
             raise DownloadError(f"{place}: a transport for async use must answer with an async stream")
@@ -307,17 +330,36 @@ class Transport:
             # Not `aiter_raw`: a transport of the caller's may give answers that are read already.
             async for chunk in stream:
                 yield chunk
-        except (httpx.HTTPError, OSError) as error:
+            return
+        except Exception as error:  # noqa: BLE001 - all of them are translated here
             fault = DownloadError(str(self._fault(error, place)))
-        if fault is not None:
-            raise fault
+        raise fault
 
 
 def without_query(url: str) -> str:
     """*url* as it may be shown: what follows a "?" may be a signature."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "an address that makes no sense"
     netloc = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{netloc}{parts.path}" + ("?…" if parts.query else "")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+def _target(url: str, location: str) -> str:
+    """Where the redirect *location* of *url* leads to."""
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        return location
 
 
 def _headers(call: Call, key: Secret) -> dict[str, str]:
@@ -339,7 +381,7 @@ def _json(body: Mapping[str, Any]) -> bytes:
 
 def _timeouts(timeout: float) -> dict[str, float]:
     """Waiting for a place and connecting end well before the whole: so the whole ends only what may have arrived."""
-    connect = min(CONNECT_TIMEOUT, timeout / 4)
+    connect = min(CONNECT_TIMEOUT, timeout / 6)  # once for TCP and once for TLS
     return {"pool": timeout / 2, "connect": connect, "read": timeout, "write": timeout}
 
 

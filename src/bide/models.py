@@ -315,7 +315,7 @@ class ImageRequest:
     prompt: str = field(validator=text)
     model: str = field(validator=text, kw_only=True)
     size: str | None = field(default=None, validator=optional_text, kw_only=True)
-    n: int = field(default=1, validator=whole(1, 100), kw_only=True)
+    n: int = field(default=1, validator=whole(1, 100, optional=False), kw_only=True)
     images: tuple[str, ...] = field(default=(), converter=texts, validator=sources, kw_only=True)
     seed: int | None = field(default=None, validator=whole(0, 2**63 - 1), kw_only=True)
     extra: Mapping[str, Any] = field(factory=dict, converter=json_copy, hash=False, kw_only=True)

@@ -384,7 +384,7 @@ async def test_closing_fails_the_waits_and_names_the_ids_of_tasks_left_running(
     with caplog.at_level(logging.WARNING, logger="bide"):
         await client.aclose()
 
-    with pytest.raises(ClientClosedError, match=r"client\.attach\('toy-1'\)") as caught:
+    with pytest.raises(ClientClosedError, match=r"attach\('toy-1'\) follows it") as caught:
         await wait
     assert caught.value.task_id == "toy-1"
     assert "1 tasks left running: toy-1" in caplog.text
@@ -564,3 +564,32 @@ async def test_a_cancelled_step_of_as_completed_loses_no_request() -> None:
         seen = [handle.request async for handle in completed]
 
     assert sorted(str(each.prompt) for each in seen if isinstance(each, ImageRequest)) == list("01234")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"deadlines": 60}, "deadlines must be a Deadlines"),
+        ({"limits": 3}, r"such as Limits\(concurrency=3\), not 3"),
+        ({"ledger": "x.db"}, "ledger must be a Ledger"),
+        ({"queries_per_second": "20"}, "must be a number"),
+        ({"http_client": httpx.Client()}, r"must be an httpx\.AsyncClient"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_refused_at_once(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        Client(Toy(), api_key="k", **options)
+
+
+@pytest.mark.parametrize("provider", [Toy, "dashscope"])
+def test_a_provider_is_an_instance(provider: Any) -> None:
+    with pytest.raises(TypeError, match=r"an instance such as DashScope\(\)"):
+        Client(provider, api_key="k")
+
+
+@pytest.mark.parametrize("timeout", [-1, "5", True, float("nan")])
+async def test_a_timeout_is_a_number_of_seconds(timeout: Any) -> None:
+    async with ToyService().client() as client:
+        handle = await client.submit(image())
+        with pytest.raises(ValueError, match="timeout must be a number of seconds"):
+            await handle.result(timeout=timeout)

@@ -26,7 +26,15 @@ NOW = 1000.0
 
 
 def refuse(state: LaneState, limits: Limits, setback: str = "slots", **changes: object) -> LaneState:
-    given = {"certain": True, "retry_after": None, "others": 2, "now": NOW, "chance": 0.0, **changes}
+    given = {
+        "certain": True,
+        "retry_after": None,
+        "others": 2,
+        "sent": NOW,
+        "now": NOW,
+        "chance": 0.0,
+        **changes,
+    }
     return refused(state, limits, setback, **given)  # type: ignore[arg-type]
 
 
@@ -57,12 +65,22 @@ def test_the_jitter_makes_a_pause_longer_and_never_shorter(chance: float) -> Non
 
 
 def test_without_a_retry_after_pauses_start_at_five_seconds_and_double_to_sixty() -> None:
-    state, pauses = LaneState(), []
+    state, pauses, moment = LaneState(), [], NOW
     for _ in range(6):
-        state = refuse(state, Limits(3))
-        pauses.append(state.paused_until - NOW)
+        state = refuse(state, Limits(3), sent=moment, now=moment + 1)
+        pauses.append(state.paused_until - moment - 1)
+        moment = state.paused_until
 
     assert pauses == [5, 10, 20, 40, 60, 60]
+
+
+def test_creates_that_are_refused_together_are_one_round_and_double_no_pause() -> None:
+    state = LaneState()
+    for number in range(10):
+        state = refuse(state, Limits(), sent=NOW, now=NOW + 0.1 * number, retry_after=1.0)
+
+    assert state.setbacks == 1
+    assert state.paused_until == pytest.approx(NOW + 1.9)
 
 
 def test_an_accepted_create_makes_the_next_pause_short_again() -> None:

@@ -362,3 +362,24 @@ async def test_a_scheduler_that_stumbles_tells_who_waits_and_goes_on(monkeypatch
             await handle.result()
 
         assert (await handle.result()).status is TaskStatus.SUCCEEDED
+
+
+async def test_a_deadline_that_passed_while_nobody_waited_is_told_to_the_first_who_does() -> None:
+    async with ToyService(queries=[RUNNING]).client(deadlines=Deadlines(running=30)) as client:
+        handle = await client.submit(image())
+        await asyncio.sleep(100)
+        before = now()
+
+        with pytest.raises(WaitTimeoutError, match=r"Deadlines\.running"):
+            await handle.result(timeout=1000)
+        assert now() == before
+        with pytest.raises(WaitTimeoutError, match="gave up waiting"):
+            await handle.result(timeout=50)
+
+
+async def test_a_fault_that_is_over_is_not_told_any_more() -> None:
+    async with ToyService(queries=[401, RUNNING, RUNNING, DONE]).client() as client:
+        handle = await client.submit(image())
+        await asyncio.sleep(70)
+
+        assert (await handle.result()).status is TaskStatus.SUCCEEDED

@@ -51,7 +51,10 @@ async def serving(
         )
         return head + await reader.readexactly(length)
 
+    tasks: set[asyncio.Task[None] | None] = set()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())
         seen.connections += 1
         seen.open += 1
         try:
@@ -71,14 +74,11 @@ async def serving(
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     seen.url = f"http{'s' if tls else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    tasks = asyncio.all_tasks()
     try:
         yield seen
     finally:
         server.close()
-        mine = [
-            task for task in asyncio.all_tasks() - tasks if task.get_coro().__qualname__.endswith("serve")
-        ]
+        mine = [task for task in tasks if task is not None]
         for task in mine:
             task.cancel()
         await asyncio.gather(*mine, return_exceptions=True)

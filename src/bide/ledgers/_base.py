@@ -86,7 +86,8 @@ class LaneView:
 class Ledger(Protocol):
     """Records and lanes. Each method is one atomic step, and safe to repeat.
 
-    A record that is final does not change any more: `update`, `accept` and `finish` return it as it stands.
+    A record that is final does not change any more: `update`, `accept` and `finish` return it as it stands. A ledger
+    is hashable and can be weakly referenced, as plain classes are.
 
     Attributes:
         durable: whether records outlive the process, so that another can go on with them.

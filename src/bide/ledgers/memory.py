@@ -212,6 +212,7 @@ class MemoryLedger:
             certain=certain,
             retry_after=retry_after,
             others=lane.load(now).slots,
+            sent=now if record.admitted is None else record.admitted,
             now=now,
             chance=random.random(),  # noqa: S311 - jitter, not a secret
         )

@@ -6,6 +6,7 @@ import asyncio
 import re
 from datetime import datetime, timedelta, timezone
 
+import httpx
 import pytest
 from emulator_callers import IMAGES, IMAGES_26, VIDEOS, Caller, DashScopeCaller
 
@@ -330,3 +331,11 @@ async def test_an_accepted_key_is_let_in() -> None:
         answer = await caller.create()
 
     assert answer.status_code == 200
+
+
+async def test_without_its_base_path_there_is_nothing() -> None:
+    async with Emulator() as emulator, httpx.AsyncClient() as http:
+        root = emulator.dashscope_url.removesuffix("/api/v1")
+        answer = await http.get(f"{root}/tasks/x", headers={"Authorization": "Bearer k"})
+
+    assert answer.status_code == 404

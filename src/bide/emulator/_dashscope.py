@@ -118,7 +118,10 @@ class DashScope(Service):
 
     def route(self, call: Call) -> Route | None:
         """What *call* asks for."""
-        path = _BASE.sub("", call.path, count=1).rstrip("/")
+        base = _BASE.match(call.path)
+        if base is None:
+            return None  # as the real service: nothing is there without the base path
+        path = call.path[base.end() :].rstrip("/")
         if call.method == "POST" and path in _CREATES:
             return Route("create", lambda call, account: self._create(call, account, *_CREATES[path]))
         if call.method == "POST" and (match := _CANCEL.fullmatch(path)):

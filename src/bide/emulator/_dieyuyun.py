@@ -133,7 +133,9 @@ class Dieyuyun(Service):
         if size is None or files is None:
             raise _invalid(f"'{'n' if files is None else 'size'}' is out of range.")
         if code := orders_in(str(prompt)).refusal_code:
-            raise RefusalError(402 if code == "insufficient_credit" else 400, code, f"RefusalError: {code}")
+            raise RefusalError(
+                402 if code == "insufficient_credit" else 400, code, "The request was refused."
+            )
         form = "b64_json" if body.get("response_format") == "b64_json" else "url"
         return Work(kind, str(model), str(prompt), files if kind == "image" else 1, size, form, body)
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import os
-from contextlib import suppress
+from contextlib import aclosing, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from uuid import uuid4
+
+import anyio
 
 from bide._transport import without_query
 from bide.errors import DownloadError
 from bide.models import SavedFile, TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
     from bide._transport import Transport
     from bide.models import Output, Task
@@ -33,6 +35,7 @@ _MAGIC = (
     (0, b"\xff\xd8\xff", "image/jpeg"),
     (0, b"GIF8", "image/gif"),
     (8, b"WEBP", "image/webp"),
+    (4, b"ftypavif", "image/avif"),
     (4, b"ftyp", "video/mp4"),
     (0, b"\x1aE\xdf\xa3", "video/webm"),
     (8, b"WAVE", "audio/wav"),
@@ -44,6 +47,7 @@ _EXTENSIONS = {
     "image/jpeg": "jpg",
     "image/gif": "gif",
     "image/webp": "webp",
+    "image/avif": "avif",
     "video/mp4": "mp4",
     "video/webm": "webm",
     "audio/wav": "wav",
@@ -57,13 +61,15 @@ async def save(transport: Transport, task: Task, directory: str | os.PathLike[st
 
     Raises:
         DownloadError: a file could not be fetched or written. Files that are whole by then stay.
-        ValueError: the task has no results.
+        ValueError: the task has no results, or its ticket cannot name a file.
     """
     if task.status is not TaskStatus.SUCCEEDED:
         raise ValueError(
             f"nothing to save: {task.task_id or task.ticket} is {task.status}, not succeeded: await handle.result()"
         )
     folder = Path(directory)
+    if not task.ticket or Path(task.ticket).name != task.ticket or "\0" in task.ticket:
+        raise ValueError(f"the ticket {task.ticket!r} cannot name a file")
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def one(index: int, output: Output) -> SavedFile:
@@ -72,7 +78,7 @@ async def save(transport: Transport, task: Task, directory: str | os.PathLike[st
 
     saves: list[asyncio.Task[SavedFile]] = []
     try:
-        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+        await _in_thread(partial(folder.mkdir, parents=True, exist_ok=True))
         saves = [
             asyncio.create_task(one(i, output))
             for i, output in enumerate(task.outputs)
@@ -98,19 +104,18 @@ async def _save_one(transport: Transport, output: Output, folder: Path, stem: st
     part = folder / f".{stem}.{uuid4().hex}.part"
     try:
         if output.data is not None:
-            size, media_type = await _write(part, _decoded(output.data))
+            async with aclosing(_decoded(output.data)) as chunks:
+                size, media_type = await _write(part, chunks)
         elif output.url is not None:
             size, media_type = await _fetch(transport, output, part)
         else:
             raise DownloadError(f"output {stem} has neither a URL nor data")
         media_type = media_type or output.media_type
         target = folder / f"{stem}.{_EXTENSIONS.get(media_type or '', 'bin')}"
-        if target.parent != folder:
-            raise DownloadError(f"the ticket of output {stem!r} cannot name a file")
-        await asyncio.to_thread(os.replace, part, target)
+        await _in_thread(partial(part.replace, target))
         return SavedFile(str(target), size, media_type)
     finally:
-        with suppress(FileNotFoundError, NotADirectoryError):
+        with suppress(OSError):
             part.unlink()
 
 
@@ -145,7 +150,7 @@ def _advice(status: int, output: Output) -> str:
 async def _write(part: Path, chunks: AsyncIterator[bytes]) -> tuple[int, str | None]:
     """Write *chunks* to *part*, on disk when this returns. Returns the size and the media type that it shows."""
     size, media_type = 0, None
-    file = await asyncio.to_thread(part.open, "xb")
+    file = part.open("xb")  # not in a thread: a cancel would lose the open file
     try:
         piece = bytearray()
         async for chunk in chunks:
@@ -153,15 +158,15 @@ async def _write(part: Path, chunks: AsyncIterator[bytes]) -> tuple[int, str | N
             if len(piece) >= PIECE:
                 media_type = media_type if size else _magic(piece)
                 size += len(piece)
-                await asyncio.to_thread(file.write, piece)
+                await _in_thread(partial(file.write, piece))
                 piece = bytearray()
         media_type = media_type if size else _magic(piece)
         size += len(piece)
         if not size:
             raise DownloadError("the result is empty: no byte came")
-        await asyncio.to_thread(_finish, file, piece)
+        await _in_thread(partial(_finish, file, piece))
     finally:
-        await asyncio.to_thread(file.close)
+        await _in_thread(file.close)
     return size, media_type
 
 
@@ -171,7 +176,21 @@ def _finish(file: BinaryIO, piece: bytearray) -> None:
     os.fsync(file.fileno())
 
 
-async def _decoded(data: str) -> AsyncIterator[bytes]:
+async def _in_thread(work: Callable[[], object]) -> None:
+    """Do *work* in a thread. A cancel waits for its end: it must not write, or hold a file, behind our back."""
+    job = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        await asyncio.shield(job)
+    except asyncio.CancelledError:
+        while not job.done():
+            # anyio cancels again at each await, asyncio as often as it is asked to.
+            with anyio.CancelScope(shield=True), suppress(asyncio.CancelledError):
+                await asyncio.wait([job])
+        job.exception()  # nobody asks for it any more
+        raise
+
+
+async def _decoded(data: str) -> AsyncGenerator[bytes]:
     """*data* from base64, slice by slice, so that the event loop goes on between."""
     if data.startswith("data:"):
         data = data.partition(",")[2]
@@ -182,7 +201,7 @@ async def _decoded(data: str) -> AsyncIterator[bytes]:
         rest = text[cut:]
         try:
             yield base64.b64decode(text[:cut], validate=True)
-        except binascii.Error as fault:
+        except ValueError as fault:
             raise DownloadError(f"the inline result is not base64: {fault}") from None
         await asyncio.sleep(0)
     if rest:

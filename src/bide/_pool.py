@@ -147,17 +147,19 @@ class ConnectionStack(httpx.AsyncBaseTransport):
             raise
 
     def _new(self) -> httpx.AsyncHTTPTransport:
-        self.opened += 1
         limits = httpx.Limits(
             max_connections=1, max_keepalive_connections=1, keepalive_expiry=self._keep_alive
         )
         try:
-            return httpx.AsyncHTTPTransport(
+            connection = httpx.AsyncHTTPTransport(
                 verify=tls_context(), limits=limits, proxy=self._proxy, trust_env=False
             )
-        except (ValueError, ImportError, OSError) as fault:
+        except (ValueError, ImportError, OSError, httpx.InvalidURL) as fault:
             # A proxy that cannot be used, or certificates that cannot be read: nothing will ever be sent like this.
-            raise SetupError(f"no connection can be made: {fault}") from None
+            self._wake()  # the place may have been promised to us
+            raise SetupError(f"check the proxy and $SSL_CERT_FILE: {fault}") from None
+        self.opened += 1
+        return connection
 
     def give_back(self, connection: httpx.AsyncHTTPTransport) -> None:
         """The answer on *connection* was read to its end."""

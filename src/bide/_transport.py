@@ -11,7 +11,7 @@ import json
 import ssl
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlencode, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urlencode, urljoin, urlsplit
 
 import httpx
 from attrs import frozen
@@ -34,6 +34,7 @@ READ_TIMEOUT = 30.0
 FRESH = 1.0
 """A create goes out on a new connection or one used within so many seconds: a kept one that died looks like a cut."""
 MAX_REDIRECTS = 5
+PACKINGS = {"gzip", "x-gzip", "deflate", "compress", "br", "zstd"}
 CALLERS_REQUESTS = 10
 """Requests under way at once on a client of the caller's: its pool does not bear many."""
 USER_AGENT = f"bide/{__version__}"
@@ -210,20 +211,19 @@ class Transport:
     async def _reply(self, response: httpx.Response, limit: int, key: Secret) -> Reply:
         """Read *response* to its end, up to *limit* bytes, and take the key out of it if the service echoes it."""
         secret = key.reveal()
-        packing = response.headers.get("content-encoding", "identity").strip().lower()
+        packing = _packing(response.headers)
         content = bytearray()
         why = ""
         try:
-            # None was asked for. One gzip grows a chunk of 64 KiB to 64 MiB at most; two of them, or brotli, burst.
-            if packing not in ("identity", "gzip", "deflate"):
-                why = f"is packed as {shown(packing, 40)!r}, which was not asked for"
+            # None was asked for. One gzip makes 64 MiB at most of a chunk of 64 KiB; two of them, or brotli, far more.
+            if packing not in ([], ["gzip"], ["deflate"]):
+                why = f"is packed with {' and '.join(packing)}, which was not asked for"
             else:
-                async with aclosing(response.aiter_bytes()) as chunks:
-                    async for chunk in chunks:
-                        content += chunk
-                        if len(content) > limit:
-                            why = f"is longer than {limit} bytes"
-                            break
+                async for chunk in response.aiter_bytes():
+                    content += chunk
+                    if len(content) > limit:
+                        why = f"is longer than {limit} bytes"
+                        break
         finally:
             await response.aclose()
         if why:
@@ -278,9 +278,9 @@ class Transport:
         response, place = await self._open(url)
         try:
             headers = {name.lower(): value for name, value in response.headers.items()}
-            packing = headers.get("content-encoding", "identity")
-            if packing != "identity":
-                raise DownloadError(f"{place} came packed as {shown(packing, 40)!r}, which was not asked for")
+            packing = _packing(headers)
+            if packing and response.status_code == 200:
+                raise DownloadError(f"{place} came packed with {packing[0]}, which was not asked for")
             async with aclosing(self._chunks(response, place)) as chunks:
                 yield Download(response.status_code, headers, chunks)
         finally:
@@ -288,13 +288,17 @@ class Transport:
 
     async def _open(self, url: str) -> tuple[httpx.Response, str]:
         for _ in range(MAX_REDIRECTS + 1):
-            if not _is_address(url):
+            parts = _split(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise DownloadError(f"not an address of a file: {shown(without_query(url), 200)!r}")
             response = await self._get(url)
             if not response.has_redirect_location:
                 return response, without_query(url)
             await response.aclose()
-            url = _target(url, response.headers["location"])
+            try:
+                url = urljoin(url, response.headers["location"])
+            except ValueError:
+                raise DownloadError(f"{without_query(url)} redirects to what is no address") from None
         raise DownloadError(f"more than {MAX_REDIRECTS} redirects, the last one to {without_query(url)}")
 
     async def _get(self, url: str) -> httpx.Response:
@@ -306,7 +310,10 @@ class Transport:
                 headers={"user-agent": USER_AGENT, "accept": "*/*", "accept-encoding": "identity"},
                 extensions={"timeout": _timeouts(READ_TIMEOUT)},
             )
-            return await self._stack_for(url).handle_async_request(request)
+            response = await self._stack_for(url).handle_async_request(request)
+            if not isinstance(response.stream, httpx.AsyncByteStream):
+                raise RuntimeError("a transport for async use must answer with an async stream")
+            return response
         except Exception as error:  # noqa: BLE001 - all of them are translated here
             fault = DownloadError(str(self._fault(error, without_query(url))))
         raise fault
@@ -323,12 +330,9 @@ class Transport:
 
     async def _chunks(self, response: httpx.Response, place: str) -> AsyncGenerator[bytes]:
         fault: DownloadError
-        stream = response.stream
-        if not isinstance(stream, httpx.AsyncByteStream):
-            raise DownloadError(f"{place}: a transport for async use must answer with an async stream")
         try:
             # Not `aiter_raw`: a transport of the caller's may give answers that are read already.
-            async for chunk in stream:
+            async for chunk in response.aiter_bytes():
                 yield chunk
             return
         except Exception as error:  # noqa: BLE001 - all of them are translated here
@@ -338,28 +342,23 @@ class Transport:
 
 def without_query(url: str) -> str:
     """*url* as it may be shown: what follows a "?" may be a signature."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "an address that makes no sense"
+    parts = _split(url)
     netloc = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{netloc}{parts.path}" + ("?…" if parts.query else "")
 
 
-def _is_address(url: str) -> bool:
+def _split(url: str) -> SplitResult:
+    """The parts of *url*; empty ones where it makes no sense."""
     try:
-        parts = urlsplit(url)
+        return urlsplit(url)
     except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
+        return urlsplit("")
 
 
-def _target(url: str, location: str) -> str:
-    """Where the redirect *location* of *url* leads to."""
-    try:
-        return urljoin(url, location)
-    except ValueError:
-        return location
+def _packing(headers: Mapping[str, str]) -> list[str]:
+    """The packings that an answer's headers name: mostly none. What is no packing ("aws-chunked") changes nothing."""
+    names = (name.strip().lower() for name in headers.get("content-encoding", "").split(","))
+    return [name for name in names if name in PACKINGS][:3]
 
 
 def _headers(call: Call, key: Secret) -> dict[str, str]:

@@ -6,9 +6,14 @@ import asyncio
 import base64
 import logging
 import os
+import resource
+import threading
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import anyio
 import httpx
 import pytest
 from wires import cut, late, reply, serving
@@ -54,6 +59,7 @@ def names(folder: Path) -> list[str]:
         (b"RIFF____WAVEfmt ", "t1-0.wav", "audio/wav"),
         (b"GIF89a....", "t1-0.gif", "image/gif"),
         (MP4, "t1-0.mp4", "video/mp4"),
+        (b"____ftypavif....", "t1-0.avif", "image/avif"),
         (b"\x1aE\xdf\xa3....", "t1-0.webm", "video/webm"),
         (b"ID3.......", "t1-0.mp3", "audio/mpeg"),
         (b"who knows what", "t1-0.bin", "application/x-odd"),
@@ -111,6 +117,74 @@ async def test_what_is_not_the_file_leaves_nothing_and_says_why(
     assert (tmp_path / "t1-0.png").read_bytes() == b"an older one"
 
 
+async def test_a_file_that_is_shorter_than_told_leaves_nothing(tmp_path: Path) -> None:
+    """A transport of the caller's may not look at the length itself."""
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=PNG, headers={"content-length": "5000"})
+
+    transport = Transport("https://api.example", transport=httpx.MockTransport(answer))
+
+    with pytest.raises(DownloadError, match=f"broke off: {len(PNG)} of 5000 bytes"):
+        await save(transport, done(image("https://files.example/a")), tmp_path)
+
+    assert names(tmp_path) == []
+    await transport.aclose()
+
+
+@pytest.mark.parametrize("packing", ["gzip", "br", "identity, GZIP"])
+async def test_a_file_that_came_packed_is_not_saved_as_it_is(packing: str, tmp_path: Path) -> None:
+    async with serving(file(headers=f"Content-Encoding: {packing}\r\n")) as server:
+        with pytest.raises(DownloadError, match="came packed with"):
+            await saved(done(image(server.url)), tmp_path)
+    async with serving(file(headers="Content-Encoding: aws-chunked\r\n")) as server:
+        await saved(done(image(server.url)), tmp_path)
+
+    assert names(tmp_path) == ["t1-0.png"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://[bad/x", "https://", "ftp://files.example/x", "file:///etc/passwd", "/x", "http://h:port/"],
+)
+async def test_an_address_that_is_none_is_told_as_such(url: str, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match="address"):
+        await saved(done(image(url)), tmp_path)
+
+    assert names(tmp_path) == []
+
+
+async def test_an_odd_fault_of_a_callers_transport_is_a_failed_download(tmp_path: Path) -> None:
+    class Sync(httpx.SyncByteStream):
+        pass
+
+    class Odd(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield PNG
+            raise KeyError("odd")
+
+    for stream, words in ((Sync(), "must answer with an async stream"), (Odd(), "an error.*KeyError")):
+
+        def answer(_: httpx.Request, stream: Any = stream) -> httpx.Response:
+            return httpx.Response(200, stream=stream)
+
+        transport = Transport("https://api.example", transport=httpx.MockTransport(answer))
+        with pytest.raises(DownloadError, match=words):
+            await save(transport, done(image("https://files.example/a")), tmp_path)
+
+    assert names(tmp_path) == []
+
+
+async def test_after_the_end_nothing_is_fetched(tmp_path: Path) -> None:
+    async with serving(file()) as server:
+        transport = Transport("https://api.example")
+        await transport.aclose()
+        with pytest.raises(DownloadError, match="the client is closed"):
+            await save(transport, done(image(server.url)), tmp_path)
+
+        assert server.requests == []
+
+
 async def test_redirects_are_followed_five_times_and_no_more(tmp_path: Path) -> None:
     async with serving(file()) as files:
         hop = reply(b"", status=302, headers="Location: /next\r\n")
@@ -118,12 +192,13 @@ async def test_redirects_are_followed_five_times_and_no_more(tmp_path: Path) -> 
         async with serving([hop, hop, hop, hop, last]) as server:
             (kept,) = await saved(done(image(server.url)), tmp_path)
             assert kept.size == len(PNG)
+        assert not [head for head in files.heads + server.heads if "authorization" in head]
         async with serving(hop) as server:
             with pytest.raises(DownloadError, match="more than 5 redirects"):
                 await saved(done(image(server.url)), tmp_path)
-        away = reply(b"", status=302, headers="Location: file:///etc/passwd\r\n")
-        async with serving(away) as server:
-            with pytest.raises(DownloadError, match="not an address of a file"):
+    for away in ("file:///etc/passwd", "//[bad", "ftp://files.example/a"):
+        async with serving(reply(b"", status=302, headers=f"Location: {away}\r\n")) as server:
+            with pytest.raises(DownloadError, match=r"not an address of a file|to what is no address"):
                 await saved(done(image(server.url)), tmp_path)
 
 
@@ -138,8 +213,32 @@ async def test_inline_results_are_decoded(tmp_path: Path) -> None:
     assert [Path(file).read_bytes() for file in files] == [PNG * 3000] * 3
 
 
+async def test_a_large_inline_result_lets_the_loop_go_on(tmp_path: Path) -> None:
+    body = PNG + bytes(10_000_000)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counter = asyncio.create_task(count())
+    (kept,) = await saved(done(Output(data=base64.b64encode(body).decode())), tmp_path)
+    counter.cancel()
+
+    assert Path(kept).read_bytes() == body
+    assert turns > 150, "one turn for each slice at least"
+
+
 @pytest.mark.parametrize(
-    ("data", "words"), [("!!!!", "not base64"), ("QUJD" * 9 + "QQ", "cut off"), ("", "no byte came")]
+    ("data", "words"),
+    [
+        ("!!!!", "not base64"),
+        ("猫猫猫猫", "not base64"),
+        ("QUJD" * 9 + "QQ", "cut off"),
+        ("", "no byte came"),
+    ],
 )
 async def test_inline_results_that_are_no_base64_leave_nothing(data: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match=words):
@@ -168,6 +267,108 @@ async def test_a_folder_that_cannot_be_written_to_is_said(tmp_path: Path) -> Non
     async with serving(file()) as server:
         with pytest.raises(DownloadError, match=r"cannot write to .*taken.*still at the service"):
             await saved(done(image(server.url)), tmp_path / "taken")
+
+
+@pytest.mark.parametrize("ticket", ["", "../up", "/../up", "a/b", "nul\0"])
+async def test_a_ticket_that_leads_out_of_the_folder_writes_nothing(ticket: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    with pytest.raises(ValueError, match="cannot name a file"):
+        await saved(done(Output(data=base64.b64encode(PNG).decode()), ticket=ticket), folder)
+
+    assert names(tmp_path) == []
+
+
+async def test_a_full_disk_leaves_nothing_and_says_that_the_result_is_not_lost(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with serving(file(PNG + bytes(3_000_000))) as server:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, hard))
+        try:
+            with pytest.raises(DownloadError, match=r"cannot write to .*too large.*still at the service"):
+                await saved(done(image(server.url)), tmp_path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("place", ["mkdir", "write", "fsync", "replace", "close"])
+@pytest.mark.parametrize("scope", [False, True])
+async def test_a_cancel_while_a_thread_works_waits_for_it_and_leaves_nothing_open(
+    place: str, scope: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread would write, or hold the file, behind our back; anyio cancels again and again meanwhile."""
+    folder, begun, go_on = tmp_path / "out", threading.Event(), threading.Event()
+
+    def slow(work: Callable[..., Any]) -> Callable[..., Any]:
+        def slowly(*args: Any, **options: Any) -> Any:
+            begun.set()
+            go_on.wait(5)
+            return work(*args, **options)
+
+        return slowly
+
+    slow_open = Path.open
+
+    def opened(path: Path, mode: str = "r") -> Any:
+        real = slow_open(path, mode)
+        stub = mock.Mock(wraps=real)
+        getattr(stub, place).side_effect = slow(getattr(real, place))
+        return stub
+
+    if place == "fsync":
+        monkeypatch.setattr(os, "fsync", slow(os.fsync))
+    elif place in ("write", "close"):
+        monkeypatch.setattr(Path, "open", opened)
+    else:
+        monkeypatch.setattr(Path, place, slow(getattr(Path, place)))
+    data = base64.b64encode(PNG).decode()
+    before = descriptors()
+
+    async def one() -> None:
+        with anyio.CancelScope() as cancel:
+            scopes.append(cancel)
+            await saved(done(Output(data=data)), folder)
+
+    scopes: list[anyio.CancelScope] = []
+    task = asyncio.create_task(one())
+    while not begun.is_set():
+        await asyncio.sleep(0)
+    if scope:
+        scopes[0].cancel()
+    else:
+        task.cancel()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not task.done()
+    task.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.wait([task])
+
+    assert task.cancelled()
+    assert descriptors() == before
+    if folder.exists():
+        assert names(folder) in ([], ["t1-0.png"]), "a whole file or none"
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_many_failed_downloads_leak_no_descriptor(tmp_path: Path) -> None:
+    broken = cut(reply(PNG, length=500).replace(b"application/json", b"image/png"))
+    async with serving(broken) as server:
+        transport = Transport("https://api.example")
+        before = descriptors()
+        for _ in range(30):
+            with pytest.raises(DownloadError):
+                await save(transport, done(*[image(server.url)] * 3), tmp_path)
+        await transport.aclose()
+        await asyncio.sleep(0.1)
+
+        assert server.connections >= 30
+        assert descriptors() <= before
+    assert names(tmp_path) == []
 
 
 async def test_at_most_four_files_are_fetched_at_once_and_a_cancel_leaves_nothing(tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 
 import httpx
 import pytest
 from wires import Server, cut, late, reply, serving
 
-from bide._pool import MAX_IDLE, ConnectionStack, proxy_for
+from bide._pool import MAX_IDLE, ConnectionStack, SetupError, proxy_for
 
 
 async def get(
@@ -100,6 +101,35 @@ async def test_a_fresh_connection_is_new_or_was_used_a_moment_ago() -> None:
         await stack.aclose()
 
 
+async def test_the_connection_used_last_goes_first_so_that_the_others_age() -> None:
+    async with serving(late(1)) as server:
+        stack = ConnectionStack(size=4)
+        await asyncio.gather(*(get(stack, server) for _ in range(4)))
+        for _ in range(4):
+            await asyncio.sleep(60)
+            await get(stack, server)
+
+        assert (server.connections, server.open) == (4, 1)
+        await stack.aclose()
+
+
+async def test_a_connection_that_the_server_closed_meanwhile_is_replaced_unnoticed() -> None:
+    async def last(writer: asyncio.StreamWriter) -> None:
+        writer.write(reply())
+        await writer.drain()
+        writer.close()
+        await asyncio.sleep(1000)
+
+    async with serving([last, reply()]) as server:
+        stack = ConnectionStack(size=1)
+        await get(stack, server)
+        await asyncio.sleep(5)
+
+        assert await get(stack, server) == b"{}"
+        assert server.connections == 2
+        await stack.aclose()
+
+
 @pytest.mark.parametrize(
     "broken", [cut(), cut(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhalf"), b"no http\r\n\r\n"]
 )
@@ -122,6 +152,21 @@ async def test_an_answer_that_is_not_read_to_its_end_costs_its_connection() -> N
 
         assert repr(stack) == "<ConnectionStack 0 busy, 0 idle, 1 at most>"
         await get(stack, server)
+        await stack.aclose()
+
+
+async def test_a_body_that_is_closed_twice_gives_its_connection_back_once() -> None:
+    async with serving([reply(), late(10)]) as server:
+        stack = ConnectionStack(size=1)
+        first = await stack.handle_async_request(httpx.Request("GET", server.url))
+        await first.aread()
+        second = asyncio.create_task(get(stack, server))
+        await asyncio.sleep(1)
+
+        await first.stream.aclose()  # type: ignore[union-attr]
+
+        assert repr(stack) == "<ConnectionStack 1 busy, 0 idle, 1 at most>"
+        assert await second == b"{}"
         await stack.aclose()
 
 
@@ -163,6 +208,77 @@ async def test_a_waiter_that_is_cancelled_as_its_turn_comes_passes_it_on() -> No
         await stack.aclose()
 
 
+@pytest.mark.parametrize("steps", range(12))
+async def test_a_cancel_at_any_moment_loses_no_place(steps: int) -> None:
+    """Also while connections that are too old are closed on the way."""
+    async with serving(reply()) as server:
+        stack = ConnectionStack(size=2)
+        await asyncio.gather(get(stack, server), get(stack, server))
+        await asyncio.sleep(500)
+
+        call = asyncio.create_task(get(stack, server))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.wait([call])
+
+        assert "0 busy" in repr(stack)
+        await asyncio.gather(*(get(stack, server, pool=1) for _ in range(6)))
+        assert server.open == 2
+        await stack.aclose()
+
+
+@pytest.mark.parametrize("steps", range(12))
+async def test_closing_ends_what_is_under_way_and_leaves_no_connection(steps: int) -> None:
+    async with serving(late(50)) as server:
+        stack = ConnectionStack(size=3)
+        calls = [asyncio.create_task(get(stack, server)) for _ in range(8)]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+
+        await stack.aclose()
+
+        results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 60)
+        assert all(isinstance(result, httpx.NetworkError) for result in results)
+        with pytest.raises(httpx.ConnectError, match="closed"):
+            await get(stack, server)
+        await stack.aclose()
+        await asyncio.sleep(60)
+        assert server.open == 0
+        assert repr(stack) == "<ConnectionStack 0 busy, 0 idle, 3 at most>"
+
+
+@pytest.mark.parametrize("proxy", ["gopher://proxy:70", "socks5://proxy:1080", "http://proxy:port"])
+async def test_a_proxy_that_cannot_be_used_says_so_to_each_request(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    stack = ConnectionStack(size=1, proxy=proxy)
+    calls = [stack.handle_async_request(httpx.Request("GET", "http://api.example")) for _ in range(3)]
+
+    results = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert [type(result) for result in results] == [SetupError] * 3
+    assert "check the proxy" in str(results[0])
+    await stack.aclose()
+
+
+async def test_who_waits_for_a_place_is_told_as_well_that_no_connection_can_be_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving(late(5)) as server:
+        stack = ConnectionStack(size=1)
+        calls = [asyncio.create_task(get(stack, server)) for _ in range(4)]
+        await asyncio.sleep(1)
+        stack._proxy = "gopher://proxy"
+        calls[0].cancel()
+
+        results = await asyncio.gather(*calls, return_exceptions=True)
+
+        assert [type(result) for result in results[1:]] == [SetupError] * 3
+        await stack.aclose()
+
+
 @pytest.mark.parametrize(
     ("url", "proxy"),
     [
@@ -171,6 +287,7 @@ async def test_a_waiter_that_is_cancelled_as_its_turn_comes_passes_it_on() -> No
         ("https://inside.example", None),
         ("https://inside.example:8443/x", None),
         ("http://127.0.0.1:8000", None),
+        ("ftp://files.example", "http://rest:81"),
     ],
 )
 def test_the_proxy_is_the_environments(url: str, proxy: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +295,7 @@ def test_the_proxy_is_the_environments(url: str, proxy: str | None, monkeypatch:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("https_proxy", "http://proxy:3128")
     monkeypatch.setenv("http_proxy", "http://plain:80")
+    monkeypatch.setenv("all_proxy", "rest:81")
     monkeypatch.setenv("no_proxy", "inside.example,127.0.0.1")
 
     assert proxy_for(url) == proxy

@@ -10,6 +10,7 @@ import logging
 import pickle
 import ssl
 import traceback
+import tracemalloc
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,13 @@ import httpx
 import pytest
 from wires import cut, drip, late, reply, serving
 
+from bide._pool import tls_context
 from bide._transport import MAY_HAVE_ARRIVED, NOT_SENT, Transport, without_query
 from bide._wire import Call, Secret
 from bide.errors import TransportError, UnexpectedReplyError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
 KEY = Secret("sk-canary-777")
@@ -100,6 +102,60 @@ async def test_a_port_where_nobody_listens_is_certainly_not_sent() -> None:
     await transport.aclose()
 
 
+@pytest.mark.real_time
+async def test_a_name_that_nobody_knows_is_certainly_not_sent() -> None:
+    transport = Transport("https://api.invalid")
+
+    with pytest.raises(TransportError, match=r"no connection \(ConnectError") as caught:
+        await transport.send(LOOK, key=KEY, timeout=30)
+
+    assert not caught.value.may_have_arrived
+    await transport.aclose()
+
+
+async def test_after_the_end_nothing_is_sent() -> None:
+    async with serving(reply()) as server:
+        transport = Transport(server.url)
+        await transport.send(LOOK, key=KEY, timeout=5)
+        await transport.aclose()
+
+        with pytest.raises(TransportError, match="closed") as caught:
+            await transport.send(LOOK, key=KEY, timeout=5)
+
+        assert not caught.value.may_have_arrived
+        assert len(server.requests) == 1
+
+
+async def test_who_gets_no_connection_in_half_the_time_was_not_sent() -> None:
+    """So that a create that only waited is not taken for one that may have arrived."""
+    async with serving(late(100)) as server:
+        transport = Transport(server.url)
+        busy = [asyncio.create_task(transport.send(LOOK, key=KEY, timeout=200)) for _ in range(50)]
+        await asyncio.sleep(1)
+
+        with pytest.raises(TransportError, match="no free connection in time") as caught:
+            await transport.send(LOOK, key=KEY, timeout=20)
+
+        assert not caught.value.may_have_arrived
+        await asyncio.gather(*busy)
+        await transport.aclose()
+
+
+async def test_a_cancel_passes_through_and_costs_the_connection() -> None:
+    async with serving(late(100)) as server:
+        transport = Transport(server.url)
+        call = asyncio.create_task(transport.send(LOOK, key=KEY, timeout=200))
+        await asyncio.sleep(1)
+        call.cancel()
+
+        await asyncio.wait([call])
+
+        assert call.cancelled()
+        await transport.aclose()
+        await asyncio.sleep(200)
+        assert server.open == 0
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -107,9 +163,10 @@ async def test_a_port_where_nobody_listens_is_certainly_not_sent() -> None:
         cut(b"HTTP/1.1 200 OK\r\n"),
         cut(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{"),
         b"rubbish\r\n\r\n",
+        reply(b"no gzip", headers="Content-Encoding: gzip\r\n"),
         late(60),
     ],
-    ids=["at once", "in the head", "in the body", "no http", "hang"],
+    ids=["at once", "in the head", "in the body", "no http", "no gzip", "hang"],
 )
 async def test_a_fault_after_the_sending_may_have_arrived(answer: Any) -> None:
     async with serving(answer) as server:
@@ -183,6 +240,74 @@ async def test_a_certificate_that_does_not_verify_is_permanent_and_nothing_was_s
         await transport.aclose()
 
 
+@pytest.fixture
+def no_certificates(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("SSL_CERT_FILE", "/there/is/no/such/file.pem")
+    tls_context.cache_clear()
+    yield
+    tls_context.cache_clear()
+
+
+@pytest.mark.usefixtures("no_certificates")
+async def test_certificates_that_cannot_be_read_are_permanent_and_nothing_was_sent() -> None:
+    transport = Transport("https://127.0.0.1:9")
+    await transport.warm()
+
+    with pytest.raises(TransportError, match=r"these settings.*\$SSL_CERT_FILE.*No such file") as caught:
+        await transport.send(LOOK, key=KEY, timeout=5)
+
+    assert caught.value.permanent
+    assert not caught.value.may_have_arrived
+    await transport.aclose()
+
+
+# Proxies -----------------------------------------------------------------------------------------------------
+
+
+async def test_the_environments_proxy_carries_calls_and_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(reply(b"[1]")) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.setenv("no_proxy", "direct.example")
+        transport = Transport("http://api.example/v1")
+
+        got = await transport.send(LOOK, key=KEY, timeout=5)
+        async with transport.download("http://files.example/a.png") as download:
+            assert [chunk async for chunk in download.chunks] == [b"[1]"]
+
+        assert got.json() == [1]
+        assert proxy.heads[0].startswith("get http://api.example/v1/v1/tasks/t1 ")
+        assert proxy.heads[1].startswith("get http://files.example/a.png ")
+        assert "authorization" not in proxy.heads[1]
+        await transport.aclose()
+
+
+async def test_a_proxy_that_is_given_goes_before_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    async with serving(reply()) as proxy:
+        transport = Transport("http://api.example", proxy=proxy.url)
+
+        assert (await transport.send(LOOK, key=KEY, timeout=5)).status == 200
+        await transport.aclose()
+
+
+async def test_a_proxy_that_refuses_the_tunnel_never_sees_the_key() -> None:
+    refusal = reply(b"no", status=407).replace(b"X\r\n", b"Proxy Authentication Required\r\n", 1)
+    async with serving(refusal) as proxy:
+        transport = Transport("https://api.example", proxy=proxy.url)
+
+        with pytest.raises(TransportError, match=r"the proxy gave no connection.*407") as caught:
+            await transport.send(LOOK, key=KEY, timeout=5)
+
+        assert not caught.value.may_have_arrived
+        assert len(proxy.heads) == 1
+        assert proxy.heads[0].startswith("connect api.example:443 ")
+        assert KEY.reveal() not in proxy.heads[0]
+        await transport.aclose()
+
+
+# The call and the answer -------------------------------------------------------------------------------------
+
+
 async def test_the_call_goes_out_as_it_is_with_the_key_and_no_more() -> None:
     async with serving(reply(b'{"ok": true}', headers="X-Trace: 7\r\n")) as server:
         transport = Transport(server.url + "/api/v1/")
@@ -246,20 +371,105 @@ async def test_a_body_beyond_the_bound_is_an_error_that_shows_its_begin(packed: 
     async with serving(reply(body, headers=extra)) as server:
         transport = Transport(server.url)
 
-        with pytest.raises(UnexpectedReplyError, match="longer than 1000000 bytes; it begins: xxx"):
+        with pytest.raises(UnexpectedReplyError, match="longer than 1000000 bytes; it begins: xxx") as caught:
             await transport.send(LOOK, key=KEY, timeout=5, limit=1_000_000)
+
+        assert len(str(caught.value)) < 600
+        assert len(server.requests) == 1
+        await transport.aclose()
+
+
+async def test_a_bomb_takes_bounded_memory() -> None:
+    bomb = reply(gzip.compress(bytes(300_000_000), 6), headers="Content-Encoding: gzip\r\n")
+    async with serving(bomb) as server:
+        transport = Transport(server.url)
+        tracemalloc.start()
+        try:
+            with pytest.raises(UnexpectedReplyError, match="longer than"):
+                await transport.send(LOOK, key=KEY, timeout=5, limit=1_000_000)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+        assert peak < 200 * 2**20
+        await transport.aclose()
+
+
+@pytest.mark.parametrize("packing", ["gzip, gzip", "br", "zstd", "deflate,gzip,br"])
+async def test_an_answer_in_a_packing_without_bound_is_not_unpacked(packing: str) -> None:
+    body = gzip.compress(gzip.compress(bytes(1000)))
+    async with serving(reply(body, headers=f"Content-Encoding: {packing}\r\n")) as server:
+        transport = Transport(server.url)
+
+        with pytest.raises(UnexpectedReplyError, match="was not asked for"):
+            await transport.send(LOOK, key=KEY, timeout=5)
 
         await transport.aclose()
 
 
+@pytest.mark.parametrize("packing", ["gzip", "GZIP", "identity", "utf-8", ""])
+async def test_an_answer_in_a_known_or_in_no_packing_is_read(packing: str) -> None:
+    body = gzip.compress(b'{"a": 1}') if packing.lower() == "gzip" else b'{"a": 1}'
+    async with serving(reply(body, headers=f"Content-Encoding: {packing}\r\n")) as server:
+        transport = Transport(server.url)
+
+        assert (await transport.send(LOOK, key=KEY, timeout=5)).json() == {"a": 1}
+        await transport.aclose()
+
+
+async def test_the_begin_that_an_error_shows_holds_no_part_of_the_key() -> None:
+    body = b"x" * 395 + KEY.reveal().encode() * 2 + b"y" * 5000
+    async with serving(reply(body)) as server:
+        transport = Transport(server.url)
+
+        with pytest.raises(UnexpectedReplyError) as caught:
+            await transport.send(LOOK, key=KEY, timeout=5, limit=1000)
+
+        assert "xxx***" in str(caught.value)
+        assert KEY.reveal()[:4] not in str(caught.value)
+        assert KEY.reveal() not in shown_locals(caught.value)
+        await transport.aclose()
+
+
 @pytest.mark.parametrize(
-    "path", ["", "v1", "//evil.example/x", "/a/../b", "/a\\b", "/a b", "/a?b", "/a#b", "/a\r\nX: y"]
+    ("body", "words"), [({"n": float("nan")}, "JSON"), ({"text": "\ud800"}, "surrogates")]
+)
+async def test_a_body_that_is_no_json_is_not_sent(body: dict[str, Any], words: str) -> None:
+    transport = raising(AssertionError("sent"))
+
+    with pytest.raises(ValueError, match=words):
+        await transport.send(Call("POST", "/x", body=body), key=KEY, timeout=5)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            "",
+            "v1",
+            "//evil.example/x",
+            "@evil.example",
+            "/..//evil.example",
+            "/a/../b",
+            "/a/%2E%2e/b",
+            "/..",
+        ),
+        *("/a\\b", "/a b", "/a?b", "/a#b", "/a\r\nX: y", "https://evil.example/x"),
+    ],
 )
 async def test_a_path_that_leads_out_of_the_api_is_not_sent(path: str) -> None:
     transport = raising(AssertionError("sent"))
 
     with pytest.raises(ValueError, match="a call's path"):
         await transport.send(Call("GET", path), key=KEY, timeout=5)
+
+
+def shown_locals(error: BaseException) -> str:
+    """What a crash reporter would send: the local values of all frames of ours."""
+    frames = traceback.TracebackException.from_exception(error, capture_locals=True).stack
+    ours = [frame for frame in frames if "/bide/" in frame.filename]
+    assert ours
+    return "".join(str(frame.locals) for frame in ours)
 
 
 async def test_the_key_is_in_no_repr_log_or_traceback(caplog: pytest.LogCaptureFixture) -> None:
@@ -270,9 +480,8 @@ async def test_the_key_is_in_no_repr_log_or_traceback(caplog: pytest.LogCaptureF
             with pytest.raises(TransportError) as caught:
                 await transport.send(Call("POST", "/v1/x", body={}), key=KEY, timeout=5)
 
-        frames = traceback.TracebackException.from_exception(caught.value, capture_locals=True).stack
-        shown = "".join(str(frame.locals) for frame in frames if "/bide/" in frame.filename)
-        assert "transport" in "".join(frame.filename for frame in frames)
+        assert "send_request_headers" in caplog.text, "the HTTP library logs"
+        shown = shown_locals(caught.value)
         assert KEY.reveal() not in shown + caplog.text + repr(transport) + repr(vars(transport)) + repr(KEY)
         with pytest.raises(TypeError, match="not pickled"):
             pickle.dumps(KEY)
@@ -318,6 +527,34 @@ async def test_at_most_ten_requests_are_under_way_on_a_callers_client() -> None:
     assert most == 10
 
 
+async def test_who_waits_for_a_callers_client_too_long_was_not_sent() -> None:
+    async def answer(_: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(100)
+        return httpx.Response(200, json={})
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as mine:
+        transport = Transport("https://api.example", http_client=mine)
+        busy = [asyncio.create_task(transport.send(LOOK, key=KEY, timeout=200)) for _ in range(10)]
+        await asyncio.sleep(1)
+
+        with pytest.raises(TransportError, match="no free connection in time") as caught:
+            await transport.send(LOOK, key=KEY, timeout=20)
+
+        assert not caught.value.may_have_arrived
+        await asyncio.gather(*busy)
+
+
+async def test_a_callers_client_is_told_when_to_give_up() -> None:
+    async def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=request.extensions["timeout"])
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as mine:
+        transport = Transport("https://api.example", http_client=mine)
+        got = (await transport.send(LOOK, key=KEY, timeout=60)).json()
+
+    assert got == {"connect": 10, "read": 60, "write": 60, "pool": 15}
+
+
 @pytest.mark.parametrize(
     ("name", "arrived"), [("ConnectError", False), ("ReadTimeout", True), ("Whatever", True)]
 )
@@ -345,6 +582,21 @@ def test_arguments_that_exclude_each_other_are_refused(others: dict[str, Any]) -
     if "transport" in others:
         with pytest.raises(ValueError, match="transport= excludes proxy="):
             Transport("https://api.example", proxy="http://p", **others)
+
+
+async def test_a_transport_that_is_given_is_the_callers_to_close() -> None:
+    class Mine(httpx.MockTransport):
+        closed = 0
+
+        async def aclose(self) -> None:
+            self.closed += 1
+
+    mine = Mine(lambda _: httpx.Response(200, json={}))
+    transport = Transport("https://api.example", transport=mine)
+    await transport.send(LOOK, key=KEY, timeout=5)
+    await transport.aclose()
+
+    assert mine.closed == 0
 
 
 def test_an_address_is_shown_without_its_signature_and_its_password() -> None:

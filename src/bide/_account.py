@@ -88,10 +88,10 @@ class Turnstile:
         try:
             await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                self.leave()
-            else:
+            if place in self._waiting:
                 self._waiting.remove(place)
+            elif not place.cancelled():
+                self.leave()
             raise
 
     def leave(self) -> None:
@@ -105,11 +105,9 @@ class Turnstile:
             self._timer.cancel()
             self._timer = None
         while self._waiting and (at := self.budget.free_at(loop.time())) <= loop.time():
-            self.budget.take()
             place = self._waiting.popleft()
-            if place.cancelled():
-                self.budget.give_back(loop.time())
-            else:
+            if not place.cancelled():
+                self.budget.take()
                 place.set_result(None)
         if not self._waiting:
             for tell in tuple(self.on_free):

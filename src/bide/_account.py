@@ -18,7 +18,7 @@ from attrs import define, field
 
 from bide._limits import QueryBudget
 from bide._wire import shown
-from bide.errors import APIError, TransportError, UnexpectedReplyError
+from bide.errors import APIError, ClientClosedError, TransportError, UnexpectedReplyError
 from bide.providers import Denied, Page, TryAgain, Unclear
 
 if TYPE_CHECKING:
@@ -49,8 +49,27 @@ class Listener(Protocol):
     def told(self, ticket: str, error: BideError) -> None:
         """Whoever waits must hear this now; the submission is not ended by it."""
 
+    def abandoned(self, ticket: str) -> bool:
+        """Whether whoever submitted *ticket* was cancelled before it heard of it: it is not to be sent."""
+        ...
+
     def stumbled(self, ticket: str, error: BideError) -> None:
         """Something failed and will be tried again; the last such fault is named when a wait times out."""
+
+
+async def unless_closed(task: asyncio.Task[_T]) -> _T:
+    """Wait for a *task* of ours, which goes on when this wait is cancelled.
+
+    Raises:
+        ClientClosedError: the client was closed, and *task* ended with it.
+    """
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        me = asyncio.current_task()
+        if task.cancelled() and (me is None or not me.cancelling()):
+            raise ClientClosedError("the client was closed meanwhile") from None
+        raise
 
 
 class Turnstile:

@@ -9,6 +9,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias, overload
 
 from attrs import frozen
@@ -154,8 +155,12 @@ class Client:
         return f"<Client {self._provider.name} at {self._transport.origin}, {len(self._keys)} key(s)>"
 
     async def __aenter__(self) -> Self:
-        await self._started()
-        await self._transport.warm()
+        try:
+            await self._started()
+            await self._transport.warm()
+        except BaseException:
+            await self.aclose()
+            raise
         return self
 
     async def __aexit__(
@@ -173,7 +178,7 @@ class Client:
 
         Args:
             ticket: an id of your own (letters, digits, "." "_" "-"; it names files) that makes the call idempotent:
-                the same ticket gives the same handle.
+                the same ticket gives the same handle, for as long as the task is open or somebody holds its handle.
 
         Raises:
             TypeError, ValueError: the request cannot be sent to this service, or *ticket* names another request.
@@ -347,6 +352,9 @@ class Client:
             grace: seconds that creates under way may take to be answered; after that they end as `unknown`.
         """
         self._closed = True
+        if self._engine is None and self._starting is not None:
+            with suppress(Exception):
+                self._engine = await asyncio.shield(self._starting)
         if self._engine is not None:
             await self._engine.aclose(grace)
         else:
@@ -358,6 +366,8 @@ class Client:
         """The engine; made at the first use, since it belongs to the loop."""
         if self._engine is None:
             self._engine = await self._start()
+        if self._closed:
+            raise ClientClosedError("the client is closed; make a new one")
         self._engine.check()
         return self._engine
 

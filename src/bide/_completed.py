@@ -34,6 +34,9 @@ class Completions:
         """Wait for *handle* too."""
         if handle.task.status.is_final:
             self._end(handle, None)
+        elif handle._unheard is not None:
+            error, handle._unheard = handle._unheard, None
+            self._end(handle, error)
         elif id(handle) not in self._open:
             self._open[id(handle)] = handle
             handle._on_change(self._changed)
@@ -91,11 +94,22 @@ class AsCompleted:
         self._open = Completions()
         self._pull: asyncio.Future[Request] | None = None
         self._pulled: Request | None = None
+        self._submitting: asyncio.Future[TaskHandle] | None = None
+        self._stepping = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> TaskHandle:
+        if self._stepping:
+            raise RuntimeError("this iterator is awaited by another task: give each its own as_completed()")
+        self._stepping = True
+        try:
+            return await self._step()
+        finally:
+            self._stepping = False
+
+    async def _step(self) -> TaskHandle:
         while True:
             await self._fill()
             ending = self._open.ready()
@@ -119,9 +133,15 @@ class AsCompleted:
                 self._pulled = await self._pull_one()
             if self._pulled is None:
                 return
-            # If this is cancelled the request was withdrawn: it stays at hand, and the next step submits it.
-            handle = await self._submit(self._pulled)
-            self._pulled = None
+            if self._submitting is None:
+                self._submitting = asyncio.ensure_future(self._submit(self._pulled))
+            # A step that is cancelled here leaves the submission alone: it may be sent by now. The next one takes it.
+            submitting = self._submitting
+            try:
+                handle = await asyncio.shield(submitting)
+            finally:
+                if submitting.done():
+                    self._submitting = self._pulled = None
             self._open.add(handle)
 
     async def _pull_one(self) -> Request | None:

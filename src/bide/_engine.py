@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import anyio
 from attrs import evolve
 
-from bide._account import Account, Counters, origin_of, turnstile_for
+from bide._account import Account, Counters, origin_of, turnstile_for, unless_closed
 from bide._downloads import save as save_files
 from bide._handle import TaskHandle
 from bide._polling import Poller
@@ -80,6 +80,7 @@ class Engine:
         self._cancels: dict[str, asyncio.Task[bool]] = {}
         self._closing: asyncio.Task[None] | None = None
         self._adopting = False
+        self._abandoned: set[str] = set()
         self._create_faults: dict[str, BideError] = {}  # by kind, until a create of it is accepted
         self.poller = Poller(self.account, deadlines, pace, self)
         self._submitter = Submitter(self.account, self.owner, self._terms, self, self._admission_failed)
@@ -111,11 +112,15 @@ class Engine:
 
     async def submit(self, record: Record) -> TaskHandle:
         """Put *record* on record and return its handle. Cancelling this withdraws what has not been sent."""
+        self.check()
         recording = self.spawn(self._submit(record))
         try:
-            handle, _ = await asyncio.shield(recording)
+            handle, _ = await unless_closed(recording)
         except asyncio.CancelledError:
-            recording.add_done_callback(self._withdraw_unheard)
+            if record.ticket not in self._open or (recording.done() and not recording.cancelled()):
+                recording.add_done_callback(self._withdraw_unheard)
+            if recording.done():
+                self._withdraw_unheard(recording)
             raise
         return handle
 
@@ -124,15 +129,26 @@ class Engine:
         if not recording.cancelled() and recording.exception() is None:
             handle, is_new = recording.result()
             if is_new:
+                self._abandoned.add(handle.ticket)
                 self.withdraw_soon(handle)
+
+    def abandoned(self, ticket: str) -> bool:
+        """Whether whoever submitted *ticket* has left before it heard of it."""
+        return ticket in self._abandoned
 
     async def _submit(self, record: Record) -> tuple[TaskHandle, bool]:
         """The handle, and whether the ticket is new."""
+        self.check()
         there = self._open.get(record.ticket) or self._ended.get(record.ticket)
         stored = there._record if there is not None else await self.ledger.add(record)
         if stored.request != record.request:
             raise ValueError(
                 f"ticket {record.ticket!r} already names another request; use the same request with it, or a new ticket"
+            )
+        mine = stored.lane in self.keys if stored.lane else not self.keys.isdisjoint(stored.keys)
+        if stored.origin != record.origin or not mine:
+            raise ValueError(
+                f"ticket {record.ticket!r} belongs to another service or key ({stored.origin}); use a new ticket here"
             )
         handle = there or self._handle(stored)
         is_new = there is None and stored.owner == self.owner and stored.task == record.task
@@ -144,6 +160,7 @@ class Engine:
 
     async def attach(self, record: Record) -> TaskHandle:
         """A handle for a task that was made elsewhere; the same one for the same task."""
+        self.check()
         task_id = record.task.task_id or ""
         there = await self.ledger.find(self.origin, task_id)
         stored = there if there is not None else await self.ledger.add(record)
@@ -153,6 +170,10 @@ class Engine:
         """The fingerprint of the key that *task_id* was made with: the only one, or the one that can see it."""
         if len(self._fingerprints) == 1:
             return self._fingerprints[0]
+        # In a task of our own: a cancel of the caller's must not carry frames of the HTTP library, which hold the key.
+        return await unless_closed(self.spawn(self._key_of(task_id)))
+
+    async def _key_of(self, task_id: str) -> str:
         for fingerprint in self._fingerprints:
             async with self.account.place():
                 outcome = await self.account.query(fingerprint, task_id)
@@ -189,11 +210,14 @@ class Engine:
             self._watch(record)
             if record.task.status.is_accepted:
                 self._create_faults.pop(record.kind, None)
+                if record.cancelling and record.owner == self.owner:
+                    self._start_cancel(handle)
             if record.task.status is not before:
                 log.info(
                     "%s %s -> %s %s", record.ticket, before, record.task.status, record.task.task_id or ""
                 )
             if record.task.status.is_final:
+                self._abandoned.discard(record.ticket)
                 self.poller.forget(record.ticket)
                 self._ended[record.ticket] = self._open.pop(record.ticket)
         if record.owner is None and not record.task.status.is_final and record.origin == self.origin:
@@ -267,7 +291,7 @@ class Engine:
 
     async def cancel(self, handle: TaskHandle) -> bool:
         """See `TaskHandle.cancel`. Once begun it goes on without whoever asked."""
-        return await asyncio.shield(self._start_cancel(handle))
+        return await unless_closed(self._start_cancel(handle))
 
     def _start_cancel(self, handle: TaskHandle) -> asyncio.Task[bool]:
         running = self._cancels.get(handle.ticket)
@@ -335,7 +359,10 @@ class Engine:
             f"ticket {handle.ticket} got no slot within {seconds:g} s (Deadlines.waiting) and was withdrawn: "
         )
         text += "nothing was sent" + (f". The last fault: {fault}" if fault else "")
-        await self.withdraw(handle.ticket, why=ErrorDetail(message=text, type=WaitTimeoutError.__name__))
+        if not await self.withdraw(
+            handle.ticket, why=ErrorDetail(message=text, type=WaitTimeoutError.__name__)
+        ):
+            self._set_waiting_clock(handle.ticket, REARM)  # it has just been admitted: it may come back
 
     # Background --------------------------------------------------------------------------------------------
 
@@ -364,26 +391,37 @@ class Engine:
             await asyncio.shield(self._closing)
 
     async def _close(self, grace: float) -> None:
-        await self._submitter.aclose(grace)
-        rest = [task for task in self._tasks if task is not asyncio.current_task()]
-        for task in rest:
-            task.cancel()
-        if rest:
-            await asyncio.wait(rest)
-        await self.poller.aclose()
-        if not self.ledger.durable:
-            # Nobody could ever send these; said so now, they are not lost.
-            closed = ErrorDetail(
-                message="the client was closed before this was sent: nothing was made, submit it again",
-                type=ClientClosedError.__name__,
-            )
-            for handle in list(self._open.values()):
-                if handle.task.status is TaskStatus.WAITING and handle._record.owner == self.owner:
-                    await self.withdraw(handle.ticket, why=closed)
-        self._unsubscribe()
-        left = await self.ledger.release(self.owner)
-        self._tell_left(left)
-        await self._transport.aclose()
+        """Stop admitting, let what is under way end, and hand over the rest; waits fail, whatever else does."""
+        left: list[Record] = []
+        try:
+            await self._submitter.stop()
+            if not self.ledger.durable:
+                await self._withdraw_all()
+            until = self._loop.time() + grace
+            await self._submitter.aclose(grace)
+            if self._cancels:
+                await asyncio.wait(set(self._cancels.values()), timeout=max(0.0, until - self._loop.time()))
+            rest = [task for task in self._tasks if task is not asyncio.current_task()]
+            for task in rest:
+                task.cancel()
+            if rest:
+                await asyncio.wait(rest)
+            await self.poller.aclose()
+            left = await self.ledger.release(self.owner)
+        finally:
+            self._unsubscribe()
+            self._tell_left(left)
+            await self._transport.aclose()
+
+    async def _withdraw_all(self) -> None:
+        """Nobody could ever send what still waits; said so now, it is not lost."""
+        closed = ErrorDetail(
+            message="the client was closed before this was sent: nothing was made, submit it again",
+            type=ClientClosedError.__name__,
+        )
+        for handle in list(self._open.values()):
+            if handle.task.status is TaskStatus.WAITING and handle._record.owner == self.owner:
+                await self.withdraw(handle.ticket, why=closed)
 
     def _tell_left(self, left: list[Record]) -> None:
         """Fail every wait, and name the tasks that go on without us."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, evolve, field
 
-from bide._account import misread, retry_after_of
+from bide._account import misread, retry_after_of, unless_closed
 from bide._pace import RECHECK, Pace
 from bide.errors import BideError, WaitTimeoutError
 from bide.models import Deadlines, ErrorDetail, Task, TaskStatus
@@ -35,8 +35,8 @@ GONE_FOR = 60.0
 GONE_RECHECK = 15.0
 OLDEST = 24 * 3600.0
 """A task that was made elsewhere may be this old: services forget them after a day."""
-MOST_LOOKS = 50
-"""Looks under way at once: as many as the transport has connections."""
+LOOKS_SHARE = 0.7
+"""The share of the transport's places that looks may take; the rest is for creates."""
 
 log = logging.getLogger("bide")
 
@@ -73,6 +73,7 @@ class Poller:
         self._deadlines = deadlines
         self._pace = pace
         self._listener = listener
+        self._most_looks = max(1, int(account.transport.places * LOOKS_SHARE))
         self._watches: dict[str, _Watch] = {}
         self._heap: list[tuple[float, int, _Watch | Callable[[], None]]] = []
         self._order = itertools.count()
@@ -104,9 +105,9 @@ class Poller:
             interval=max(interval, profile.floor),
         )
         self._watches[record.ticket] = watch
-        self._note_word(watch.task)
         self._start_clock(watch)
         self._push(watch)
+        self._note_word(watch.task)
 
     def forget(self, ticket: str) -> None:
         """The task has ended, or someone else watches it now."""
@@ -133,7 +134,7 @@ class Poller:
             else:
                 self._account.turnstile.leave()
         look = watch.look
-        return None if look is None else await asyncio.shield(look)
+        return None if look is None else await unless_closed(look)
 
     def at(self, moment: float, call: Callable[[], None]) -> None:
         """Call *call* at *moment* (loop's clock): a place in the heap instead of a timer of its own."""
@@ -204,7 +205,7 @@ class Poller:
         """Start what is due, as far as the budget and the connections allow. Returns when to go on."""
         turnstile = self._account.turnstile
         self._list_if_worth_it()
-        while self._due and len(self._looks) < MOST_LOOKS:
+        while self._due and len(self._looks) < self._most_looks:
             head = self._due[0]
             if head.closed or head.look is not None or head.look_at > self._time():
                 self._due.popleft().due = False  # it has ended, or was looked at meanwhile
@@ -255,7 +256,6 @@ class Poller:
         if isinstance(outcome, Gone):
             await self._take_in_gone(watch, outcome, now)
             return outcome.error
-        watch.gone_since = None
         if isinstance(outcome, Denied):
             return self._tell(watch, outcome.error)
         watch.failures += 1
@@ -380,8 +380,13 @@ class Poller:
             log.debug("list failed: %s", misread(fault))
         for watch in watches:
             watch.due = False
-            if not watch.closed:
+            if watch.closed:
+                continue
+            try:
                 await self._digest_listed(watch, listed.get(watch.task_id))
+            except Exception as fault:  # noqa: BLE001 - it reaches who waits for this one, and the others go on
+                self._tell(watch, fault if isinstance(fault, BideError) else misread(fault))
+                self._push(watch)
 
     async def _digest_listed(self, watch: _Watch, listed: ListedTask | None) -> None:
         if listed is None or listed.task.status.is_final:

@@ -54,6 +54,14 @@ def proxy_for(url: str) -> str | None:
     return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
+def check_proxy(url: str) -> None:
+    """Raise ValueError if *url* cannot be a proxy's: now, and not with the first request."""
+    try:
+        httpx.Proxy(url)
+    except httpx.InvalidURL as fault:
+        raise ValueError(f"proxy is no URL: {fault}") from None
+
+
 class ConnectionStack(httpx.AsyncBaseTransport):
     """An httpx transport with up to *size* connections, the one used last first.
 
@@ -214,13 +222,12 @@ class _Body(httpx.AsyncByteStream):
         try:
             await self._response.aclose()
         except BaseException:
-            self._whole = False
+            self._stack.throw_away(self._connection)
             raise
-        finally:
-            if self._whole:
-                self._stack.give_back(self._connection)
-            else:
-                self._stack.throw_away(self._connection)
+        if self._whole:
+            self._stack.give_back(self._connection)
+        else:
+            self._stack.throw_away(self._connection)
 
 
 async def _close(connection: httpx.AsyncHTTPTransport) -> None:

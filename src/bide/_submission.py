@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from bide.models import Limits, Task
     from bide.providers import ListedTask
 
-MOST_POSTS = 40
-"""Creates under way at once, whatever the lanes allow: each is an asyncio task and a connection."""
+POSTS_SHARE = 0.3
+"""The share of the transport's places that creates may take. Each has a place at once: one that waited for it could
+go out after a 429 has closed its lane."""
 GIVE_UP_CONNECTING = 30.0
 """Seconds without any connection ever made, after which a request is rejected: the address must be wrong."""
 LOOKUPS = (1.0, 3.0, 8.0, 15.0)
@@ -76,6 +77,7 @@ class Submitter:
         self._terms = terms
         self._listener = listener
         self._failed = failed
+        self._most_posts = max(1, int(account.transport.places * POSTS_SHARE))
         self._kinds: set[str] = set()
         self._wake = asyncio.Event()
         self._posts: dict[asyncio.Task[None], Record] = {}
@@ -88,10 +90,14 @@ class Submitter:
             self._kinds.add(kind)
         self._wake.set()
 
-    async def aclose(self, grace: float) -> None:
-        """Admit nothing more; let POSTs under way finish for *grace* seconds. The rest ends as `unknown`."""
+    async def stop(self) -> None:
+        """Admit nothing more."""
         self._loop.cancel()
         await asyncio.wait([self._loop])
+
+    async def aclose(self, grace: float) -> None:
+        """Let POSTs under way finish for *grace* seconds. The rest ends as `unknown`."""
+        await self.stop()
         if self._posts:
             await asyncio.wait(self._posts, timeout=grace)
         rest = dict(self._posts)
@@ -125,7 +131,7 @@ class Submitter:
         """Admit what can be. Returns when to try again, by the ledger's clock."""
         until = math.inf
         for kind in tuple(self._kinds):
-            while len(self._posts) < MOST_POSTS:
+            while len(self._posts) < self._most_posts:
                 admitted = await self._ledger.admit(self._origin, kind, self._owner, self._terms(kind))
                 if isinstance(admitted, Held):
                     until = min(until, admitted.until)
@@ -160,6 +166,10 @@ class Submitter:
                 await asyncio.sleep(RETRY)
 
     async def _create(self, record: Record) -> None:
+        if self._listener.abandoned(record.ticket):
+            gone = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE)
+            await self._keep(record.ticket, lambda: self._ledger.finish(record.ticket, gone))
+            return
         if self._first_post is None:
             self._first_post = self._ledger.now()
         repeats = iter(REPEATS if self._account.provider.idempotent else ())
@@ -176,13 +186,14 @@ class Submitter:
             if isinstance(outcome, Accepted) or (lost is None and not isinstance(outcome, Unclear)):
                 await self._record(record, outcome)
                 return
+            advised = outcome.error.retry_after if isinstance(outcome, NotNow) else None
             lost = outcome.error if isinstance(outcome, Unclear) or lost is None else lost
             self._listener.stumbled(record.ticket, lost)
             pause = next(repeats, None)
             if pause is None:
                 await self._look_up(record, lost)
                 return
-            await asyncio.sleep(pause)
+            await asyncio.sleep(max(pause, advised or 0.0))
 
     async def _record(self, record: Record, outcome: Accepted | Refused | NotNow) -> None:
         ticket, ledger = record.ticket, self._ledger
@@ -249,14 +260,15 @@ class Submitter:
         """The task that the lost create has made, if exactly one can be it and it can belong to this one alone."""
         lane, sent = record.lane or "", record.admitted or cut
         since, until = sent - CLOCK_SLACK, cut + CLOCK_SLACK
+        listed = await self._account.listed(lane, since, until, record.task.model)
+        if not isinstance(listed, list):
+            self._listener.stumbled(record.ticket, listed.error)
+            return None
+        # Read after the list: whatever it may show that is not known yet is among these.
         others = [
             each for each in await self._ledger.unsettled(self._origin, lane) if each.ticket != record.ticket
         ]
         if any(_could_be_mixed_up(each, record, until) for each in others):
-            return None
-        listed = await self._account.listed(lane, since, until, record.task.model)
-        if not isinstance(listed, list):
-            self._listener.stumbled(record.ticket, listed.error)
             return None
         ids = [each.task.task_id for each in listed if each.task.task_id is not None]
         known = await self._ledger.known(self._origin, ids)

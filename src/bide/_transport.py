@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, unquote, urlencode, urljoin, urlsplit
 import httpx
 from attrs import frozen
 
-from bide._pool import MAX_IDLE, ConnectionStack, proxy_for, tls_context
+from bide._pool import MAX_IDLE, SIZE, ConnectionStack, check_proxy, proxy_for, tls_context
 from bide._version import __version__
 from bide._wire import Reply, shown
 from bide.errors import BideError, DownloadError, TransportError, UnexpectedReplyError
@@ -94,6 +94,7 @@ class Transport:
     Attributes:
         origin: scheme, host and port that the key is sent to, and nowhere else.
         connected: whether a connection was ever made.
+        places: requests that can be under way at once.
     """
 
     def __init__(
@@ -111,11 +112,12 @@ class Transport:
         if isinstance(http_client, httpx.Client) or not hasattr(http_client or httpx.AsyncClient, "stream"):
             raise TypeError(f"http_client must be an httpx.AsyncClient, not {type(http_client).__name__}")
         if proxy is not None:
-            httpx.Proxy(proxy)  # a ValueError now, and not with the first request
+            check_proxy(proxy)
         parts = urlsplit(base_url)
         self._base_url = base_url.rstrip("/")
         self.origin = f"{parts.scheme}://{parts.netloc}"
         self.connected = False
+        self.places = SIZE if http_client is None else CALLERS_REQUESTS
         self._proxy = proxy
         self._given = transport
         self._client = http_client
@@ -163,7 +165,7 @@ class Transport:
         try:
             async with asyncio.timeout(timeout):
                 if self._client is not None:
-                    return await self._through_client(call, url, body, key, timeout, limit)
+                    return await self._through_client(self._client, call, url, body, key, timeout, limit)
                 request = httpx.Request(
                     call.method,
                     url,
@@ -183,12 +185,17 @@ class Transport:
         raise fault
 
     async def _through_client(
-        self, call: Call, url: str, body: bytes | None, key: Secret, timeout: float, limit: int
+        self,
+        client: httpx.AsyncClient,
+        call: Call,
+        url: str,
+        body: bytes | None,
+        key: Secret,
+        timeout: float,
+        limit: int,
     ) -> Reply:
-        """The same over a caller's client, in plain values, so that any client that is used alike will do."""
-        client, times = self._client, _timeouts(timeout)
-        if client is None:
-            raise RuntimeError("there is no client of the caller's")
+        """The same over a caller's *client*, in plain values, so that any client that is used alike will do."""
+        times = _timeouts(timeout)
         try:
             async with asyncio.timeout(times["pool"]):
                 await self._gate.acquire()
@@ -210,7 +217,6 @@ class Transport:
 
     async def _reply(self, response: httpx.Response, limit: int, key: Secret) -> Reply:
         """Read *response* to its end, up to *limit* bytes, and take the key out of it if the service echoes it."""
-        secret = key.reveal()
         packing = _packing(response.headers)
         content = bytearray()
         why = ""
@@ -227,12 +233,14 @@ class Transport:
         finally:
             await response.aclose()
         if why:
-            begin = shown(bytes(content[:4000]).replace(secret.encode(), b"***"))
+            begin = shown(key.out_of(bytes(content[:4000])))
             raise UnexpectedReplyError(
                 f"the answer of {self.origin} (HTTP {response.status_code}) {why}; it begins: {begin}"
             )
-        headers = {name.lower(): value.replace(secret, "***") for name, value in response.headers.items()}
-        return Reply(response.status_code, headers, bytes(content).replace(secret.encode(), b"***"))
+        headers = {
+            name.lower(): key.out_of(value.encode()).decode() for name, value in response.headers.items()
+        }
+        return Reply(response.status_code, headers, key.out_of(bytes(content)))
 
     def _url(self, call: Call) -> str:
         path = call.path

@@ -185,8 +185,15 @@ class Secret:
         """The key itself: for the header, and for nothing else."""
         return self.__value
 
+    def out_of(self, text: bytes) -> bytes:
+        """*text* with the key taken out, for the case that a service echoes it."""
+        return text.replace(self.__value.encode(), b"***")
+
     def __repr__(self) -> str:
         return "<secret>"
+
+    def __getstate__(self) -> object:
+        raise TypeError("an API key is not pickled or copied: hand it over in the environment")
 
     def __reduce__(self) -> str:
         raise TypeError("an API key is not pickled or copied: hand it over in the environment")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
+from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -194,21 +196,75 @@ async def test_random_cancels_lose_no_place() -> None:
 
 
 async def test_a_waiter_that_is_cancelled_as_its_turn_comes_passes_it_on() -> None:
-    async with serving(late(1)) as server:
+    async with serving([reply(), late(1)]) as server:
         stack = ConnectionStack(size=1)
-        first = asyncio.create_task(get(stack, server))
-        await asyncio.sleep(0.5)
+        first = await stack.handle_async_request(httpx.Request("GET", server.url))
         second, third = asyncio.create_task(get(stack, server)), asyncio.create_task(get(stack, server))
-        await asyncio.sleep(0)
-        first.add_done_callback(lambda _: second.cancel())
-        await asyncio.wait([first, second, third])
+        await asyncio.sleep(0.5)
+        await first.aread()
+        second.cancel()
+        await asyncio.wait([second, third], timeout=10)
 
         assert second.cancelled()
         assert third.result() == b"{}"
         await stack.aclose()
 
 
-@pytest.mark.parametrize("steps", range(12))
+async def test_closing_as_a_waiter_is_cancelled_disturbs_nobody() -> None:
+    async with serving(late(1000)) as server:
+        stack = ConnectionStack(size=1)
+        first, second, third = (asyncio.create_task(get(stack, server)) for _ in range(3))
+        await asyncio.sleep(1)
+
+        second.cancel()
+        await stack.aclose()
+
+        await asyncio.wait([first, second, third], timeout=1)
+        assert second.cancelled()
+        assert isinstance(first.exception(), httpx.ReadError)
+        assert isinstance(third.exception(), httpx.ConnectError)
+
+
+async def test_an_answer_that_is_read_after_the_closing_gives_nothing_back() -> None:
+    async with serving(reply(b"small")) as server:
+        stack = ConnectionStack()
+        response = await stack.handle_async_request(httpx.Request("GET", server.url))
+        await stack.aclose()
+
+        with suppress(httpx.NetworkError):
+            assert await response.aread() == b"small"
+        await response.aclose()
+
+        assert repr(stack) == "<ConnectionStack 0 busy, 0 idle, 50 at most>"
+
+
+@pytest.mark.parametrize("read", [False, True])
+async def test_a_connection_whose_answer_cannot_be_closed_is_not_used_again(
+    read: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stuck(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield b"whole"
+
+        async def aclose(self) -> None:
+            raise httpx.CloseError("stuck")
+
+    async def answer(*_: object) -> httpx.Response:
+        return httpx.Response(200, stream=Stuck())
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", answer)
+    stack = ConnectionStack(size=1)
+    response = await stack.handle_async_request(httpx.Request("GET", "http://api.example"))
+
+    with pytest.raises(httpx.CloseError):
+        await (response.aread() if read else response.aclose())
+    await response.aclose()
+
+    assert repr(stack) == "<ConnectionStack 0 busy, 0 idle, 1 at most>"
+    await stack.aclose()
+
+
+@pytest.mark.parametrize("steps", range(40))
 async def test_a_cancel_at_any_moment_loses_no_place(steps: int) -> None:
     """Also while connections that are too old are closed on the way."""
     async with serving(reply()) as server:

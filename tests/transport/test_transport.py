@@ -52,6 +52,12 @@ def all_errors() -> list[type[Exception]]:
     return found
 
 
+def in_a_ring() -> Exception:
+    first, second = RuntimeError("first"), RuntimeError("second")
+    first.__cause__, second.__cause__ = second, first
+    return first
+
+
 @pytest.mark.parametrize("kind", all_errors(), ids=lambda kind: kind.__name__)
 async def test_no_error_of_the_http_library_is_forgotten_and_none_leaves(kind: type[Exception]) -> None:
     error = kind.__new__(kind)
@@ -71,7 +77,7 @@ async def test_no_error_of_the_http_library_is_forgotten_and_none_leaves(kind: t
 
 
 @pytest.mark.parametrize(
-    "error", [OSError("pipe"), ssl.SSLError("handshake"), RuntimeError("odd"), KeyError("k")]
+    "error", [OSError("pipe"), ssl.SSLError("handshake"), RuntimeError("odd"), KeyError("k"), in_a_ring()]
 )
 async def test_any_other_error_of_the_exchange_may_have_come_after_the_sending(error: Exception) -> None:
     with pytest.raises(TransportError) as caught:
@@ -582,6 +588,18 @@ def test_arguments_that_exclude_each_other_are_refused(others: dict[str, Any]) -
     if "transport" in others:
         with pytest.raises(ValueError, match="transport= excludes proxy="):
             Transport("https://api.example", proxy="http://p", **others)
+
+
+@pytest.mark.parametrize("proxy", ["gopher://proxy", "http://proxy:port", "proxy"])
+def test_a_proxy_that_is_none_is_refused_at_once(proxy: str) -> None:
+    with pytest.raises(ValueError, match=r"(?i)proxy"):
+        Transport("https://api.example", proxy=proxy)
+
+
+@pytest.mark.parametrize("client", [object(), httpx.Client()])
+def test_a_client_that_is_not_for_async_use_is_refused(client: Any) -> None:
+    with pytest.raises(TypeError, match=r"must be an httpx\.AsyncClient, not"):
+        Transport("https://api.example", http_client=client)
 
 
 async def test_a_transport_that_is_given_is_the_callers_to_close() -> None:

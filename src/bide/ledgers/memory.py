@@ -240,7 +240,7 @@ class MemoryLedger:
         if record.task.status.is_final:
             return record
         # A refusal says nothing about slots: only an accepted create ends the probing after a pause.
-        self._settle(record, accepted=task.status not in (TaskStatus.REJECTED, TaskStatus.UNKNOWN))
+        self._settle(record, accepted=task.status in (TaskStatus.SUCCEEDED, TaskStatus.FAILED))
         record = evolve(record, task=task, slot_until=self.now() + hold)
         if record.lane is not None:
             lane = self._lane_of(record)

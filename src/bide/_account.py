@@ -49,8 +49,8 @@ class Listener(Protocol):
     def told(self, ticket: str, error: BideError) -> None:
         """Whoever waits must hear this now; the submission is not ended by it."""
 
-    def abandoned(self, ticket: str) -> bool:
-        """Whether whoever submitted *ticket* was cancelled before it heard of it: it is not to be sent."""
+    async def is_wanted(self, ticket: str) -> bool:
+        """Wait until whoever submitted *ticket* has its handle; False if it was cancelled before that."""
         ...
 
     def stumbled(self, ticket: str, error: BideError) -> None:

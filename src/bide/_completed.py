@@ -136,12 +136,14 @@ class AsCompleted:
             if self._submitting is None:
                 self._submitting = asyncio.ensure_future(self._submit(self._pulled))
             # A step that is cancelled here leaves the submission alone: it may be sent by now. The next one takes it.
-            submitting = self._submitting
             try:
-                handle = await asyncio.shield(submitting)
-            finally:
-                if submitting.done():
-                    self._submitting = self._pulled = None
+                handle = await asyncio.shield(self._submitting)
+            except asyncio.CancelledError:
+                raise
+            except BaseException:
+                self._submitting = self._pulled = None
+                raise
+            self._submitting = self._pulled = None
             self._open.add(handle)
 
     async def _pull_one(self) -> Request | None:

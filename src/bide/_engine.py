@@ -80,6 +80,7 @@ class Engine:
         self._cancels: dict[str, asyncio.Task[bool]] = {}
         self._closing: asyncio.Task[None] | None = None
         self._adopting = False
+        self._unheard: set[str] = set()  # tickets on record whose submitter has not run again since
         self._abandoned: set[str] = set()
         self._create_faults: dict[str, BideError] = {}  # by kind, until a create of it is accepted
         self.poller = Poller(self.account, deadlines, pace, self)
@@ -113,16 +114,21 @@ class Engine:
     async def submit(self, record: Record) -> TaskHandle:
         """Put *record* on record and return its handle. Cancelling this withdraws what has not been sent."""
         self.check()
+        self._unheard.add(record.ticket)
         recording = self.spawn(self._submit(record))
         try:
             handle, _ = await unless_closed(recording)
         except asyncio.CancelledError:
-            if record.ticket not in self._open or (recording.done() and not recording.cancelled()):
-                recording.add_done_callback(self._withdraw_unheard)
             if recording.done():
                 self._withdraw_unheard(recording)
+            else:
+                recording.add_done_callback(self._withdraw_unheard)
             raise
-        return handle
+        else:
+            return handle
+        finally:
+            if recording.done():
+                self._unheard.discard(record.ticket)
 
     def _withdraw_unheard(self, recording: asyncio.Task[tuple[TaskHandle, bool]]) -> None:
         """Whoever submitted has left before it heard; a ticket that was on record before belongs to others."""
@@ -131,10 +137,13 @@ class Engine:
             if is_new:
                 self._abandoned.add(handle.ticket)
                 self.withdraw_soon(handle)
+            self._unheard.discard(handle.ticket)
 
-    def abandoned(self, ticket: str) -> bool:
-        """Whether whoever submitted *ticket* has left before it heard of it."""
-        return ticket in self._abandoned
+    async def is_wanted(self, ticket: str) -> bool:
+        """Wait until whoever submitted *ticket* has its handle; False if it was cancelled before that."""
+        while ticket in self._unheard:  # noqa: ASYNC110 - a turn of the loop or two, not a wait
+            await asyncio.sleep(0)
+        return ticket not in self._abandoned
 
     async def _submit(self, record: Record) -> tuple[TaskHandle, bool]:
         """The handle, and whether the ticket is new."""

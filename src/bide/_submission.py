@@ -166,7 +166,7 @@ class Submitter:
                 await asyncio.sleep(RETRY)
 
     async def _create(self, record: Record) -> None:
-        if self._listener.abandoned(record.ticket):
+        if not await self._listener.is_wanted(record.ticket):
             gone = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE)
             await self._keep(record.ticket, lambda: self._ledger.finish(record.ticket, gone))
             return

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from provider_replies import reply
 
-from bide._wire import Call
+from bide._wire import Call, Reply
 from bide.errors import (
     APIError,
     AuthenticationError,
@@ -616,3 +616,13 @@ def test_what_the_documents_say_is_known(provider: Dieyuyun) -> None:
     assert provider.profile("speech") == Profile(5.0, (10.0, 300.0), 10_800.0, 600.0, Limits())
     assert (provider.name, provider.key_variables) == ("dieyuyun", ("DIEYUYUN_API_KEY",))
     assert (provider.queries_per_second, provider.idempotent) == (None, False)
+
+
+@pytest.mark.parametrize("code", [0, "0", 200, "ok", "Success"])
+def test_a_code_that_says_all_is_well_does_not_lose_the_id(code: object) -> None:
+    body = json.dumps({"id": "task_1", "code": code, "message": "ok"}).encode()
+
+    outcome = Dieyuyun().read_created(Reply(200, {}, body), ImageRequest("a cat", model="m"))
+
+    assert isinstance(outcome, Accepted)
+    assert outcome.task.task_id == "task_1"

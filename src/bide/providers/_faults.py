@@ -252,6 +252,11 @@ def object_in(reply: Reply) -> dict[str, Any] | None:
         return None
 
 
+NO_ERROR = frozenset({"", "0", "200", "ok", "success"})
+"""Codes by which gateways say that all is well: an id beside one of them must not be lost."""
+
+
 def has_error(data: Mapping[str, Any]) -> bool:
     """Whether *data* holds an error of its own, as services send it with HTTP 200 too."""
-    return _first((mapping(data, "error"), data), "code", "error_code", "errorCode", "error") is not None
+    code = _first((mapping(data, "error"), data), "code", "error_code", "errorCode", "error")
+    return code is not None and str(code).lower() not in NO_ERROR

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -42,3 +43,9 @@ def show(title: str, rows: Sequence[Row], options: argparse.Namespace) -> None:
             print(f"  {row.case:<12} {row.figure:<34} {row.value:>9.2f}  {row.goal:<22} {verdict}")
     if options.check and any(row.met is False for row in rows):
         sys.exit(1)
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The least of *values* that so many percent of them do not exceed; not a number if there is none."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] if ordered else math.nan

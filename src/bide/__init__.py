@@ -7,9 +7,11 @@ Start at `Client`. Everything public is named here, in `bide.errors`, `bide.mode
 `bide.ledgers`; `bide.emulator` (extra "emulator") imitates both services on your machine.
 """
 
-from bide._client import Client, LaneStatistics, Statistics
+from bide._client import Client
 from bide._completed import AsCompleted
+from bide._events import Event, EventName
 from bide._handle import TaskEvents, TaskHandle
+from bide._statistics import LaneStatistics, Statistics
 from bide._version import __version__
 from bide.errors import (
     APIError,
@@ -63,6 +65,8 @@ __all__ = [
     "Dieyuyun",
     "DownloadError",
     "ErrorDetail",
+    "Event",
+    "EventName",
     "ImageRequest",
     "InvalidRequestError",
     "LaneStatistics",

@@ -56,6 +56,13 @@ class Listener(Protocol):
     def stumbled(self, ticket: str, error: BideError) -> None:
         """Something failed and will be tried again; the last such fault is named when a wait times out."""
 
+    def looked(self, ticket: str, seconds: float, error: BideError | None) -> None:
+        """A look has ended after *seconds*, with what made it fail."""
+
+    def paused(self, ticket: str, lane: str, seconds: float, error: BideError) -> None:
+        """With *error* for *ticket*, nobody of the lane creates for so many *seconds* (or, where the task is accepted
+        already, nobody of the account asks)."""
+
 
 async def unless_closed(task: asyncio.Task[_T]) -> _T:
     """Wait for a *task* of ours, which goes on when this wait is cancelled.

@@ -7,17 +7,15 @@ import math
 import os
 import re
 import secrets
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias, overload
 
-from attrs import frozen
-
 from bide._completed import AsCompleted, Completions
 from bide._engine import Engine
-from bide._limits import cap
+from bide._events import Announcer, log_as_the_environment_says
 from bide._pace import Pace
+from bide._statistics import statistics_of
 from bide._transport import Transport
 from bide._wire import Secret, quoted, shown
 from bide.errors import BideError, ClientClosedError, WaitTimeoutError
@@ -25,62 +23,22 @@ from bide.ledgers import MemoryLedger, Record
 from bide.models import Billing, Deadlines, ImageRequest, Limits, RawRequest, Task, TaskStatus, VideoRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Iterable, Sequence
+    from collections.abc import AsyncIterable, Callable, Iterable, Sequence
     from types import TracebackType
 
     import httpx
 
+    from bide._events import Event
     from bide._handle import TaskHandle
-    from bide.ledgers import LaneView, Ledger
+    from bide._statistics import Statistics
+    from bide._transport import HTTPClient
+    from bide.ledgers import Ledger
     from bide.models import Request, SavedFile
     from bide.providers import Provider
 
     Limiting: TypeAlias = Limits | Mapping[str, Limits] | None
 
 _TICKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
-
-@frozen
-class LaneStatistics:
-    """How one key is used for one kind of work, now.
-
-    Attributes:
-        key: the key's fingerprint, never the key.
-        slots: tasks in flight that count against the limit.
-        cap: how many may be, now; None is no limit. `learned` is True where a 429 taught a lower one.
-        paused_for: seconds until the next create may go; 0 if at once.
-    """
-
-    key: str
-    kind: str
-    slots: int
-    cap: int | None
-    learned: bool
-    paused_for: float
-
-
-@frozen
-class Statistics:
-    """What a client is doing, at a moment.
-
-    Attributes:
-        open: submissions that have not ended; `waiting`, `submitting`, `queued` and `running` add up to it.
-        creates: create calls sent so far; `creates_429` of them were answered "too many". Likewise queries.
-        lists, cancels: calls sent so far; they count against the query budget too.
-    """
-
-    lanes: tuple[LaneStatistics, ...]
-    open: int
-    waiting: int
-    submitting: int
-    queued: int
-    running: int
-    creates: int
-    creates_429: int
-    queries: int
-    queries_429: int
-    lists: int
-    cancels: int
 
 
 class Client:
@@ -96,13 +54,17 @@ class Client:
         limits: what each key may do: one `Limits` for every kind of work, or a mapping from kind ("image",
             "video") to `Limits`. What is left out is the provider's documented default.
         queries_per_second: status queries that the account may make in any second, lists and cancels included;
-            None is the provider's documented default.
+            None is the provider's documented default, `math.inf` no limit.
         deadlines: how long a wait may last by state; None is `Deadlines()`.
         ledger: where records are kept; None is the running loop's own `MemoryLedger`.
-        http_client: an `httpx.AsyncClient` of yours to send with. It is not closed, and carries at most 10 requests
-            at once.
+        http_client: an `httpx.AsyncClient` of yours (or one used alike, such as httpx2's) to send the API's calls
+            with. It is not closed, carries at most 10 requests at once, and never downloads: its headers could leak.
         transport: an httpx transport to send with, such as `httpx.MockTransport` in tests.
         proxy: URL of a proxy; None takes the environment's ($HTTPS_PROXY, $NO_PROXY).
+        on_event: called with an `Event` for each thing that happens to a submission, in the loop and at once: it must
+            return soon. What it raises is logged. Hand over with `queue.put_nowait` to do more.
+
+    $BIDE_LOG (debug, info, warning or error) shows what happens on standard error, or in the application's own log.
 
     Raises:
         ValueError: no key, an unusable key, or arguments that exclude each other.
@@ -121,9 +83,10 @@ class Client:
         queries_per_second: float | None = None,
         deadlines: Deadlines | None = None,
         ledger: Ledger | None = None,
-        http_client: httpx.AsyncClient | None = None,
+        http_client: HTTPClient | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         proxy: str | None = None,
+        on_event: Callable[[Event], object] | None = None,
     ) -> None:
         if isinstance(provider, str | type) or not hasattr(provider, "create_call"):
             raise TypeError(
@@ -139,11 +102,14 @@ class Client:
         if queries_per_second is not None:
             if isinstance(queries_per_second, bool) or not isinstance(queries_per_second, int | float):
                 raise TypeError(f"queries_per_second must be a number, not {queries_per_second!r}")
-            if not 0 < queries_per_second < math.inf:
+            if not queries_per_second > 0:
                 raise ValueError(f"queries_per_second must be above 0, not {queries_per_second!r}")
-        self._rate = provider.queries_per_second if queries_per_second is None else queries_per_second
+        rate = provider.queries_per_second if queries_per_second is None else queries_per_second
+        self._rate = None if rate == math.inf else rate
         self._deadlines = Deadlines() if deadlines is None else deadlines
         self._ledger = ledger
+        self._announcer = Announcer(provider.name, on_event)
+        log_as_the_environment_says()
         self._transport = Transport(
             provider.base_url, http_client=http_client, transport=transport, proxy=proxy
         )
@@ -317,27 +283,8 @@ class Client:
         return await (await self._started()).save(task, directory)
 
     async def statistics(self) -> Statistics:
-        """What this client is doing now."""
-        engine = await self._started()
-        counts = Counter(handle.task.status for handle in engine.handles())
-        counters = engine.account.counters
-        return Statistics(
-            lanes=tuple(
-                _lane_statistics(view, self._limits_of(view.kind), engine.ledger.now())
-                for view in await engine.ledger.lanes(engine.origin, engine.keys)
-            ),
-            open=counts.total(),
-            waiting=counts[TaskStatus.WAITING],
-            submitting=counts[TaskStatus.SUBMITTING],
-            queued=counts[TaskStatus.QUEUED],
-            running=counts[TaskStatus.RUNNING],
-            creates=counters.creates,
-            creates_429=counters.creates_429,
-            queries=counters.queries,
-            queries_429=counters.queries_429,
-            lists=counters.lists,
-            cancels=counters.cancels,
-        )
+        """What this client is doing, and what it has done: slots, queue, calls, 429s, pauses, ends."""
+        return await statistics_of(await self._started(), self._limits_of)
 
     # The end -----------------------------------------------------------------------------------------------
 
@@ -393,6 +340,7 @@ class Client:
             queries_per_second=self._rate,
             deadlines=self._deadlines,
             pace=Pace(),
+            announcer=self._announcer,
         )
 
     def _limits_of(self, kind: str) -> Limits:
@@ -440,17 +388,6 @@ async def _outcome(handle: TaskHandle, told: BideError | None) -> Task | BideErr
         return await handle.result()
     except BideError as error:
         return error
-
-
-def _lane_statistics(view: LaneView, limits: Limits, now: float) -> LaneStatistics:
-    return LaneStatistics(
-        key=view.fingerprint,
-        kind=view.kind,
-        slots=view.slots,
-        cap=cap(view.state, limits, now),
-        learned=view.state.learned is not None,
-        paused_for=max(0.0, view.state.paused_until - now),
-    )
 
 
 def _note_left(error: BaseException, handles: Sequence[TaskHandle]) -> None:

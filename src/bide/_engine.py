@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
 import anyio
@@ -13,6 +13,7 @@ from attrs import evolve
 
 from bide._account import Account, Counters, origin_of, turnstile_for, unless_closed
 from bide._downloads import save as save_files
+from bide._events import EventName
 from bide._handle import TaskHandle
 from bide._polling import Poller
 from bide._submission import Submitter
@@ -24,6 +25,7 @@ from bide.providers import Denied, Gone, Stopped, TooLate, TryAgain
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping
 
+    from bide._events import Announcer
     from bide._pace import Pace
     from bide._transport import Transport
     from bide._wire import Secret
@@ -60,6 +62,7 @@ class Engine:
         queries_per_second: float | None,
         deadlines: Deadlines,
         pace: Pace,
+        announcer: Announcer,
     ) -> None:
         self.owner = os.urandom(8).hex()
         self.ledger = ledger
@@ -69,6 +72,7 @@ class Engine:
         self._provider = provider
         self._transport = transport
         self._limits = limits
+        self.announcer = announcer
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         self._fingerprints = tuple(keys)
@@ -162,6 +166,7 @@ class Engine:
         handle = there or self._handle(stored)
         is_new = there is None and stored.owner == self.owner and stored.task == record.task
         if is_new:
+            self._tell(EventName.WAITING, handle)
             self._submitter.wake(record.kind)
             if self.deadlines.waiting is not None:
                 self._set_waiting_clock(record.ticket, self.deadlines.waiting)
@@ -194,6 +199,10 @@ class Engine:
             f"none of the {len(self._fingerprints)} keys of this client knows task {task_id}", task_id=task_id
         )
 
+    def clock(self) -> float:
+        """Seconds by the clock of the loop."""
+        return self._loop.time()
+
     def handles(self) -> Collection[TaskHandle]:
         """The handles of all submissions that have not ended."""
         return self._open.values()
@@ -222,9 +231,7 @@ class Engine:
                 if record.cancelling and record.owner == self.owner:
                     self._start_cancel(handle)
             if record.task.status is not before:
-                log.info(
-                    "%s %s -> %s %s", record.ticket, before, record.task.status, record.task.task_id or ""
-                )
+                self._tell(_name_of(before, record.task.status), handle)
             if record.task.status.is_final:
                 self._abandoned.discard(record.ticket)
                 self.poller.forget(record.ticket)
@@ -237,12 +244,16 @@ class Engine:
         """A look was answered; *task* is the newest snapshot."""
         handle = self._open.get(ticket)
         if handle is not None:
+            before = handle.task
             handle._seen(task)
+            if handle.task.differs(before):
+                self._tell(EventName.CHANGED, handle)
 
     def told(self, ticket: str, error: BideError) -> None:
         """Whoever waits for *ticket* must hear this now; the submission is not ended by it."""
         handle = self._open.get(ticket)
         if handle is not None:
+            log.warning("%s: %s", ticket, error)
             handle._stumbled(error)
             handle._told(error)
 
@@ -254,6 +265,23 @@ class Engine:
             if not handle.task.status.is_accepted:
                 self._create_faults[handle._record.kind] = error
 
+    def looked(self, ticket: str, seconds: float, error: BideError | None) -> None:
+        """A look has ended."""
+        handle = self._open.get(ticket)
+        if handle is not None:
+            self._tell(EventName.LOOKED, handle, seconds=seconds, error=error)
+
+    def paused(self, ticket: str, lane: str, seconds: float, error: BideError) -> None:
+        """Creates of a lane, or queries of the account, wait because of *error*."""
+        handle = self._open.get(ticket)
+        if handle is not None:
+            self._tell(EventName.PAUSED, handle, key=lane, seconds=seconds, error=error)
+
+    def _tell(self, name: EventName, handle: TaskHandle, *, key: str | None = None, **what: Any) -> None:
+        """Announce what has happened to *handle*'s submission."""
+        record = handle._record
+        self.announcer.tell(name, handle.task, kind=record.kind, key=key or record.lane, **what)
+
     def fault(self, handle: TaskHandle) -> BideError | None:
         """The last fault that *handle* has met, or that keeps those before it in the queue."""
         if handle.task.status is TaskStatus.WAITING:
@@ -262,9 +290,11 @@ class Engine:
 
     def _admission_failed(self, error: BideError) -> None:
         """Nothing can be admitted: whoever waits for a slot hears it. The records stay, and it is tried again."""
+        log.error("nothing can be admitted: %s", error)
         for handle in list(self._open.values()):
             if handle.task.status is TaskStatus.WAITING:
-                self.told(handle.ticket, error)
+                handle._stumbled(error)
+                handle._told(error)
 
     # Adoption ----------------------------------------------------------------------------------------------
 
@@ -346,7 +376,25 @@ class Engine:
 
     async def save(self, task: Task, directory: str | os.PathLike[str]) -> list[SavedFile]:
         """Write the files of *task* to *directory*."""
-        return await save_files(self._transport, task, directory)
+        began = self._loop.time()
+        files = await save_files(self._transport, task, directory)
+        handle = self._ended.get(task.ticket)
+        kind = "" if handle is None else handle._record.kind
+        self.announcer.tell(
+            EventName.SAVED, task, kind=kind, seconds=self._loop.time() - began, files=tuple(files)
+        )
+        return files
+
+    def as_curl(self, handle: TaskHandle, *, create: bool) -> str:
+        """See `TaskHandle.as_curl`."""
+        request, task_id = handle.request, handle.task_id
+        if task_id is not None and not create:
+            call = self._provider.query_call(task_id)
+        elif request is not None:
+            call = self._provider.create_call(request, handle.ticket)
+        else:
+            raise ValueError(f"task {task_id} was made elsewhere: its create is not known here")
+        return self._transport.as_curl(call, key_variable=self._provider.key_variables[0])
 
     # Deadlines ---------------------------------------------------------------------------------------------
 
@@ -440,3 +488,12 @@ class Engine:
         for start in range(0, len(ids), IDS_A_LINE):
             some = ids[start : start + IDS_A_LINE]
             log.warning("closed with %d tasks left running: %s", len(ids), ", ".join(some))
+
+
+def _name_of(before: TaskStatus, after: TaskStatus) -> EventName:
+    """What the step from one status to another is called."""
+    if after.is_final:
+        return EventName.FINAL
+    if after.is_accepted:
+        return EventName.CHANGED if before.is_accepted else EventName.SUBMITTED
+    return EventName.WAITING if after is TaskStatus.WAITING else EventName.SUBMITTING

@@ -36,6 +36,7 @@ class Engine(Protocol):
     async def cancel(self, handle: TaskHandle) -> bool: ...
     async def refresh(self, handle: TaskHandle) -> None: ...
     async def save(self, task: Task, directory: str | os.PathLike[str]) -> list[SavedFile]: ...
+    def as_curl(self, handle: TaskHandle, *, create: bool) -> str: ...
 
 
 class TaskHandle:
@@ -176,6 +177,21 @@ class TaskHandle:
             BideError: whatever `result` raises.
         """
         return await self._engine.save(await self.result(), directory)
+
+    def as_curl(self, *, create: bool = False) -> str:
+        """The status query of this task as a curl command, for a support ticket: asking costs nothing.
+
+        Before the create was accepted there is nothing to ask for, and it is the create. The key is left out: the
+        command takes it from the provider's environment variable. Signatures in addresses, and inline files, are left
+        out too. Nothing is sent, and the client may be closed.
+
+        Args:
+            create: give the create call. **Running that makes, and bills, a new task.**
+
+        Raises:
+            ValueError: *create* is asked for, and the task was made elsewhere.
+        """
+        return self._engine.as_curl(self, create=create)
 
     # For the engine, and for whoever waits in this package ------------------------------------------------
 

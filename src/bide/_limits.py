@@ -212,6 +212,10 @@ class QueryBudget:
         self._setbacks = min(self._setbacks + 1, 5)
         self._paused_until = max(self._paused_until, now + pause * (1 + JITTER * chance))
 
+    def paused_for(self, now: float) -> float:
+        """Seconds until a query may go that was not refused yet; 0 if at once."""
+        return max(0.0, self._paused_until - now)
+
     def answered(self) -> None:
         """The service answered a query properly: the next 429 starts with a short pause again."""
         self._setbacks = 0

@@ -19,7 +19,7 @@ from attrs import define, evolve, field
 
 from bide._account import misread, retry_after_of, unless_closed
 from bide._pace import RECHECK, Pace
-from bide.errors import BideError, WaitTimeoutError
+from bide.errors import BideError, RateLimitError, WaitTimeoutError
 from bide.models import Deadlines, ErrorDetail, Task, TaskStatus
 from bide.providers import Denied, Gone
 
@@ -37,6 +37,9 @@ OLDEST = 24 * 3600.0
 """A task that was made elsewhere may be this old: services forget them after a day."""
 LOOKS_SHARE = 0.7
 """The share of the transport's places that looks may take; the rest is for creates."""
+
+BATCH = 500
+"""How many that are due are taken from the heap in one turn of the event loop: others want theirs too."""
 
 log = logging.getLogger("bide")
 
@@ -141,6 +144,11 @@ class Poller:
         heapq.heappush(self._heap, (moment, next(self._order), call))
         self._wake.set()
 
+    @property
+    def backlog(self) -> int:
+        """Tasks that are due to be looked at, and have to wait for the budget or a connection."""
+        return len(self._due)
+
     async def aclose(self) -> None:
         """Stop looking."""
         self._account.turnstile.on_free.remove(self._wake.set)
@@ -188,7 +196,9 @@ class Poller:
 
     def _pop_due(self) -> None:
         now = self._time()
-        while self._heap and self._heap[0][0] <= now:
+        for _ in range(BATCH):
+            if not self._heap or self._heap[0][0] > now:
+                break
             moment, _, item = heapq.heappop(self._heap)
             if not isinstance(item, _Watch):
                 item()
@@ -237,7 +247,10 @@ class Poller:
 
     async def _look(self, watch: _Watch) -> BideError | None:
         try:
+            began = self._time()
             outcome = await self._account.query(watch.lane, watch.task_id)
+            error = None if isinstance(outcome, Task) else outcome.error
+            self._listener.looked(watch.ticket, self._time() - began, error)
             return await self._digest(watch, outcome)
         except Exception as fault:  # noqa: BLE001 - whatever goes wrong reaches who waits and stops nobody else
             error = fault if isinstance(fault, BideError) else misread(fault)
@@ -263,6 +276,9 @@ class Poller:
             watch.profile, watch.failures, retry_after_of(outcome), chance
         )
         self._listener.stumbled(watch.ticket, outcome.error)
+        if isinstance(outcome.error, RateLimitError):
+            pause = self._account.turnstile.budget.paused_for(now)
+            self._listener.paused(watch.ticket, watch.lane, pause, outcome.error)
         self._tell_overdue(watch)
         return outcome.error
 

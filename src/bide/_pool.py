@@ -2,11 +2,12 @@
 
 The pool of httpcore looks at every open connection and every waiting request whenever a request starts or ends, so
 that a request gets dearer with each other one in flight, and places are lost when requests are cancelled. Here each
-connection is an `httpx.AsyncHTTPTransport` of its own that never has more than one request; they lie on a stack, the
-one used last on top, and any exception throws its connection away. `benchmarks/pool.py` shows the difference.
+connection never has more than one request; they lie on a stack, the one used last on top, and any exception throws
+its connection away. `benchmarks/flat.py` and `benchmarks/cancel.py` show the difference.
 
-A stack of bare `httpcore.AsyncHTTPConnection`s needs about a third less CPU still, but its own proxies and its own
-table of errors: not worth it while a request costs a third of a millisecond and polling asks for few.
+Without a proxy a connection is `httpcore.AsyncHTTPConnection`, which is public and has no pool round it: an eighth less
+CPU for each look. With a proxy it is an `httpx.AsyncHTTPTransport` of one connection, which knows all kinds of them.
+(httpcore comes with httpx; their errors have the same names, and `_transport` tells errors by name.)
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from functools import cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import httpcore
 import httpx
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator
 
-SIZE = 50
+SIZE = 100
+"""Connections at most, as httpx and aiohttp have them by default. Polling mostly uses a handful."""
 KEEP_ALIVE = 120.0
 """Seconds that an idle connection is kept: longer than the longest time between two looks."""
 CLOSE_TIMEOUT = 1.0
@@ -70,7 +73,7 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         keep_alive: seconds that an idle connection is kept.
         proxy: URL of the proxy that all of them go through.
 
-    Raises:
+    Raises, besides what httpcore raises:
         httpx.PoolTimeout: no connection was free within the request's "pool" timeout; nothing was sent.
         httpx.ConnectError: the stack is closed, or a connection cannot be set up; nothing was sent.
     """
@@ -79,8 +82,8 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         self._size = size
         self._keep_alive = keep_alive
         self._proxy = proxy
-        self._idle: deque[tuple[float, httpx.AsyncHTTPTransport]] = deque()
-        self._busy: set[httpx.AsyncHTTPTransport] = set()
+        self._idle: deque[tuple[float, httpx.AsyncBaseTransport]] = deque()
+        self._busy: set[httpx.AsyncBaseTransport] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._promised = 0  # places of waiters that were woken and have not gone on yet
         self._closing: set[asyncio.Task[None]] = set()
@@ -120,7 +123,17 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         while self._closing:
             await asyncio.wait(self._closing)
 
-    def _take(self, max_idle: float | None) -> httpx.AsyncHTTPTransport:
+    @property
+    def busy(self) -> int:
+        """Connections that carry a request."""
+        return len(self._busy)
+
+    @property
+    def idle(self) -> int:
+        """Connections that are open and carry none."""
+        return len(self._idle)
+
+    def _take(self, max_idle: float | None) -> httpx.AsyncBaseTransport:
         """The connection used last, or a new one where it was idle for too long. There is a place for it."""
         if self._closed:
             raise httpx.ConnectError("the connections are closed")
@@ -154,14 +167,16 @@ class ConnectionStack(httpx.AsyncBaseTransport):
                 raise httpx.PoolTimeout(f"no connection was free within {timeout:g} s") from None
             raise
 
-    def _new(self) -> httpx.AsyncHTTPTransport:
-        limits = httpx.Limits(
-            max_connections=1, max_keepalive_connections=1, keepalive_expiry=self._keep_alive
-        )
+    def _new(self) -> httpx.AsyncBaseTransport:
         try:
-            connection = httpx.AsyncHTTPTransport(
-                verify=tls_context(), limits=limits, proxy=self._proxy, trust_env=False
-            )
+            connection: httpx.AsyncBaseTransport
+            if self._proxy is None:
+                connection = _Direct(self._keep_alive)
+            else:
+                limits = httpx.Limits(max_connections=1, keepalive_expiry=self._keep_alive)
+                connection = httpx.AsyncHTTPTransport(
+                    verify=tls_context(), limits=limits, proxy=self._proxy, trust_env=False
+                )
         except (ValueError, ImportError, OSError, httpx.InvalidURL) as fault:
             # A proxy that cannot be used, or certificates that cannot be read: nothing will ever be sent like this.
             self._wake()  # the place may have been promised to us
@@ -169,21 +184,21 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         self.opened += 1
         return connection
 
-    def give_back(self, connection: httpx.AsyncHTTPTransport) -> None:
+    def give_back(self, connection: httpx.AsyncBaseTransport) -> None:
         """The answer on *connection* was read to its end."""
         if connection in self._busy:
             self._busy.discard(connection)
             self._idle.append((asyncio.get_running_loop().time(), connection))
             self._wake()
 
-    def throw_away(self, connection: httpx.AsyncHTTPTransport) -> None:
+    def throw_away(self, connection: httpx.AsyncBaseTransport) -> None:
         """The exchange on *connection* broke off: nobody knows what comes next on it."""
         if connection in self._busy:
             self._busy.discard(connection)
             self._close(connection)
             self._wake()
 
-    def _close(self, connection: httpx.AsyncHTTPTransport) -> None:
+    def _close(self, connection: httpx.AsyncBaseTransport) -> None:
         """Close *connection* in a task of its own, which no cancel of a caller cuts short."""
         task = asyncio.create_task(_close(connection))
         self._closing.add(task)
@@ -198,20 +213,77 @@ class ConnectionStack(httpx.AsyncBaseTransport):
                 place.set_result(None)
 
 
+class _Direct(httpx.AsyncBaseTransport):
+    """One connection without a proxy. It is made anew when the server has closed it, or for another origin."""
+
+    def __init__(self, keep_alive: float) -> None:
+        self._keep_alive = keep_alive
+        self._tls = tls_context()
+        self._connection: httpcore.AsyncHTTPConnection | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        url = request.url
+        if url.scheme not in ("http", "https"):
+            raise httpx.UnsupportedProtocol(f"expected http or https, not {url.scheme!r}")
+        target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+        connection = self._connection
+        if connection is None or not _serves(connection, target.origin):
+            await self.aclose()
+            connection = self._connection = httpcore.AsyncHTTPConnection(
+                target.origin, ssl_context=self._tls, keepalive_expiry=self._keep_alive
+            )
+        answer = await connection.handle_async_request(
+            httpcore.Request(
+                method=request.method,
+                url=target,
+                headers=request.headers.raw,
+                content=request.stream,
+                extensions=request.extensions,
+            )
+        )
+        return httpx.Response(
+            answer.status, headers=answer.headers, stream=_Raw(answer), extensions=answer.extensions
+        )
+
+    async def aclose(self) -> None:
+        if self._connection is not None:
+            await self._connection.aclose()
+
+
+def _serves(connection: httpcore.AsyncHTTPConnection, origin: httpcore.Origin) -> bool:
+    """Whether *connection* can carry another request, to *origin*."""
+    return connection.can_handle_request(origin) and not (connection.is_closed() or connection.has_expired())
+
+
+class _Raw(httpx.AsyncByteStream):
+    """The body of an answer of httpcore's."""
+
+    def __init__(self, answer: httpcore.Response) -> None:
+        self._answer = answer
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._answer.aiter_stream()
+
+    async def aclose(self) -> None:
+        await self._answer.aclose()
+
+
 class _Body(httpx.AsyncByteStream):
     """An answer's body, which gives its connection back at its end."""
 
     def __init__(
-        self, stack: ConnectionStack, connection: httpx.AsyncHTTPTransport, response: httpx.Response
+        self, stack: ConnectionStack, connection: httpx.AsyncBaseTransport, response: httpx.Response
     ) -> None:
         self._stack = stack
         self._connection = connection
         self._response = response
+        assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - both kinds of connection give one
+        self._stream = response.stream
         self._whole = False
         self._closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for chunk in self._response.aiter_raw():
+        async for chunk in self._stream:
             yield chunk
         self._whole = True
 
@@ -230,8 +302,8 @@ class _Body(httpx.AsyncByteStream):
             self._stack.throw_away(self._connection)
 
 
-async def _close(connection: httpx.AsyncHTTPTransport) -> None:
+async def _close(connection: httpx.AsyncBaseTransport) -> None:
     """Close *connection* soon and without a word."""
-    with suppress(OSError, httpx.HTTPError, RuntimeError):
+    with suppress(OSError, httpx.HTTPError, httpcore.NetworkError, httpcore.TimeoutException, RuntimeError):
         async with asyncio.timeout(CLOSE_TIMEOUT):
             await connection.aclose()

@@ -214,6 +214,7 @@ class Submitter:
                         ticket, reason, limits=limits, certain=certain, retry_after=after
                     ),
                 )
+                await self._tell_pause(record, error)
 
     async def _not_sent(self, record: Record, fault: TransportError) -> None:
         """No connection was made. It waits and tries again, unless no connection ever works."""
@@ -238,6 +239,14 @@ class Submitter:
                 record.ticket, "unreachable", limits=limits, certain=False, retry_after=None
             ),
         )
+        await self._tell_pause(record, fault)
+
+    async def _tell_pause(self, record: Record, error: BideError) -> None:
+        """The lane of *record* has been paused because of *error*."""
+        lane, now = record.lane or "", self._ledger.now()
+        for view in await self._ledger.lanes(self._origin, [lane]):
+            if view.kind == record.kind:
+                self._listener.paused(record.ticket, lane, max(0.0, view.state.paused_until - now), error)
 
     def _limits(self, record: Record) -> Limits:
         return next(each.limits for each in self._terms(record.kind) if each.fingerprint == record.lane)

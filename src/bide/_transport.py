@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import ssl
-from contextlib import aclosing, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import SplitResult, unquote, urlencode, urljoin, urlsplit
 
 import httpx
@@ -42,6 +43,7 @@ USER_AGENT = f"bide/{__version__}"
 NOT_SENT = {
     "ConnectError": "no connection",
     "ConnectTimeout": "no connection in time",
+    "ConnectionNotAvailable": "no connection",
     "PoolTimeout": "no free connection in time",
     "ProxyError": "the proxy gave no connection",
     "UnsupportedProtocol": "an address that cannot be called",
@@ -73,6 +75,32 @@ MAY_HAVE_ARRIVED = {
 PERMANENT = {"UnsupportedProtocol", "InvalidURL", "SetupError"}
 
 
+class HTTPClient(Protocol):
+    """What is used of a caller's HTTP client: `httpx.AsyncClient` has it, and what is used alike, such as httpx2's."""
+
+    def stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: dict[str, str],
+        content: bytes | None,
+        timeout: tuple[float, float, float, float],
+        follow_redirects: bool,
+    ) -> AbstractAsyncContextManager[Any]:
+        """Send one request; the timeouts are for connecting, reading, writing, and waiting for a connection."""
+        ...
+
+
+@frozen
+class Connections:
+    """How many connections to the API there are; all 0 where they are not ours."""
+
+    busy: int = 0
+    idle: int = 0
+    opened: int = 0
+
+
 @frozen
 class Download:
     """A file being fetched."""
@@ -101,7 +129,7 @@ class Transport:
         self,
         base_url: str,
         *,
-        http_client: httpx.AsyncClient | None = None,
+        http_client: HTTPClient | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         proxy: str | None = None,
     ) -> None:
@@ -109,7 +137,8 @@ class Transport:
             raise ValueError("http_client= excludes transport= and proxy=: set them on your client")
         if transport is not None and proxy is not None:
             raise ValueError("transport= excludes proxy=: set it on your transport")
-        if isinstance(http_client, httpx.Client) or not hasattr(http_client or httpx.AsyncClient, "stream"):
+        is_blocking = hasattr(http_client, "__enter__") and not hasattr(http_client, "__aenter__")
+        if http_client is not None and (is_blocking or not hasattr(http_client, "stream")):
             raise TypeError(f"http_client must be an httpx.AsyncClient, not {type(http_client).__name__}")
         if proxy is not None:
             check_proxy(proxy)
@@ -128,6 +157,14 @@ class Transport:
 
     def __repr__(self) -> str:
         return f"<Transport to {self.origin}>"
+
+    @property
+    def connections(self) -> Connections:
+        """Those to the API, now."""
+        api = self._api
+        if self._client is not None or not isinstance(api, ConnectionStack):
+            return Connections()
+        return Connections(api.busy, api.idle, api.opened)
 
     async def warm(self) -> None:
         """Do what the first request would wait for: the TLS context takes 20 ms to make."""
@@ -186,7 +223,7 @@ class Transport:
 
     async def _through_client(
         self,
-        client: httpx.AsyncClient,
+        client: HTTPClient,
         call: Call,
         url: str,
         body: bytes | None,
@@ -274,6 +311,16 @@ class Transport:
             permanent=certificate is not None or any(name in PERMANENT for name in names),
         )
 
+    def as_curl(self, call: Call, *, key_variable: str) -> str:
+        """*call* as a command of the shell, with the key's variable in the place of the key."""
+        lines = [f"curl -sS -X {call.method} {shlex.quote(self._url(call))}"]
+        lines.append(f'-H "Authorization: Bearer ${key_variable}"')
+        lines += [f"-H {shlex.quote(f'{name}: {value}')}" for name, value in call.headers.items()]
+        if call.body is not None:
+            lines.append("-H 'Content-Type: application/json'")
+            lines.append(f"-d {shlex.quote(json.dumps(_without_secrets(call.body), ensure_ascii=False))}")
+        return " \\\n  ".join(lines)
+
     # Downloads ---------------------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -353,6 +400,19 @@ def without_query(url: str) -> str:
     parts = _split(url)
     netloc = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{netloc}{parts.path}" + ("?…" if parts.query else "")
+
+
+def _without_secrets(value: Any) -> Any:
+    """*value* (JSON) as it may be shown: without signatures in addresses, and without inline files."""
+    if isinstance(value, dict):
+        return {name: _without_secrets(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_secrets(each) for each in value]
+    if isinstance(value, str) and value.startswith(("http://", "https://")):
+        return without_query(value)
+    if isinstance(value, str) and value.startswith("data:"):
+        return f"{value.partition(',')[0][:100]},… ({len(value)} characters)"
+    return value
 
 
 def _split(url: str) -> SplitResult:

@@ -360,11 +360,13 @@ async def test_each_change_of_state_is_one_line_of_the_log(caplog: pytest.LogCap
             await client.run(image())
 
     lines = [record.getMessage() for record in caplog.records if record.name == "bide"]
-    assert [line.split(" ", 1)[1].strip() for line in lines] == [
-        "waiting -> submitting",
-        "submitting -> queued toy-1",
-        "queued -> running toy-1",
-        "running -> succeeded toy-1",
+    ticket = lines[0].split()[1]
+    assert [line for line in lines if " looked " not in line] == [
+        f"toy {ticket} - waiting waiting",
+        f"toy {ticket} - submitting submitting",
+        f"toy {ticket} toy-1 submitted queued",
+        f"toy {ticket} toy-1 changed running",
+        f"toy {ticket} toy-1 final succeeded",
     ]
     assert KEY not in caplog.text
 

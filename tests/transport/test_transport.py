@@ -14,6 +14,7 @@ import tracemalloc
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import httpcore
 import httpx
 import pytest
 from wires import cut, drip, late, reply, serving
@@ -45,6 +46,12 @@ def all_errors() -> list[type[Exception]]:
         httpx.InvalidURL,
         httpx.StreamError,
         httpx.CookieConflict,
+        httpcore.ConnectionNotAvailable,
+        httpcore.ProxyError,
+        httpcore.UnsupportedProtocol,
+        httpcore.ProtocolError,
+        httpcore.TimeoutException,
+        httpcore.NetworkError,
     ]
     while queue:
         found.append(queue.pop())
@@ -136,7 +143,7 @@ async def test_who_gets_no_connection_in_half_the_time_was_not_sent() -> None:
     """So that a create that only waited is not taken for one that may have arrived."""
     async with serving(late(100)) as server:
         transport = Transport(server.url)
-        busy = [asyncio.create_task(transport.send(LOOK, key=KEY, timeout=200)) for _ in range(50)]
+        busy = [asyncio.create_task(transport.send(LOOK, key=KEY, timeout=200)) for _ in range(100)]
         await asyncio.sleep(1)
 
         with pytest.raises(TransportError, match="no free connection in time") as caught:

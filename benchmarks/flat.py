@@ -1,0 +1,208 @@
+"""Many looks due in the same moment: CPU for one, how late they are, connections opened.
+
+A server in a process of its own answers after 50 ms. bide's looks are first looks at tasks that were just attached, by
+its scheduler; a default `httpx.AsyncClient` and a default `aiohttp.ClientSession` get the same URLs in one `gather`.
+Lateness is from the moment that all are due to the moment that the server has the request. The query budget is off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, Self
+
+import aiohttp
+import httpx
+
+from bide import BideError, Client, DashScope
+from goals import Row, arguments, percentile, show
+from service import Service, service
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+DELAY = 0.05
+SIZES = {10: 30, 100: 10, 1000: 5, 5000: 2}
+"""How many are due at once, and how many rounds of that are measured."""
+HTTPX_SIZES = (10, 100, 1000)
+"""A default httpx.AsyncClient ends most of 5,000 with a PoolTimeout, and takes minutes for it."""
+INTERVAL = 10.0
+"""Seconds between two rounds, for the connections that are kept meanwhile."""
+
+
+class Way(Protocol):
+    """One way of making many looks at once."""
+
+    name: str
+
+    async def looks(self, names: list[str]) -> int:
+        """Look at all of *names* at once; returns how many looks failed."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Bide:
+    """The scheduler of a client of ours."""
+
+    name = "bide"
+
+    def __init__(self, there: Service) -> None:
+        provider = DashScope(base_url=there.base_url)
+        self.client = Client(provider, api_key="sk-bench", queries_per_second=math.inf)
+
+    async def __aenter__(self) -> Self:
+        await self.client.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.client.aclose()
+
+    async def looks(self, names: list[str]) -> int:
+        handles = [await self.client.attach(name) for name in names]
+        failed = 0
+        for handle in handles:
+            try:
+                await handle.result(timeout=60)
+            except BideError:
+                failed += 1
+        return failed
+
+
+class Httpx:
+    """A default client of httpx."""
+
+    name = "httpx"
+
+    def __init__(self, there: Service) -> None:
+        self.there = there
+        self.client = httpx.AsyncClient(headers={"Authorization": "Bearer sk-bench"})
+
+    async def __aenter__(self) -> Self:
+        await self.client.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.client.aclose()
+
+    async def looks(self, names: list[str]) -> int:
+        async def get(name: str) -> object:
+            return (await self.client.get(f"{self.there.base_url}/tasks/{name}")).json()
+
+        answers = await asyncio.gather(*map(get, names), return_exceptions=True)
+        return sum(isinstance(answer, BaseException) for answer in answers)
+
+
+class Aiohttp:
+    """A default session of aiohttp."""
+
+    name = "aiohttp"
+
+    def __init__(self, there: Service) -> None:
+        self.there = there
+
+    async def __aenter__(self) -> Self:
+        self.session = aiohttp.ClientSession(headers={"Authorization": "Bearer sk-bench"})
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.session.close()
+
+    async def looks(self, names: list[str]) -> int:
+        async def get(name: str) -> object:
+            async with self.session.get(f"{self.there.base_url}/tasks/{name}") as answer:
+                return await answer.json()
+
+        answers = await asyncio.gather(*map(get, names), return_exceptions=True)
+        return sum(isinstance(answer, BaseException) for answer in answers)
+
+
+@dataclass
+class Measured:
+    """What one way did with so many at once."""
+
+    cpu: float = 0.0
+    late: float = 0.0
+    errors: int = 0
+    connections: list[int] = field(default_factory=list)
+
+
+async def measure(way: Way, there: Service, size: int, rounds: int) -> Measured:
+    """A round to warm up, then *rounds* of *size* looks at once."""
+    found, spent, late = Measured(), [], []
+    there.ask(delay=DELAY, looks=1)
+    for number in range(rounds + 1):
+        names = [f"task-{number}-{n}" for n in range(size)]
+        cpu, due = time.process_time(), time.time()
+        found.errors += await way.looks(names)
+        spent.append((time.process_time() - cpu) / size * 1e6)
+        counted = there.ask()
+        found.connections.append(counted["connections"])
+        late.append(percentile([moments[0] - due for moments in counted["moments"].values()], 99))
+    found.cpu, found.late = statistics.median(spent[1:]), statistics.median(late[1:])
+    return found
+
+
+async def kept(there: Service) -> tuple[int, int]:
+    """Connections that a thousand looks open, and a thousand more after a pause of the longest poll interval."""
+    opened = []
+    async with Bide(there) as way:
+        there.ask(delay=DELAY, looks=1)
+        for pause in (INTERVAL, 0.0):
+            await way.looks([f"kept-{len(opened)}-{n}" for n in range(1000)])
+            opened.append(there.ask()["connections"])
+            await asyncio.sleep(pause)
+    return opened[0], opened[1]
+
+
+async def main(there: Service) -> list[Row]:
+    """All sizes, each with the three beside each other."""
+    found: dict[tuple[str, int], Measured] = {}
+    for size, rounds in SIZES.items():
+        for kind in (Bide, Httpx, Aiohttp):
+            if kind is Httpx and size not in HTTPX_SIZES:
+                continue
+            async with kind(there) as way:
+                found[way.name, size] = await measure(
+                    way, there, size, 1 if (kind, size) == (Httpx, 1000) else rounds
+                )
+    rows = []
+    for (name, size), each in found.items():
+        case = f"{name}, {size}"
+        ours = name == "bide"
+        rows.append(Row(case, "CPU a look, us", each.cpu))
+        rows.append(Row(case, "lateness p99, s", each.late))
+        rows.append(Row(case, "errors", each.errors, "0" if ours else "", each.errors == 0 if ours else None))
+        rows.append(Row(case, "connections in the first round", each.connections[0]))
+        fresh = sum(each.connections[1:])
+        rows.append(
+            Row(case, "new ones in later rounds", fresh, "0" if ours else "", fresh == 0 if ours else None)
+        )
+    for size, most in ((1000, 1.3), (5000, 1.6)):
+        ratio = found["bide", size].cpu / found["bide", 10].cpu
+        rows.append(Row("bide", f"CPU a look, {size} to 10 at once", ratio, f"at most {most}", ratio <= most))
+    ratio = found["bide", 1000].late / found["aiohttp", 1000].late
+    rows.append(Row("bide", "lateness at 1000, to aiohttp", ratio, "at most 2.5", ratio <= 2.5))
+    first, second = await kept(there)
+    rows.append(Row("bide", "connections, 1000 at once", first, "at most 100", first <= 100))
+    rows.append(Row("bide", f"new ones {INTERVAL:.0f} s later", second, "0", second == 0))
+    return rows
+
+
+if __name__ == "__main__":
+    options = arguments(__doc__)
+    with service() as there:
+        show("Looks due in the same moment", asyncio.run(main(there)), options)

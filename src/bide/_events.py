@@ -1,0 +1,181 @@
+"""What happens to submissions, told as it happens: to the log, and to a hook of the user's."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import sys
+from collections import Counter
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from bide._wire import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bide.errors import BideError
+    from bide.models import SavedFile, Task, TaskStatus
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+log = logging.getLogger("bide")
+
+
+class EventName(StrEnum):
+    """What can happen to a submission."""
+
+    WAITING = "waiting"
+    """It waits for a slot: it is new, or its create was put off."""
+    SUBMITTING = "submitting"
+    """It has a slot, and its create goes out."""
+    PAUSED = "paused"
+    """The service said "too many", or could not be reached: nobody of that key creates (or, where the task is accepted
+    already, nobody of the account asks) for `seconds`."""
+    SUBMITTED = "submitted"
+    """The service has taken it: its task id is known, and on record."""
+    LOOKED = "looked"
+    """A status query has ended, after `seconds`; `error` says why if it failed."""
+    CHANGED = "changed"
+    """Status, progress, outputs or error are new, and it goes on."""
+    FINAL = "final"
+    """It has ended, with a result or without."""
+    SAVED = "saved"
+    """Its files are on disk, after `seconds`."""
+
+
+@frozen
+class Event:
+    """One thing that has happened to one submission: what `Client(on_event=...)` is called with.
+
+    Attributes:
+        at: when, as an aware UTC time.
+        provider: the service's name.
+        kind: of work, such as "image" or "video"; empty where it is not known.
+        key: fingerprint of the API key that the task is made with, never the key; None while it waits.
+        task: the newest snapshot.
+        seconds: how long the pause will last, or how long the look or the download took; None otherwise.
+        error: what was in the way: of a pause or of a look that failed.
+        files: what was saved.
+    """
+
+    name: EventName
+    at: datetime
+    provider: str
+    kind: str
+    key: str | None
+    task: Task
+    seconds: float | None = None
+    error: BideError | None = None
+    files: tuple[SavedFile, ...] = ()
+
+    @property
+    def ticket(self) -> str:
+        """Our id of the submission."""
+        return self.task.ticket
+
+    @property
+    def task_id(self) -> str | None:
+        """The service's id, or None until the create is accepted."""
+        return self.task.task_id
+
+    def __str__(self) -> str:
+        task = self.task
+        words = [self.provider, self.ticket, task.task_id or "-", self.name, str(task.status)]
+        if task.progress is not None and not task.status.is_final:
+            words.append(f"{task.progress:g} %")
+        if self.seconds is not None:
+            words.append(f"{'for' if self.name is EventName.PAUSED else 'in'} {self.seconds:.2f} s")
+        if self.files:
+            words.append(f"{len(self.files)} files")
+        if self.error is not None:
+            words.append(f"({type(self.error).__name__}: {shown(str(self.error), 200)})")
+        elif task.error is not None and self.name is EventName.FINAL:
+            words.append(f"({shown(task.error.code or '', 60)}: {shown(task.error.message or '', 200)})")
+        return " ".join(words)
+
+
+class Announcer:
+    """Tells events to the logger "bide", a line each, and to the hook. A hook that raises disturbs nobody.
+
+    Attributes:
+        ended: how many submissions have ended, by their last status.
+        pauses: how often the service's "too many", or a connection that failed, has put something off.
+        files: how many were saved.
+
+    Raises:
+        TypeError: *hook* cannot be called, or is a coroutine function: nobody would await it.
+    """
+
+    def __init__(self, provider: str, hook: Callable[[Event], object] | None) -> None:
+        if hook is not None and (not callable(hook) or inspect.iscoroutinefunction(hook)):
+            raise TypeError(
+                f"on_event must be a plain function that takes an Event and returns at once, not {hook!r}; to await "
+                f"something for each event, pass put_nowait of an asyncio.Queue and read that in a task of yours"
+            )
+        self._provider = provider
+        self._hook = hook
+        self._complained = False
+        self.ended: Counter[TaskStatus] = Counter()
+        self.pauses = 0
+        self.files = 0
+
+    def tell(
+        self,
+        name: EventName,
+        task: Task,
+        *,
+        kind: str = "",
+        key: str | None = None,
+        seconds: float | None = None,
+        error: BideError | None = None,
+        files: tuple[SavedFile, ...] = (),
+    ) -> None:
+        """Tell one event. Costs next to nothing where nobody listens."""
+        self.ended[task.status] += name is EventName.FINAL
+        self.pauses += name is EventName.PAUSED
+        self.files += len(files)
+        level = logging.DEBUG if name is EventName.LOOKED else logging.INFO
+        is_logged = log.isEnabledFor(level)
+        if self._hook is None and not is_logged:
+            return
+        event = Event(name, datetime.now(UTC), self._provider, kind, key, task, seconds, error, files)
+        if is_logged:
+            log.log(level, "%s", event)
+        if self._hook is not None:
+            try:
+                self._hook(event)
+            except Exception as fault:  # noqa: BLE001 - a hook is the user's; what it watches goes on
+                self._complain(fault)
+
+    def _complain(self, fault: Exception) -> None:
+        """Tell of a hook that raises: at full length once."""
+        if not self._complained:
+            self._complained = True
+            log.error(
+                "on_event raised; it is called on, and its next faults are logged as DEBUG", exc_info=fault
+            )
+        else:
+            log.debug("on_event raised %s", type(fault).__name__)
+
+
+def log_as_the_environment_says() -> None:
+    """Let $BIDE_LOG (debug, info, warning or error) set the level of the logger "bide".
+
+    An application that has set up logging gets the lines by its own handlers; elsewhere they go to standard error.
+    """
+    word = os.environ.get("BIDE_LOG", "").strip().lower()
+    if not word:
+        return
+    if word not in LEVELS:
+        log.warning("$BIDE_LOG is %r; expected one of %s", shown(word, 40), ", ".join(LEVELS))
+        return
+    log.setLevel(LEVELS[word])
+    if not log.hasHandlers():
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        log.addHandler(handler)

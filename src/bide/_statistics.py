@@ -1,0 +1,127 @@
+"""`client.statistics()`: what a client is doing and has done, as plain numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from bide._limits import cap
+from bide.models import TaskStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bide._engine import Engine
+    from bide.ledgers import LaneView
+    from bide.models import Limits
+
+
+@frozen
+class LaneStatistics:
+    """How one key is used for one kind of work, now.
+
+    Attributes:
+        key: the key's fingerprint, never the key.
+        slots: tasks in flight that count against the limit.
+        cap: how many may be, now; None is no limit. `learned` is True where a 429 taught a lower one.
+        paused_for: seconds until the next create may go; 0 if at once.
+    """
+
+    key: str
+    kind: str
+    slots: int
+    cap: int | None
+    learned: bool
+    paused_for: float
+
+
+@frozen
+class Statistics:
+    """What a client is doing at a moment, and what it has done since it was made.
+
+    Attributes:
+        open: submissions that have not ended; `waiting`, `submitting`, `queued` and `running` add up to it.
+        succeeded: submissions that have ended so; likewise `failed`, `cancelled`, `expired`, `rejected`, `unknown`.
+        saved: files that were written.
+        creates: create calls sent; `creates_429` of them were answered "too many". Likewise queries.
+        lists, cancels: calls sent; they count against the query budget too.
+        pauses: how often "too many", or a connection that failed, has put creates or queries off.
+        queries_paused_for: seconds until the next query may go after a 429; 0 if at once.
+        looks_due: tasks that would be looked at now, if the query budget and the connections allowed it.
+        connections: open ones to the API; `connections_busy` of them carry a request, and `connections_opened` counts
+            all there were. 0 where the client was given a transport or an HTTP client.
+    """
+
+    lanes: tuple[LaneStatistics, ...]
+    open: int
+    waiting: int
+    submitting: int
+    queued: int
+    running: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    expired: int
+    rejected: int
+    unknown: int
+    saved: int
+    creates: int
+    creates_429: int
+    queries: int
+    queries_429: int
+    lists: int
+    cancels: int
+    pauses: int
+    queries_paused_for: float
+    looks_due: int
+    connections: int
+    connections_busy: int
+    connections_opened: int
+
+
+async def statistics_of(engine: Engine, limits: Callable[[str], Limits]) -> Statistics:
+    """The statistics of *engine* now; *limits* are those of a kind of work."""
+    counts = Counter(handle.task.status for handle in engine.handles())
+    counters, ended = engine.account.counters, engine.announcer.ended
+    now, lanes = engine.ledger.now(), await engine.ledger.lanes(engine.origin, engine.keys)
+    connections = engine.account.transport.connections
+    return Statistics(
+        lanes=tuple(_lane(view, limits(view.kind), now) for view in lanes),
+        open=counts.total(),
+        waiting=counts[TaskStatus.WAITING],
+        submitting=counts[TaskStatus.SUBMITTING],
+        queued=counts[TaskStatus.QUEUED],
+        running=counts[TaskStatus.RUNNING],
+        succeeded=ended[TaskStatus.SUCCEEDED],
+        failed=ended[TaskStatus.FAILED],
+        cancelled=ended[TaskStatus.CANCELLED],
+        expired=ended[TaskStatus.EXPIRED],
+        rejected=ended[TaskStatus.REJECTED],
+        unknown=ended[TaskStatus.UNKNOWN],
+        saved=engine.announcer.files,
+        creates=counters.creates,
+        creates_429=counters.creates_429,
+        queries=counters.queries,
+        queries_429=counters.queries_429,
+        lists=counters.lists,
+        cancels=counters.cancels,
+        pauses=engine.announcer.pauses,
+        queries_paused_for=engine.account.turnstile.budget.paused_for(engine.clock()),
+        looks_due=engine.poller.backlog,
+        connections=connections.busy + connections.idle,
+        connections_busy=connections.busy,
+        connections_opened=connections.opened,
+    )
+
+
+def _lane(view: LaneView, limits: Limits, now: float) -> LaneStatistics:
+    return LaneStatistics(
+        key=view.fingerprint,
+        kind=view.kind,
+        slots=view.slots,
+        cap=cap(view.state, limits, now),
+        learned=view.state.learned is not None,
+        paused_for=max(0.0, view.state.paused_until - now),
+    )

@@ -1,7 +1,7 @@
 """A thousand tasks that exist already, four looks at each: bide beside `dashscope` 2.0.2's `AioVideoSynthesis.wait`.
 
 Both ask the same server, which is in a process of its own, answers at once, and lets each task end with its fourth
-look. Only looks are counted, no creates. The query budget is off, and bide's least interval is the SDK's first one, 1 s.
+look. Only looks are counted, no creates. The query budget is off; bide's least interval is the SDK's first one, 1 s.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ async def with_dashscope(there: Service, names: list[str]) -> int:
     """The official SDK's own way to wait for a task, once for each."""
     import dashscope
     from dashscope.aigc.video_synthesis import AioVideoSynthesis
+    from dashscope.api_entities.aio_session import close_shared_aio_session
 
     dashscope.base_http_api_url = there.base_url
 
@@ -43,6 +44,7 @@ async def with_dashscope(there: Service, names: list[str]) -> int:
         return str(answer.output.task_status)
 
     ended = await asyncio.gather(*map(wait, names), return_exceptions=True)
+    await close_shared_aio_session()
     return ended.count("SUCCEEDED")
 
 

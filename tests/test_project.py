@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import json
@@ -79,15 +80,41 @@ def own_members(thing: Any) -> Iterator[tuple[str, Any]]:
 
 @pytest.mark.real_time
 def test_the_package_needs_no_extras() -> None:
-    loaded = python(f"{BLOCK_EXTRAS} import bide, json; print(json.dumps(sorted(sys.modules)))")
+    loaded = python(f"{BLOCK_EXTRAS} from bide import *; import json; print(json.dumps(sorted(sys.modules)))")
 
     assert "bide._client" in json.loads(loaded)
     assert not any(name.startswith(("bide.emulator", "bide.cli")) for name in json.loads(loaded))
 
 
 @pytest.mark.real_time
+def test_an_import_alone_loads_no_library_and_names_come_when_they_are_asked_for() -> None:
+    show = (
+        "print(sorted({'httpx', 'anyio', 'attrs', 'asyncio'} & set(sys.modules)), hasattr(bide, 'nothing'))"
+    )
+    program = f"import sys, bide; {show}; bide.Client; {show}; bide.errors.BideError"
+
+    assert python(program) == "[] False\n['anyio', 'asyncio', 'attrs', 'httpx'] False\n"
+
+
+def test_type_checkers_see_the_names_where_they_are_at_run_time() -> None:
+    tree = ast.parse(Path(bide.__file__).read_text())
+    imports = [
+        node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module != "typing"
+    ]
+    seen = {alias.name: str(node.module) for node in imports for alias in node.names}
+    del seen["import_module"]
+
+    assert set(seen) == set(bide.__all__) <= set(dir(bide))
+    assert {
+        name: home
+        for name, home in seen.items()
+        if getattr(sys.modules[home], name) is not getattr(bide, name)
+    } == {}
+
+
+@pytest.mark.real_time
 def test_an_import_starts_nothing() -> None:
-    shown = python("import threading, bide; print(threading.active_count())")
+    shown = python("import threading; from bide import *; print(threading.active_count())")
 
     assert shown == "1\n"
 

@@ -7,49 +7,54 @@ Start at `Client`. Everything public is named here, in `bide.errors`, `bide.mode
 `bide.ledgers`; `bide.emulator` (extra "emulator") imitates both services on your machine.
 """
 
-from bide._client import Client
-from bide._completed import AsCompleted
-from bide._events import Event, EventName
-from bide._handle import TaskEvents, TaskHandle
-from bide._statistics import LaneStatistics, Statistics
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from bide._version import __version__
-from bide.errors import (
-    APIError,
-    AuthenticationError,
-    BideError,
-    BillingError,
-    ClientClosedError,
-    DownloadError,
-    InvalidRequestError,
-    LedgerError,
-    NotFoundError,
-    RateLimitError,
-    ServerError,
-    SubmissionUnknownError,
-    TaskCancelledError,
-    TaskError,
-    TaskExpiredError,
-    TaskFailedError,
-    TransportError,
-    UnexpectedReplyError,
-    WaitTimeoutError,
-)
-from bide.ledgers import MemoryLedger
-from bide.models import (
-    Billing,
-    Deadlines,
-    ErrorDetail,
-    ImageRequest,
-    Limits,
-    Output,
-    RawRequest,
-    Request,
-    SavedFile,
-    Task,
-    TaskStatus,
-    VideoRequest,
-)
-from bide.providers import DashScope, Dieyuyun, Provider
+
+if TYPE_CHECKING:
+    from bide._client import Client
+    from bide._completed import AsCompleted
+    from bide._events import Event, EventName
+    from bide._handle import TaskEvents, TaskHandle
+    from bide._statistics import LaneStatistics, Statistics
+    from bide.errors import (
+        APIError,
+        AuthenticationError,
+        BideError,
+        BillingError,
+        ClientClosedError,
+        DownloadError,
+        InvalidRequestError,
+        LedgerError,
+        NotFoundError,
+        RateLimitError,
+        ServerError,
+        SubmissionUnknownError,
+        TaskCancelledError,
+        TaskError,
+        TaskExpiredError,
+        TaskFailedError,
+        TransportError,
+        UnexpectedReplyError,
+        WaitTimeoutError,
+    )
+    from bide.ledgers import MemoryLedger
+    from bide.models import (
+        Billing,
+        Deadlines,
+        ErrorDetail,
+        ImageRequest,
+        Limits,
+        Output,
+        RawRequest,
+        Request,
+        SavedFile,
+        Task,
+        TaskStatus,
+        VideoRequest,
+    )
+    from bide.providers import DashScope, Dieyuyun, Provider
 
 __all__ = [
     "APIError",
@@ -97,3 +102,40 @@ __all__ = [
     "WaitTimeoutError",
     "__version__",
 ]
+
+# Names are imported when they are first asked for: `import bide` alone costs a process that may never need it nothing.
+_MODULES = ("errors", "ledgers", "models", "providers")
+_HOMES = {
+    "_client": "Client",
+    "_completed": "AsCompleted",
+    "_events": "Event EventName",
+    "_handle": "TaskEvents TaskHandle",
+    "_statistics": "LaneStatistics Statistics",
+    "errors": (
+        "APIError AuthenticationError BideError BillingError ClientClosedError DownloadError "
+        "InvalidRequestError LedgerError NotFoundError RateLimitError ServerError SubmissionUnknownError "
+        "TaskCancelledError TaskError TaskExpiredError TaskFailedError TransportError UnexpectedReplyError "
+        "WaitTimeoutError"
+    ),
+    "ledgers": "MemoryLedger",
+    "models": (
+        "Billing Deadlines ErrorDetail ImageRequest Limits Output RawRequest Request SavedFile Task "
+        "TaskStatus VideoRequest"
+    ),
+    "providers": "DashScope Dieyuyun Provider",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return import_module(f"bide.{name}")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'bide' has no attribute {name!r}")
+    value = getattr(import_module(f"bide.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_MODULES]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import shlex
 import ssl
+import time
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import SplitResult, unquote, urlencode, urljoin, urlsplit
@@ -73,6 +75,8 @@ MAY_HAVE_ARRIVED = {
 }
 """What each error of the HTTP library means, by its class name or that of the nearest base that stands here."""
 PERMANENT = {"UnsupportedProtocol", "InvalidURL", "SetupError"}
+
+log = logging.getLogger("bide")
 
 
 class HTTPClient(Protocol):
@@ -198,28 +202,38 @@ class Transport:
         """
         url = self._url(call)
         body = None if call.body is None else _json(call.body)
+        began = time.monotonic()
         fault: BideError
         try:
             async with asyncio.timeout(timeout):
                 if self._client is not None:
-                    return await self._through_client(self._client, call, url, body, key, timeout, limit)
-                request = httpx.Request(
-                    call.method,
-                    url,
-                    headers=_headers(call, key),
-                    content=body,
-                    extensions={"timeout": _timeouts(timeout), **({MAX_IDLE: FRESH} if fresh else {})},
-                )
-                response = await self._api.handle_async_request(request)
-                self.connected = True
-                return await self._reply(response, limit, key)
+                    reply = await self._through_client(self._client, call, url, body, key, timeout, limit)
+                else:
+                    reply = await self._through_stack(call, url, body, key, timeout, fresh, limit)
+            _log_call(call, url, f"HTTP {reply.status}", began)
+            return reply
         except UnexpectedReplyError as error:
             # Without its frames: their locals hold the key.
             fault = error.with_traceback(None)
         except Exception as error:  # noqa: BLE001 - all of them are translated here, and nowhere else
             fault = self._fault(error, self.origin, key)
+        _log_call(call, url, str(fault), began)
         # Raised out here, so that the library's error, which holds the request and the key, is not its context.
         raise fault
+
+    async def _through_stack(
+        self, call: Call, url: str, body: bytes | None, key: Secret, timeout: float, fresh: bool, limit: int
+    ) -> Reply:
+        request = httpx.Request(
+            call.method,
+            url,
+            headers=_headers(call, key),
+            content=body,
+            extensions={"timeout": _timeouts(timeout), **({MAX_IDLE: FRESH} if fresh else {})},
+        )
+        response = await self._api.handle_async_request(request)
+        self.connected = True
+        return await self._reply(response, limit, key)
 
     async def _through_client(
         self,
@@ -366,6 +380,7 @@ class Transport:
                 extensions={"timeout": _timeouts(READ_TIMEOUT)},
             )
             response = await self._stack_for(url).handle_async_request(request)
+            log.debug("GET %s: HTTP %d", without_query(url), response.status_code)
             if not isinstance(response.stream, httpx.AsyncByteStream):
                 raise RuntimeError("a transport for async use must answer with an async stream")
             return response
@@ -427,6 +442,11 @@ def _packing(headers: Mapping[str, str]) -> list[str]:
     """The packings that an answer's headers name: mostly none. What is no packing ("aws-chunked") changes nothing."""
     names = (name.strip().lower() for name in headers.get("content-encoding", "").split(","))
     return [name for name in names if name in PACKINGS][:3]
+
+
+def _log_call(call: Call, url: str, end: str, began: float) -> None:
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("%s %s: %s after %.3f s", call.method, without_query(url), end, time.monotonic() - began)
 
 
 def _headers(call: Call, key: Secret) -> dict[str, str]:

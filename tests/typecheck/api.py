@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, assert_type
 
 import httpx
+import httpx2
 
 from bide import (
     APIError,
@@ -17,6 +18,8 @@ from bide import (
     Deadlines,
     Dieyuyun,
     ErrorDetail,
+    Event,
+    EventName,
     ImageRequest,
     LaneStatistics,
     Limits,
@@ -57,7 +60,9 @@ REQUESTS: list[Request] = [
 ]
 
 
-def clients(transport: httpx.AsyncBaseTransport, http_client: httpx.AsyncClient) -> list[Client]:
+def clients(
+    transport: httpx.AsyncBaseTransport, http_client: httpx.AsyncClient, http_client_2: httpx2.AsyncClient
+) -> list[Client]:
     return [
         Client(DashScope()),
         Client(DashScope(), api_key="sk-1", limits=Limits(concurrency=3)),
@@ -65,6 +70,7 @@ def clients(transport: httpx.AsyncBaseTransport, http_client: httpx.AsyncClient)
         Client(Dieyuyun(), deadlines=Deadlines(waiting=60.0, queued=None), queries_per_second=10),
         Client(Dieyuyun(), ledger=MemoryLedger(), transport=transport),
         Client(Dieyuyun(), http_client=http_client),
+        Client(Dieyuyun(), http_client=http_client_2, on_event=print),
         Client(Dieyuyun(), proxy="http://proxy.test:3128"),
     ]
 
@@ -133,8 +139,17 @@ async def telling(client: Client, task: Task) -> None:
     statistics = await client.statistics()
     assert_type(statistics.lanes, tuple[LaneStatistics, ...])
     assert_type(statistics.creates_429, int)
+    assert_type((await client.attach("t")).as_curl(create=False), str)
     assert_type([Path(file) for file in await client.save(task, "out")], list[Path])
     await client.aclose(grace=1)
+
+
+def hearing(event: Event) -> None:
+    assert_type(event.name, EventName)
+    assert_type(event.task, Task)
+    assert_type(event.seconds, float | None)
+    assert_type(event.error, BideError | None)
+    assert_type(event.files, tuple[SavedFile, ...])
 
 
 async def emulating() -> None:

@@ -1,0 +1,365 @@
+"""Seeing inside: the hook, the log, the statistics, and the command for a support ticket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import pickle
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import attrs
+import httpx
+import pytest
+
+from bide import (
+    BideError,
+    Client,
+    Dieyuyun,
+    Event,
+    EventName,
+    ImageRequest,
+    RateLimitError,
+    ServerError,
+    TaskFailedError,
+    TaskStatus,
+    VideoRequest,
+)
+from toy import Toy, ToyService
+from world import KEY, THREE, client_at, emulator_with, image, now, video
+
+RUNNING, DONE = {"status": "running"}, {"status": "succeeded"}
+
+
+def names(events: list[Event]) -> list[str]:
+    return [str(event.name) for event in events]
+
+
+# The hook ----------------------------------------------------------------------------------------------------
+
+
+async def test_the_hook_hears_each_step_of_a_task_once() -> None:
+    events: list[Event] = []
+    service = ToyService(queries=[RUNNING, RUNNING, {"status": "running", "progress": 40}, DONE])
+    async with service.client(on_event=events.append) as client:
+        handle = await client.submit(image(), ticket="mine")
+        await handle.result()
+
+    assert names(events) == [
+        *("waiting", "submitting", "submitted"),
+        *("looked", "changed"),
+        "looked",
+        *("looked", "changed"),
+        *("looked", "final"),
+    ]
+    assert {event.ticket for event in events} == {"mine"}
+    assert [event.task_id for event in events[:3]] == [None, None, "toy-1"]
+    assert {(event.provider, event.kind) for event in events} == {("toy", "image")}
+    assert events[0].key is None
+    assert events[1].key == events[-1].key is not None
+    assert [event.task.status for event in events[:3]] == ["waiting", "submitting", "queued"]
+    assert events[-3].task.progress == 40
+    assert events[-1].task is handle.task
+
+
+async def test_the_hook_gets_a_frozen_record_that_pickles_and_names_no_key() -> None:
+    events: list[Event] = []
+    async with ToyService(queries=[DONE]).client(on_event=events.append, api_key=KEY) as client:
+        await client.run(image())
+
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        events[0].name = EventName.FINAL  # type: ignore[misc]
+    assert pickle.loads(pickle.dumps(events)) == events
+    assert KEY not in repr(events) + "".join(map(str, events))
+    assert all(event.at.tzinfo is UTC and event.at <= datetime.now(UTC) for event in events)
+
+
+async def test_a_429_on_create_is_a_pause_that_says_for_how_long() -> None:
+    events: list[Event] = []
+    busy = httpx.Response(429, headers={"retry-after": "7"}, json={})
+    async with ToyService(creates=[busy, {"status": "queued"}], queries=[DONE]).client(
+        on_event=events.append
+    ) as client:
+        await client.run(image())
+
+        statistics = await client.statistics()
+
+    paused = next(event for event in events if event.name is EventName.PAUSED)
+    assert names(events)[:5] == ["waiting", "submitting", "waiting", "paused", "submitting"]
+    assert 7 <= (paused.seconds or 0) <= 9
+    assert isinstance(paused.error, ServerError)
+    assert paused.key is not None
+    assert statistics.pauses == 1
+
+
+async def test_a_service_that_cannot_be_reached_is_a_pause_too() -> None:
+    events: list[Event] = []
+    async with ToyService(
+        creates=[httpx.ConnectError("no route"), {"status": "queued"}], queries=[DONE]
+    ).client(on_event=events.append) as client:
+        await client.run(image())
+
+    (paused,) = [event for event in events if event.name is EventName.PAUSED]
+    assert paused.seconds
+    assert "no route" in str(paused)
+
+
+async def test_a_429_on_a_query_is_a_look_that_failed_and_a_pause_of_the_queries() -> None:
+    events: list[Event] = []
+    async with emulator_with(video_seconds=12) as emulator:
+        emulator.fault(on="query", status=429, headers={"retry-after": "9"})
+        async with client_at(emulator, on_event=events.append) as client:
+            handle = await client.submit(video())
+            while "paused" not in names(events):
+                await asyncio.sleep(0.1)
+            assert 0 < (await client.statistics()).queries_paused_for <= 10
+            await handle.result()
+
+    looked, paused = [event for event in events if event.error is not None]
+    assert (looked.name, paused.name) == (EventName.LOOKED, EventName.PAUSED)
+    assert isinstance(looked.error, RateLimitError)
+    assert 9 <= (paused.seconds or 0) <= 10
+    assert paused.task_id == handle.task_id
+
+
+async def test_saved_files_are_told(tmp_path: Path) -> None:
+    events: list[Event] = []
+    async with emulator_with(image_seconds=1) as emulator:
+        async with client_at(emulator, on_event=events.append) as client:
+            handle = await client.submit(image(n=2))
+            files = await handle.save(tmp_path)
+            statistics = await client.statistics()
+
+    assert events[-1].name is EventName.SAVED
+    assert events[-1].files == tuple(files)
+    assert events[-1].kind == "image"
+    assert (events[-1].seconds or 0) >= 0
+    assert (statistics.saved, statistics.succeeded) == (2, 1)
+
+
+async def test_a_hook_that_raises_disturbs_nobody_and_is_told_once_in_full(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(event: Event) -> None:
+        raise KeyError("mine")
+
+    with caplog.at_level(logging.ERROR, logger="bide"):
+        async with ToyService(queries=[DONE]).client(on_event=broken) as client:
+            await client.run(image())
+
+    (line,) = caplog.records
+    assert "on_event raised" in line.getMessage()
+    assert line.exc_info is not None
+
+
+def test_a_hook_that_nobody_could_await_is_refused() -> None:
+    async def hook(event: Event) -> None: ...
+
+    for wrong in (hook, "print"):
+        with pytest.raises(TypeError, match="on_event must be a plain function"):
+            Client(Toy(), api_key="sk", on_event=wrong)  # type: ignore[arg-type]
+
+
+# The log -----------------------------------------------------------------------------------------------------
+
+
+def run_with(tmp_path: Path, program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run *program* on an emulator of its own, in a process of its own."""
+    whole = f"""
+import asyncio
+from bide import Client, DashScope, ImageRequest
+from bide.emulator import Emulator
+{program}
+async def main():
+    async with Emulator(image_seconds=0.1) as emulator:
+        async with Client(DashScope(base_url=emulator.dashscope_url, image_floor=0.2), api_key={KEY!r}) as client:
+            handle = await client.submit(ImageRequest("a cat", model="wan2.5-t2i-preview"))
+            await handle.save({str(tmp_path)!r})
+asyncio.run(main())
+"""
+    return subprocess.run(  # noqa: PLW1510 - the caller looks at it
+        [sys.executable, "-c", whole], capture_output=True, text=True, env=environment, timeout=60
+    )
+
+
+@pytest.mark.real_time
+async def test_the_environment_asks_for_the_log(tmp_path: Path) -> None:
+    ended = run_with(tmp_path, "", BIDE_LOG="debug")
+
+    assert ended.returncode == 0
+    words = [
+        line.split(" bide: ")[1].split()[3]
+        for line in ended.stderr.splitlines()
+        if " bide: dashscope" in line
+    ]
+    assert words[:3] == ["waiting", "submitting", "submitted"]
+    assert words[-2:] == ["final", "saved"]
+    assert "looked" in words
+    assert "GET http://127.0.0.1" in ended.stderr, "each call is a line"
+    assert KEY not in ended.stderr
+    assert "?" not in ended.stderr.replace("?…", ""), "no query string, which may be a signature"
+
+
+@pytest.mark.real_time
+async def test_an_application_with_a_log_of_its_own_gets_each_line_once(tmp_path: Path) -> None:
+    own = "import logging, sys; logging.basicConfig(stream=sys.stdout, format='own %(message)s')"
+
+    ended = run_with(tmp_path, own, BIDE_LOG="info")
+
+    assert ended.stderr == ""
+    lines = [line for line in ended.stdout.splitlines() if line.startswith("own dashscope")]
+    assert [line.split()[4] for line in lines][:3] == ["waiting", "submitting", "submitted"]
+    assert " looked " not in ended.stdout
+
+
+@pytest.mark.real_time
+async def test_without_the_environment_nothing_is_printed(tmp_path: Path) -> None:
+    ended = run_with(tmp_path, "")
+
+    assert (ended.stdout, ended.stderr) == ("", "")
+
+
+def test_a_level_that_is_none_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("BIDE_LOG", "loud")
+
+    Client(Toy(), api_key="sk")
+
+    assert "expected one of debug, info, warning, error" in caplog.text
+
+
+async def test_what_waiters_are_told_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async with ToyService(queries=[403]).client() as client:
+        handle = await client.submit(image())
+        with pytest.raises(BideError):
+            await handle.result()
+
+    assert f"{handle.ticket}: denied" in caplog.text
+
+
+async def test_an_event_reads_as_a_line() -> None:
+    events: list[Event] = []
+    async with emulator_with(image_seconds=5) as emulator:
+        async with client_at(emulator, on_event=events.append) as client:
+            handle = await client.submit(
+                ImageRequest("[fail DataInspectionFailed]", model="any"), ticket="t-1"
+            )
+            with pytest.raises(TaskFailedError):
+                await handle.result()
+
+    assert str(events[0]) == "dashscope t-1 - waiting waiting"
+    assert str(events[-1]).startswith(f"dashscope t-1 {handle.task_id} final failed (DataInspectionFailed: ")
+
+
+# The statistics ----------------------------------------------------------------------------------------------
+
+
+async def test_the_statistics_tell_how_submissions_have_ended() -> None:
+    async with emulator_with(concurrency=3, image_seconds=2) as emulator:
+        async with client_at(emulator, limits=THREE) as client:
+            prompts = ["one", "two", "[fail InternalError]", "[refuse InvalidParameter]"]
+            await client.gather(*map(image, prompts), return_exceptions=True)
+            handle = await client.submit(image("[queue 60]"))
+            await handle.accepted()
+            await handle.cancel()
+            with pytest.raises(BideError):
+                await handle.result()
+            statistics = await client.statistics()
+
+    ends = (statistics.succeeded, statistics.failed, statistics.rejected, statistics.cancelled)
+    assert ends == (2, 1, 1, 1)
+    assert (statistics.expired, statistics.unknown, statistics.open) == (0, 0, 0)
+    assert (statistics.creates, statistics.cancels) == (5, 1)
+    assert statistics.connections_opened >= statistics.connections >= 1
+    assert (statistics.connections_busy, statistics.looks_due) == (0, 0)
+
+
+async def test_the_statistics_tell_how_many_looks_have_to_wait() -> None:
+    async with emulator_with(image_seconds=60) as emulator:
+        async with client_at(emulator, service="dieyuyun", queries_per_second=1) as client:
+            handles = [await client.submit(image(str(number))) for number in range(30)]
+            while not all(handle.task.status is TaskStatus.RUNNING for handle in handles[:5]):
+                await handles[4]._changed()
+            assert (await client.statistics()).looks_due > 5
+
+
+async def test_no_budget_of_queries_is_no_limit() -> None:
+    async with ToyService(queries=[DONE]).client(queries_per_second=float("inf")) as client:
+        handles = [await client.attach(f"task-{number}") for number in range(200)]
+        before = now()
+        for handle in handles:
+            await handle.result()
+
+        assert now() - before < 1
+
+
+# For a support ticket ----------------------------------------------------------------------------------------
+
+
+async def test_the_curl_command_asks_for_the_task_and_has_no_key(capfd: pytest.CaptureFixture[str]) -> None:
+    async with emulator_with(image_seconds=1) as emulator:
+        async with client_at(emulator) as client:
+            handle = await client.submit(image())
+            await handle.result()
+        command = handle.as_curl()
+
+    words = shlex.split(command)
+    assert words[:3] == ["curl", "-sS", "-X"]
+    assert f"{emulator.dashscope_url}/tasks/{handle.task_id}" in words
+    assert "Authorization: Bearer $DASHSCOPE_API_KEY" in words
+    assert KEY not in command
+
+
+@pytest.mark.real_time
+async def test_the_curl_command_runs() -> None:
+    async with emulator_with(image_seconds=0.1) as emulator:
+        async with client_at(emulator, "dieyuyun") as client:
+            handle = await client.submit(image())
+            await handle.accepted()
+            process = await asyncio.create_subprocess_shell(
+                handle.as_curl(), stdout=subprocess.PIPE, env={**os.environ, "DIEYUYUN_API_KEY": KEY}
+            )
+            out, _ = await process.communicate()
+
+    assert str(handle.task_id) in json.loads(out).values()
+
+
+async def test_the_curl_command_of_a_create_shows_no_signature_and_no_file() -> None:
+    request = VideoRequest(
+        "it's a cat",
+        model="wan2.6-i2v",
+        image="https://files.example/a.png?Signature=hush",
+        extra={"note": "hi"},
+    )
+    service = ToyService(creates=[400])
+    async with Client(Dieyuyun(), api_key=KEY, transport=httpx.MockTransport(service_of(400))) as client:
+        handle = await client.submit(request)
+        with pytest.raises(BideError):
+            await handle.result()
+
+    assert service.seen == []
+    command = handle.as_curl()
+    body = json.loads(shlex.split(command)[-1])
+    assert body["prompt"] == "it's a cat"
+    assert "https://files.example/a.png?…" in command
+    assert "hush" not in command
+    assert "$DIEYUYUN_API_KEY" in command
+
+
+async def test_the_create_of_a_task_made_elsewhere_is_not_known() -> None:
+    async with ToyService().client() as client:
+        handle = await client.attach("task-1")
+
+        assert "/tasks/task-1" in handle.as_curl()
+        with pytest.raises(ValueError, match="made elsewhere"):
+            handle.as_curl(create=True)
+
+
+def service_of(status: int) -> object:
+    return lambda _: httpx.Response(status, json={"error": {"message": "no", "code": "bad"}})

@@ -94,13 +94,14 @@ async def test_the_web_service_answers(emulator: Emulator) -> None:
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://web.test") as browser,
     ):
-        first = await browser.put("/videos/order-7", params={"prompt": "a boat"})
-        again = await browser.put("/videos/order-7", params={"prompt": "a boat"})
+        key = {"Idempotency-Key": "order-7"}
+        first = await browser.post("/videos", json={"prompt": "a boat"}, headers=key)
+        again = await browser.post("/videos", json={"prompt": "a boat"}, headers=key)
         await names["handles"]["order-7"].result()
         done = (await browser.get("/videos/order-7")).json()
         missing = await browser.get("/videos/order-8")
 
-    assert first.status_code == again.status_code == 200
+    assert first.status_code == again.status_code == 202
     assert done["status"] == "succeeded"
     assert done["urls"][0].startswith(emulator.asset_url)
     assert missing.status_code == 404
@@ -116,7 +117,7 @@ def test_every_make_target_that_is_named_exists() -> None:
 
 
 def test_every_file_that_is_named_exists() -> None:
-    named = re.findall(r"python ([\w/]+\.py)|\]\((\w+\.md)\)", README)
+    named = re.findall(r"python ([\w/]+\.py)|\]\(([\w/]+\.\w+)\)", README)
 
     assert named
     assert [name for pair in named for name in pair if name and not (ROOT / name).exists()] == []

@@ -1,4 +1,4 @@
-"""The command line: `bide emulator` and `bide demo`. Needs two extras: `pip install 'bide[cli,emulator]'`."""
+"""The command line. Needs the extra "cli"; `bide emulator` and `bide demo` need "emulator" as well."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_EXTRAS = ("cyclopts", "rich", "aiohttp")
+_EXTRAS = {"cyclopts": "cli", "rich": "cli", "aiohttp": "cli,emulator"}
+"""What installs each optional library."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes the program's own.
 
     Returns:
-        The exit status: 0; 1 if the command failed; 2 if it cannot be run like that; 130 if it was interrupted.
+        The exit status: 0 ok, 1 a task (or the command) failed, 2 it cannot be run like that, 3 the key was refused,
+        4 rate or billing, 5 timeout, 130 interrupted.
     """
     try:
         from bide.cli._app import run
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if library is None:
             raise
         print(
-            f"bide: this command needs {library}, which is not installed: pip install 'bide[cli,emulator]'",
+            f"bide: this command needs {library}, which is not installed: pip install 'bide[{_EXTRAS[library]}]'",
             file=sys.stderr,
         )
         return 2

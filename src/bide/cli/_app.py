@@ -2,19 +2,27 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
-from bide import __version__
+from bide import ImageRequest, Request, VideoRequest, __version__
+from bide.cli import _exits
+from bide.cli._run import Wishes
+from bide.cli._services import NoKeyError, ServiceName, model_or_refusal, provider_named
 
 app = App(
     name="bide",
     version=__version__,
-    help="Await slow generations: image and video tasks behind create-and-poll APIs.",
+    help="Await slow generations: image and video tasks behind create-and-poll APIs. Keys are read from "
+    "$DASHSCOPE_API_KEY and $DIEYUYUN_API_KEY. Exit codes: 0 ok, 1 a task failed, 2 usage, 3 the key was refused, "
+    "4 rate or billing, 5 timeout, 130 interrupted. BIDE_LOG=debug shows every step.",
     help_format="plaintext",
 )
+app.register_install_completion_command(help="Complete commands and options in this shell from now on.")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -24,6 +32,137 @@ def run(arguments: Sequence[str]) -> int:
     except CycloptsError:
         return 2  # the error has been shown
     return status if isinstance(status, int) else 0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Following:
+    """What every command that follows tasks takes."""
+
+    provider: Annotated[
+        ServiceName | None, Parameter(help="The service; by default the one whose key is set.")
+    ] = None
+    save: Annotated[
+        Path | None,
+        Parameter(help="The directory to write the files to, instead of printing their addresses."),
+    ] = None
+    json: Annotated[
+        bool, Parameter(help="Print one JSON object for each task instead, a line each.", negative="")
+    ] = False
+    timeout: Annotated[
+        float | None, Parameter(help="Seconds to wait for each task; it goes on after that.")
+    ] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Making(Following):
+    """What every command that makes tasks takes besides."""
+
+    model: Annotated[
+        str | None, Parameter(help="The service's name of the model. Never guessed, since it sets the price.")
+    ] = None
+    file: Annotated[
+        Path | None,
+        Parameter(help='A file of prompts, one a line; "-" is standard input.', allow_leading_hyphen=True),
+    ] = None
+    concurrency: Annotated[
+        int | None,
+        Parameter(
+            help="Tasks in flight at most; by default what the service's documents allow, if they say."
+        ),
+    ] = None
+
+
+NO_MAKING = Making()
+NO_FOLLOWING = Following()
+
+
+@app.command
+def image(
+    *prompts: str,
+    size: str | None = None,
+    n: Annotated[int, Parameter(name=["-n", "--number"])] = 1,
+    start: Annotated[tuple[str, ...], Parameter(name="--image", negative="")] = (),
+    making: Making = NO_MAKING,
+) -> int:
+    """Make images: prints the address of each, or with --save the path of its file.
+
+    Each prompt is a task; many are sent as the key's limits allow. Ctrl-C leaves the tasks alone, and says how to
+    watch on.
+
+    Args:
+        prompts: What to show. Without any, they are read from --file or standard input, one a line.
+        size: Such as 1024x1024.
+        n: Images for each prompt.
+        start: The address of an image to start from; may be given several times.
+    """
+    return _generate(
+        "image",
+        prompts,
+        making,
+        lambda prompt, model: ImageRequest(prompt, model=model, size=size, n=n, images=start),
+    )
+
+
+@app.command
+def video(
+    *prompts: str,
+    size: str | None = None,
+    resolution: str | None = None,
+    duration: float | None = None,
+    start: Annotated[str | None, Parameter(name="--image")] = None,
+    making: Making = NO_MAKING,
+) -> int:
+    """Make videos: prints the address of each, or with --save the path of its file.
+
+    Each prompt is a task; many are sent as the key's limits allow. Ctrl-C leaves the tasks alone, and says how to
+    watch on.
+
+    Args:
+        prompts: What to show. Without any, they are read from --file or standard input, one a line.
+        size: Such as 1280x720.
+        resolution: Such as 720P, for models that take that instead.
+        duration: Seconds of video.
+        start: The address of the first frame.
+    """
+    return _generate(
+        "video",
+        prompts,
+        making,
+        lambda prompt, model: VideoRequest(
+            prompt, model=model, size=size, resolution=resolution, duration=duration, image=start
+        ),
+    )
+
+
+@app.command
+def watch(*ids: str, following: Following = NO_FOLLOWING) -> int:
+    """Wait for tasks that exist already: prints the addresses of their results, or with --save the files' paths.
+
+    Args:
+        ids: The tasks' ids, as the service gave them.
+    """
+    from bide.cli import _tasks
+
+    return _told(lambda: _tasks.watch(provider_named(following.provider), ids, _wishes(following)))
+
+
+@app.command
+def cancel(
+    *ids: str,
+    provider: Annotated[
+        ServiceName | None, Parameter(help="The service; by default the one whose key is set.")
+    ] = None,
+) -> int:
+    """Cancel tasks where the service allows that, and print the ids; exits with 1 if it is too late for one.
+
+    Args:
+        ids: The tasks' ids, as the service gave them.
+    """
+    from bide.cli import _tasks
+
+    return _told(lambda: _tasks.cancel(provider_named(provider), ids))
 
 
 @app.command
@@ -112,6 +251,37 @@ def demo(*, output: Path = Path("demo-output"), speed: float = 1.0) -> int:
         return _refuse(error, 2)
     except OSError as error:
         return _refuse(error, 1)
+
+
+def _generate(
+    kind: str, prompts: Sequence[str], making: Making, request: Callable[[str, str], Request]
+) -> int:
+    """Submit a request for each prompt and follow it."""
+    from bide.cli import _tasks
+
+    def run() -> int:
+        provider = provider_named(making.provider)
+        model = model_or_refusal(making.model, provider, kind)
+        wishes = _wishes(making, making.concurrency)
+        return _tasks.generate(provider, lambda prompt: request(prompt, model), prompts, making.file, wishes)
+
+    return _told(run)
+
+
+def _wishes(following: Following, concurrency: int | None = None) -> Wishes:
+    return Wishes(following.save, following.json, following.timeout, concurrency)
+
+
+def _told(command: Callable[[], int]) -> int:
+    """Run *command*; what it cannot even begin with is told on standard error."""
+    try:
+        return command()
+    except NoKeyError as error:
+        return _refuse(error, _exits.AUTH)
+    except (ValueError, TypeError) as error:
+        return _refuse(error, _exits.USAGE)
+    except OSError as error:
+        return _refuse(error, _exits.USAGE)
 
 
 def _refuse(error: Exception, status: int) -> int:

@@ -1,0 +1,153 @@
+"""What goes on, on standard error: bars on a terminal, a line for each step that matters elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Protocol, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from bide import EventName
+from bide.cli._text import plain
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from bide import Event, Task
+
+LABEL = 32
+"""Characters of a prompt that a bar shows."""
+LEAST_ROWS = 3
+
+
+class Display(Protocol):
+    """Where a command shows what goes on."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def name(self, ticket: str, label: str) -> None:
+        """Call the submission *ticket* so."""
+
+    def heard(self, event: Event) -> None:
+        """Something has happened: the `on_event` of the client."""
+
+    def say(self, line: str) -> None:
+        """A line for the user."""
+
+    def ended(self, ticket: str) -> None:
+        """Nobody waits for *ticket* any more."""
+
+
+def display(total: int | None) -> Display:
+    """Bars if standard error is a terminal and no log is printed between them, lines if not.
+
+    Args:
+        total: how many tasks there will be; None if that is not known.
+    """
+    console = Console(stderr=True)
+    return Bars(console, total) if console.is_terminal and not os.environ.get("BIDE_LOG") else Lines()
+
+
+class Bars:
+    """A bar for all, and one for each task under way, as far as the screen has room."""
+
+    def __init__(self, console: Console, total: int | None) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[status]}"),
+            MofNCompleteColumn(),
+            console=console,
+            transient=True,
+        )
+        self._all = self._progress.add_task("all", total=total, status="")
+        self._most_rows = max(LEAST_ROWS, console.height - 4)
+        self._labels: dict[str, str] = {}
+        self._rows: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def name(self, ticket: str, label: str) -> None:
+        """Call the submission *ticket* so."""
+        self._labels[ticket] = plain(label, LABEL)
+
+    def heard(self, event: Event) -> None:
+        """Move the bar of a task."""
+        ticket, task = event.ticket, event.task
+        if event.name is EventName.PAUSED:
+            self._progress.update(self._all, status=f"paused for {event.seconds:.0f} s: {_why(event)}")
+        elif event.name is EventName.SUBMITTED:
+            self._progress.update(self._all, status="")
+            if len(self._rows) < self._most_rows:
+                label = escape(self._labels.get(ticket) or task.task_id or ticket)
+                self._rows[ticket] = self._progress.add_task(label, total=None, status=task.status)
+        if ticket in self._rows and not task.status.is_final:
+            total = None if task.progress is None else 100.0
+            self._progress.update(
+                self._rows[ticket], total=total, completed=task.progress or 0.0, status=task.status
+            )
+
+    def say(self, line: str) -> None:
+        """Print above the bars."""
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def ended(self, ticket: str) -> None:
+        """Take the bar away, and count."""
+        self._labels.pop(ticket, None)
+        row = self._rows.pop(ticket, None)
+        if row is not None:
+            self._progress.remove_task(row)
+        self._progress.advance(self._all)
+
+
+class Lines:
+    """A line when a task is accepted, since it may cost from then on, one for each pause, and one at its end."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def name(self, ticket: str, label: str) -> None:
+        """Nobody is shown it."""
+
+    def heard(self, event: Event) -> None:
+        """Print the step, if it is one that matters."""
+        if event.name is EventName.SUBMITTED:
+            self.say(f"{event.task_id} accepted")
+        elif event.name is EventName.PAUSED:
+            self.say(f"paused for {event.seconds:.0f} s: {_why(event)}")
+        elif event.name is EventName.FINAL:
+            self.say(_end(event.task))
+
+    def say(self, line: str) -> None:
+        """Print it."""
+        print(line, file=sys.stderr, flush=True)
+
+    def ended(self, ticket: str) -> None:
+        """It has been told."""
+
+
+def _why(event: Event) -> str:
+    return plain(str(event.error or ""), 120)
+
+
+def _end(task: Task) -> str:
+    return f"{task.task_id or task.ticket} {task.status}"

@@ -1,0 +1,55 @@
+"""The service that a command speaks to."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from bide import DashScope, Dieyuyun
+
+if TYPE_CHECKING:
+    from bide import Provider
+
+ServiceName: TypeAlias = Literal["dieyuyun", "dashscope"]
+
+EXAMPLES = {
+    ("dieyuyun", "image"): "gpt-image-2",
+    ("dashscope", "image"): "wan2.5-t2i-preview",
+    ("dashscope", "video"): "wan2.6-t2v",
+}
+"""Models that the services' documents name."""
+
+
+class NoKeyError(ValueError):
+    """No API key is set."""
+
+
+def provider_named(name: ServiceName | None) -> Provider:
+    """The service of that *name*; None is the one whose key is in the environment.
+
+    Raises:
+        NoKeyError: no key is set.
+        ValueError: keys of both are set, and none was named.
+    """
+    known: dict[str, Provider] = {"dieyuyun": Dieyuyun(), "dashscope": DashScope()}
+    with_key = [each for each, provider in known.items() if any(map(os.environ.get, provider.key_variables))]
+    if name is None and len(with_key) > 1:
+        raise ValueError("keys of both services are set: say --provider dieyuyun or --provider dashscope")
+    chosen = name or (with_key[0] if with_key else None)
+    if chosen is None or chosen not in with_key:
+        wanted = known.values() if chosen is None else [known[chosen]]
+        variables = " or ".join(f"${provider.key_variables[0]}" for provider in wanted)
+        raise NoKeyError(f"no API key: set {variables}")
+    return known[chosen]
+
+
+def model_or_refusal(model: str | None, provider: Provider, kind: str) -> str:
+    """*model*, which has to be named.
+
+    Raises:
+        ValueError: it is None.
+    """
+    if model is not None:
+        return model
+    example = EXAMPLES.get((provider.name, kind), "as the service's documents call it")
+    raise ValueError(f"name the model, since it sets the price: --model {example}")

@@ -1,0 +1,127 @@
+"""Running `bide` as a user does: in a process of its own, piped or in a pseudo-terminal, at an emulator."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import re
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bide.emulator import Emulator
+
+KEY = "sk-canary-0123456789"
+
+PROGRAM = """
+import sys
+from functools import partial
+import bide.cli._services as services
+services.DashScope = partial(services.DashScope, image_floor=0.1, video_floor=0.1)
+services.Dieyuyun = partial(services.Dieyuyun, image_floor=0.1, video_floor=0.1)
+from bide.cli import main
+sys.exit(main())
+"""
+"""`bide`, but it looks more often: a test does not wait for seconds between two looks."""
+
+TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@dataclass
+class Ended:
+    """What a command has left behind."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+def environment(emulator: Emulator, **more: str) -> dict[str, str]:
+    """Only a key of DashScope's is set."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return {
+        **kept,
+        "DASHSCOPE_BASE_URL": emulator.dashscope_url,
+        "DIEYUYUN_BASE_URL": emulator.dieyuyun_url,
+        "DASHSCOPE_API_KEY": KEY,
+        "NO_PROXY": "127.0.0.1",
+        **more,
+    }
+
+
+async def start(emulator: Emulator, *words: str, before: str = "", **more: str) -> asyncio.subprocess.Process:
+    """Begin a command with pipes; the program *before* runs first."""
+    pipe = asyncio.subprocess.PIPE
+    env = environment(emulator, **more)
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-c", before + PROGRAM, *words, stdin=pipe, stdout=pipe, stderr=pipe, env=env
+    )
+
+
+async def piped(emulator: Emulator, *words: str, given: str | None = None, **more: str) -> Ended:
+    """Run a command with pipes to its end."""
+    process = await start(emulator, *words, **more)
+    out, err = await asyncio.wait_for(process.communicate((given or "").encode()), 30)
+    return Ended(process.returncode or 0, out.decode(), err.decode())
+
+
+class Terminal:
+    """A command in a pseudo-terminal, with everything that it shows there."""
+
+    def __init__(self, emulator: Emulator, *words: str, **more: str) -> None:
+        self.shown = ""
+        env = environment(emulator, TERM="xterm-256color", COLUMNS="200", LINES="30", **more)
+        self._pid, self._file = pty.fork()
+        if self._pid == 0:  # pragma: no cover - the child
+            os.execve(sys.executable, [sys.executable, "-c", PROGRAM, *words], env)
+        asyncio.get_running_loop().add_reader(self._file, self._read)
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._file, 65536)
+        except OSError:  # Linux says so when the other side has ended
+            data = b""
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._file)
+        self.shown += TERMINAL_CODES.sub("", data.decode("utf-8", "replace"))
+
+    async def shows(self, text: str) -> None:
+        """Wait until *text* was on the screen."""
+        try:
+            async with asyncio.timeout(20):
+                while text not in self.shown:
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise AssertionError(f"{text!r} is not in:\n{self.shown}") from None
+
+    def press_ctrl_c(self) -> None:
+        """As the terminal's own driver does it: a signal to who runs in it."""
+        os.write(self._file, b"\x03")
+
+    async def ends(self) -> int:
+        """Wait for the end; the exit status."""
+        async with asyncio.timeout(20):
+            while True:
+                pid, status = os.waitpid(self._pid, os.WNOHANG)  # noqa: ASYNC222 - it does not wait
+                if pid:
+                    break
+                await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
+        with suppress(OSError):
+            asyncio.get_running_loop().remove_reader(self._file)
+            os.close(self._file)
+        return os.waitstatus_to_exitcode(status)
+
+    def kill(self) -> None:
+        """End it, if it has not ended."""
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)

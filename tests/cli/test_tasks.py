@@ -1,0 +1,407 @@
+"""`bide image`, `video`, `watch` and `cancel` against the emulator, piped and in a pseudo-terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shlex
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from terminal import KEY, Terminal, piped, start
+
+from bide.emulator import Emulator
+from world import emulator_with
+
+pytestmark = pytest.mark.real_time
+
+IMAGE = ("image", "--model", "wan2.5-t2i-preview")
+VIDEO = ("video", "--model", "wan2.6-t2v")
+
+
+def quick(**options: Any) -> Emulator:
+    return emulator_with(image_seconds=0.3, video_seconds=0.3, queue_seconds=0.0, **options)
+
+
+def statuses(emulator: Emulator) -> list[str]:
+    return [task.status for task in emulator.tasks()]
+
+
+# Results -----------------------------------------------------------------------------------------------------
+
+
+async def test_addresses_are_all_that_stands_on_stdout() -> None:
+    async with quick() as emulator:
+        ended = await piped(emulator, *IMAGE, "-n", "2", "--size", "1024x1024", "a cat")
+
+    assert ended.status == 0
+    assert len(ended.lines) == 2
+    assert all(line.startswith(emulator.asset_url) for line in ended.lines)
+    assert re.fullmatch(r"\S+ accepted\n\S+ succeeded\n", ended.err)
+
+
+async def test_saved_files_are_named_on_stdout(tmp_path: Path) -> None:
+    async with quick() as emulator:
+        ended = await piped(emulator, *VIDEO, "a boat", "a tram", "--save", str(tmp_path / "out"))
+
+    assert ended.status == 0
+    assert sorted(ended.lines) == sorted(map(str, (tmp_path / "out").iterdir()))
+    assert len(ended.lines) == 2
+
+
+async def test_json_is_one_object_for_each_task_whatever_became_of_it() -> None:
+    async with quick() as emulator:
+        words = ["fine", "[fail InternalError]", "[refuse InvalidParameter]"]
+        ended = await piped(emulator, *IMAGE, *words, "--json")
+
+    told = {each["input"]: each for each in map(json.loads, ended.lines)}
+    assert ended.status == 1
+    assert set(told) == set(words)
+    assert told["fine"]["error"] is None
+    assert told["fine"]["task"]["outputs"][0]["url"].startswith(emulator.asset_url)
+    assert told["[fail InternalError]"]["error"]["type"] == "TaskFailedError"
+    assert told["[fail InternalError]"]["error"]["code"] == "InternalError"
+    assert told["[refuse InvalidParameter]"]["task"]["status"] == "rejected"
+    assert told["[refuse InvalidParameter]"]["error"]["exit_status"] == 1
+
+
+async def test_json_names_the_files_that_were_saved(tmp_path: Path) -> None:
+    async with quick() as emulator:
+        ended = await piped(emulator, *IMAGE, "a cat", "--json", "--save", str(tmp_path))
+
+    (file,) = json.loads(ended.out)["files"]
+    assert Path(file["path"]).stat().st_size == file["size"]
+    assert file["media_type"] == "image/png"
+
+
+async def test_a_part_that_failed_is_told_beside_the_others() -> None:
+    async with quick() as emulator:
+        ended = await piped(emulator, *IMAGE, "-n", "2", "[part]")
+
+    assert (ended.status, len(ended.lines)) == (0, 1)
+    assert "a part failed" in ended.err
+
+
+async def test_what_others_say_cannot_drive_the_terminal() -> None:
+    async with quick() as emulator:
+        emulator.fault(on="create", status=400, body={"code": "Bad\x1b[2J", "message": "[red]no\x07"})
+        ended = await piped(emulator, *IMAGE, "a \x1b[31mcat")
+
+    assert ended.status == 1
+    assert "\x1b" not in ended.err + ended.out
+    assert "\x07" not in ended.err
+
+
+# Many prompts ------------------------------------------------------------------------------------------------
+
+
+async def test_prompts_come_from_a_file_or_standard_input(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n\n  a dog \n", encoding="utf-8")
+    async with quick() as emulator:
+        from_file = await piped(emulator, *IMAGE, "--file", str(prompts), "--json")
+        from_dash = await piped(emulator, *IMAGE, "--file", "-", "--json", given=prompts.read_text())
+        from_pipe = await piped(emulator, *IMAGE, "--json", given=prompts.read_text())
+
+    for ended in (from_file, from_dash, from_pipe):
+        assert ended.status == 0
+        assert sorted(json.loads(line)["input"] for line in ended.lines) == ["a cat", "a dog"]
+
+
+async def test_standard_input_that_is_no_text_is_told_and_what_was_begun_ends() -> None:
+    async with quick() as emulator:
+        process = await start(emulator, *IMAGE, PYTHONIOENCODING="utf-8:strict")
+        _, err = await asyncio.wait_for(process.communicate(b"a cat\n\xff\xfe\n"), 20)
+
+    assert process.returncode == 2
+    assert b"cannot be read as text" in err
+    assert b"Traceback" not in err
+
+
+async def test_without_the_emulator_extra_everything_else_works() -> None:
+    async with quick() as emulator:
+        blocked = "import sys; sys.modules['aiohttp'] = None\n"
+        process = await start(emulator, *IMAGE, "a cat", before=blocked)
+        await asyncio.wait_for(process.communicate(), 20)
+
+    assert process.returncode == 0
+
+
+async def test_an_endless_input_is_read_no_faster_than_tasks_end() -> None:
+    async with emulator_with(image_seconds=60) as emulator:
+        process = await start(emulator, *VIDEO, "--concurrency", "200")
+        assert process.stdin is not None
+        process.stdin.write(b"a cat\n" * 100_000)
+        while emulator.stats()["creates"] < 50:
+            await asyncio.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = await asyncio.wait_for(process.communicate(), 20)
+
+        assert process.returncode == 130
+        assert emulator.stats()["creates"] <= 100
+        command = err.decode().partition("to watch on: ")[2].split()
+        assert set(command[4:]) == {task.id for task in emulator.tasks()}
+
+
+async def test_a_reader_that_leaves_early_buys_nothing_more() -> None:
+    async with quick(concurrency=1) as emulator:
+        process = await start(emulator, *IMAGE, "--concurrency", "1", *(f"number {n}" for n in range(30)))
+        assert process.stdout is not None
+        assert process.stderr is not None
+        await process.stdout.readline()
+        process.stdout._transport.close()  # type: ignore[attr-defined]
+        err = await asyncio.wait_for(process.stderr.read(), 20)
+        await process.wait()
+
+        assert process.returncode == 1
+        assert b"Traceback" not in err
+        assert b"not sent" in err
+        assert len(emulator.tasks()) < 10
+
+
+# Exit codes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (["image", "a cat"], 2, "name the model"),
+        (["video", "a cat", "--provider", "dieyuyun", "--model", "m"], 3, "set $DIEYUYUN_API_KEY"),
+        ([*IMAGE, "--file", "/nowhere/prompts"], 2, "No such file"),
+        ([*IMAGE, "a cat", "--file", "x"], 2, "not both"),
+        ([*IMAGE, " "], 2, "blank"),
+        ([*IMAGE], 0, ""),
+        ([*IMAGE, "a cat", "-n", "0"], 2, "from 1 to 100"),
+        ([*IMAGE, "a cat", "--concurrency", "0"], 2, "concurrency"),
+        ([*IMAGE, "a cat", "--timeout", "-1"], 2, "timeout"),
+        (["image", "--nonsense"], 2, ""),
+        (["watch"], 2, "at least one task id"),
+        (["cancel"], 2, "at least one task id"),
+        (["watch", "../x"], 2, "not a task id"),
+        ([*IMAGE, "[fail InternalError]"], 1, "InternalError"),
+        ([*IMAGE, "[refuse InvalidParameter]"], 1, "InvalidParameter"),
+        ([*IMAGE, "[refuse InvalidApiKey]"], 3, "InvalidApiKey"),
+        ([*IMAGE, "[refuse Arrearage]"], 4, "Arrearage"),
+        ([*IMAGE, "[seconds 60]", "--timeout", "0.5"], 5, "bide watch --provider dashscope"),
+        (["watch", "11111111-2222-3333-4444-555555555555", "--timeout", "0.5"], 5, "gave up"),
+        ([*IMAGE, "[seconds 60]", "[fail InternalError]", "--timeout", "1"], 5, ""),
+    ],
+)
+async def test_the_exit_status_says_what_was_wrong(words: list[str], status: int, says: str) -> None:
+    async with quick() as emulator:
+        ended = await piped(emulator, *words)
+
+    assert (ended.status, ended.out) == (status, "")
+    assert says in ended.err
+    assert "Traceback" not in ended.err
+    assert KEY not in ended.err
+
+
+async def test_with_keys_of_both_services_one_has_to_be_named() -> None:
+    async with quick() as emulator:
+        unsaid = await piped(emulator, *IMAGE, "a cat", DIEYUYUN_API_KEY=KEY)
+        said = await piped(emulator, *IMAGE, "a cat", "--provider", "dieyuyun", DIEYUYUN_API_KEY=KEY)
+        neither = await piped(emulator, *IMAGE, "a cat", DASHSCOPE_API_KEY="")
+
+    assert (unsaid.status, said.status, neither.status) == (2, 0, 3)
+    assert "--provider" in unsaid.err
+    assert [task.service for task in emulator.tasks()] == ["dieyuyun"]
+
+
+async def test_a_refused_key_ends_the_reading_of_further_prompts() -> None:
+    async with quick(api_keys=["sk-another-key"]) as emulator:
+        ended = await piped(emulator, *IMAGE, "--json", given="a cat\n" * 500)
+
+        assert ended.status == 3
+        assert emulator.stats()["creates"] <= 60
+        assert len(ended.lines) <= 100
+        assert "not sent" in ended.err
+
+
+# Watching and cancelling -------------------------------------------------------------------------------------
+
+
+async def test_what_timed_out_is_watched_on_by_the_command_that_was_printed(tmp_path: Path) -> None:
+    async with emulator_with(image_seconds=2) as emulator:
+        first = await piped(
+            emulator, *IMAGE, "a cat", "--timeout", "0.5", "--save", str(tmp_path / "my files")
+        )
+        command = shlex.split(first.err.partition("to watch on: ")[2])
+        second = await piped(emulator, *command[1:])
+
+        assert (first.status, second.status) == (5, 0)
+        assert command[0] == "bide"
+        assert Path(second.out.strip()).parent == tmp_path / "my files"
+        assert emulator.stats()["creates"] == 1
+
+
+async def test_cancel_stops_what_can_be_stopped_and_says_what_cannot() -> None:
+    async with emulator_with(image_seconds=60, queue_seconds=60) as emulator:
+        await piped(emulator, *IMAGE, "[queue 60]", "[queue 0] [seconds 60]", "--timeout", "0.7")
+        queued, running = sorted(emulator.tasks(), key=lambda task: task.status)
+        ended = await piped(emulator, "cancel", queued.id, running.id)
+
+        assert (queued.status, running.status) == ("PENDING", "RUNNING")
+        assert ended.status == 1
+        assert ended.lines == [queued.id]
+        assert f"{running.id} is running: too late" in ended.err
+        assert sorted(statuses(emulator)) == ["CANCELED", "RUNNING"]
+
+
+async def test_cancel_tells_of_a_task_that_nobody_knows() -> None:
+    async with quick() as emulator:
+        ended = await piped(emulator, "cancel", "11111111-2222-3333-4444-555555555555", "../x")
+
+    assert ended.status == 2
+    assert "not a task id" in ended.err
+
+
+# Interrupted -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_an_interrupt_leaves_the_tasks_alone_and_names_them(number: signal.Signals) -> None:
+    async with emulator_with(image_seconds=60, concurrency=3) as emulator:
+        process = await start(
+            emulator, *IMAGE, "--json", "--concurrency", "3", *(f"number {n}" for n in range(5))
+        )
+        while emulator.stats()["creates"] < 3:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
+        process.send_signal(number)
+        out, err = await asyncio.wait_for(process.communicate(), 20)
+
+        ids = {task.id for task in emulator.tasks()}
+        told = [json.loads(line) for line in out.decode().splitlines()]
+        assert process.returncode == 130
+        assert len(told) == 5
+        assert {each["task"]["task_id"] for each in told} == {*ids, None}
+        command = shlex.split(err.decode().partition("to watch on: ")[2])
+        assert command[:5] == ["bide", "watch", "--provider", "dashscope", "--json"]
+        assert set(command[5:]) == ids
+        assert "2 not sent" in err.decode()
+        assert set(statuses(emulator)) <= {"PENDING", "RUNNING"}
+        assert "Traceback" not in err.decode()
+
+
+async def test_an_interrupt_waits_for_the_answer_of_a_create_under_way() -> None:
+    """Else its task would be paid for, and nobody knew its id."""
+    async with emulator_with(image_seconds=60) as emulator:
+        emulator.fault(on="create", delay=1.0)
+        process = await start(emulator, *IMAGE, "a cat")
+        while not emulator.tasks():
+            await asyncio.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = await asyncio.wait_for(process.communicate(), 20)
+
+        assert process.returncode == 130
+        assert emulator.tasks()[0].id in err.decode()
+
+
+# In a terminal -----------------------------------------------------------------------------------------------
+
+
+async def test_bars_are_shown_in_a_terminal_and_leave_the_results() -> None:
+    async with emulator_with(image_seconds=1.5, queue_seconds=0) as emulator:
+        terminal = Terminal(emulator, *IMAGE, "a paper boat", "a [red]tram[/red]")
+        try:
+            await terminal.shows("a paper boat")
+            await terminal.shows("a [red]tram[/red]")
+            await terminal.shows("running")
+            assert await terminal.ends() == 0
+        finally:
+            terminal.kill()
+
+    assert len(re.findall(rf"{emulator.asset_url}\S+", terminal.shown)) == 2
+    assert "accepted" not in terminal.shown
+
+
+async def test_ctrl_c_in_a_terminal_prints_the_ids_and_the_command_that_watches_on() -> None:
+    async with emulator_with(image_seconds=60, queue_seconds=0) as emulator:
+        terminal = Terminal(emulator, *IMAGE, "a paper boat", "a tram")
+        try:
+            await terminal.shows("running")
+            while len(emulator.tasks()) < 2:
+                await asyncio.sleep(0.05)
+            terminal.press_ctrl_c()
+            assert await terminal.ends() == 130
+        finally:
+            terminal.kill()
+
+        for task in emulator.tasks():
+            assert task.id in terminal.shown.replace("\r\n", "").partition("to watch on: ")[2]
+        assert statuses(emulator) == ["RUNNING", "RUNNING"]
+
+
+async def test_a_second_ctrl_c_ends_at_once() -> None:
+    async with emulator_with(image_seconds=60) as emulator:
+        emulator.fault(on="create", delay=8.0)
+        terminal = Terminal(emulator, *IMAGE, "a cat")
+        loop = asyncio.get_running_loop()
+        try:
+            while not emulator.tasks():
+                await asyncio.sleep(0.02)
+            terminal.press_ctrl_c()
+            await terminal.shows("stopping")
+            before = loop.time()
+            terminal.press_ctrl_c()
+            assert await terminal.ends() == 130
+            assert loop.time() - before < 4, "it does not wait for the answer of the create"
+        finally:
+            terminal.kill()
+
+
+@pytest.mark.parametrize("words", [("watch",), ("cancel",)])
+async def test_watch_and_cancel_work_in_a_terminal(words: tuple[str, ...]) -> None:
+    async with emulator_with(image_seconds=3, queue_seconds=3) as emulator:
+        await piped(emulator, *IMAGE, "a cat", "--timeout", "0.3")
+        (task,) = emulator.tasks()
+        terminal = Terminal(emulator, *words, task.id)
+        try:
+            assert await terminal.ends() == 0
+        finally:
+            terminal.kill()
+
+    assert (task.id if words == ("cancel",) else emulator.asset_url) in terminal.shown
+
+
+async def test_without_prompts_a_terminal_is_not_read_from() -> None:
+    async with quick() as emulator:
+        terminal = Terminal(emulator, *IMAGE)
+        try:
+            assert await terminal.ends() == 2
+        finally:
+            terminal.kill()
+
+    assert "no prompts" in terminal.shown
+
+
+async def test_the_log_and_the_bars_do_not_mix() -> None:
+    async with quick() as emulator:
+        terminal = Terminal(emulator, *IMAGE, "a cat", BIDE_LOG="info")
+        try:
+            assert await terminal.ends() == 0
+        finally:
+            terminal.kill()
+
+    assert "INFO bide: dashscope" in terminal.shown
+    assert "━" not in terminal.shown
+
+
+# Completion --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+async def test_the_shell_completes_commands_and_options(shell: str, tmp_path: Path) -> None:
+    async with quick() as emulator:
+        ended = await piped(
+            emulator, "--install-completion", "--shell", shell, HOME=str(tmp_path), SHELL=f"/bin/{shell}"
+        )
+
+    written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    assert ended.status == 0
+    assert "watch" in written
+    assert "--provider" in written or "-l provider" in written

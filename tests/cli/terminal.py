@@ -46,7 +46,11 @@ class Ended:
 
 def environment(emulator: Emulator, **more: str) -> dict[str, str]:
     """Only a key of DashScope's is set."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in ("PATH", "HOME", "LANG") or name.startswith("COVERAGE")
+    }
     return {
         **kept,
         "DASHSCOPE_BASE_URL": emulator.dashscope_url,

@@ -45,11 +45,12 @@ async def test_addresses_are_all_that_stands_on_stdout() -> None:
 
 async def test_saved_files_are_named_on_stdout(tmp_path: Path) -> None:
     async with quick() as emulator:
-        ended = await piped(emulator, *VIDEO, "a boat", "a tram", "--save", str(tmp_path / "out"))
+        ended = await piped(emulator, *VIDEO, "a boat", "a tram", "-n", "2", "--save", str(tmp_path / "out"))
 
+        assert emulator.stats()["creates"] == 4, "a video is a task of its own"
     assert ended.status == 0
     assert sorted(ended.lines) == sorted(map(str, (tmp_path / "out").iterdir()))
-    assert len(ended.lines) == 2
+    assert len(ended.lines) == 4
 
 
 async def test_json_is_one_object_for_each_task_whatever_became_of_it() -> None:
@@ -175,6 +176,7 @@ async def test_a_reader_that_leaves_early_buys_nothing_more() -> None:
         ([*IMAGE, " "], 2, "blank"),
         ([*IMAGE], 0, ""),
         ([*IMAGE, "a cat", "-n", "0"], 2, "from 1 to 100"),
+        ([*VIDEO, "a cat", "-n", "0"], 2, "-n is at least 1"),
         ([*IMAGE, "a cat", "--concurrency", "0"], 2, "concurrency"),
         ([*IMAGE, "a cat", "--timeout", "-1"], 2, "timeout"),
         (["image", "--nonsense"], 2, ""),
@@ -352,6 +354,40 @@ async def test_a_second_ctrl_c_ends_at_once() -> None:
             assert loop.time() - before < 4, "it does not wait for the answer of the create"
         finally:
             terminal.kill()
+
+
+async def test_a_video_is_made_and_saved_in_a_terminal(tmp_path: Path) -> None:
+    async with quick() as emulator:
+        terminal = Terminal(emulator, *VIDEO, "a boat", "--save", str(tmp_path))
+        try:
+            assert await terminal.ends() == 0
+        finally:
+            terminal.kill()
+
+    assert str(next(tmp_path.glob("*.mp4"))) in terminal.shown
+
+
+async def test_the_emulator_serves_in_a_terminal_until_ctrl_c() -> None:
+    async with quick() as emulator:
+        terminal = Terminal(emulator, "emulator")
+        try:
+            await terminal.shows("export DASHSCOPE_BASE_URL=")
+            terminal.press_ctrl_c()
+            assert await terminal.ends() == 0
+        finally:
+            terminal.kill()
+
+
+async def test_the_demo_shows_its_bars_in_a_terminal(tmp_path: Path) -> None:
+    async with quick() as emulator:
+        terminal = Terminal(emulator, "demo", "--speed", "10", "--output", str(tmp_path))
+        try:
+            await terminal.shows("image-01")
+            assert await terminal.ends() == 0
+        finally:
+            terminal.kill()
+
+    assert "18 creates, 0 refused; 18 files" in terminal.shown
 
 
 @pytest.mark.parametrize("words", [("watch",), ("cancel",)])

@@ -111,6 +111,7 @@ def video(
     size: str | None = None,
     resolution: str | None = None,
     duration: float | None = None,
+    n: Annotated[int, Parameter(name=["-n", "--number"])] = 1,
     start: Annotated[str | None, Parameter(name="--image")] = None,
     making: Making = NO_MAKING,
 ) -> int:
@@ -124,6 +125,7 @@ def video(
         size: Such as 1280x720.
         resolution: Such as 720P, for models that take that instead.
         duration: Seconds of video.
+        n: Videos for each prompt, each a task of its own.
         start: The address of the first frame.
     """
     return _generate(
@@ -133,6 +135,7 @@ def video(
         lambda prompt, model: VideoRequest(
             prompt, model=model, size=size, resolution=resolution, duration=duration, image=start
         ),
+        n,
     )
 
 
@@ -254,16 +257,22 @@ def demo(*, output: Path = Path("demo-output"), speed: float = 1.0) -> int:
 
 
 def _generate(
-    kind: str, prompts: Sequence[str], making: Making, request: Callable[[str, str], Request]
+    kind: str,
+    prompts: Sequence[str],
+    making: Making,
+    request: Callable[[str, str], Request],
+    times: int = 1,
 ) -> int:
-    """Submit a request for each prompt and follow it."""
+    """Submit a request for each prompt, so many *times*, and follow it."""
     from bide.cli import _tasks
 
     def run() -> int:
         provider = provider_named(making.provider)
         model = model_or_refusal(making.model, provider, kind)
         wishes = _wishes(making, making.concurrency)
-        return _tasks.generate(provider, lambda prompt: request(prompt, model), prompts, making.file, wishes)
+        return _tasks.generate(
+            provider, lambda prompt: request(prompt, model), prompts, making.file, wishes, times=times
+        )
 
     return _told(run)
 

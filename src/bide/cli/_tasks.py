@@ -27,24 +27,27 @@ def generate(
     words: Sequence[str],
     file: Path | None,
     wishes: Wishes,
+    *,
+    times: int = 1,
 ) -> int:
-    """Submit a request for each prompt and follow it; returns the exit status.
+    """Submit a request for each prompt, so many *times*, and follow it; returns the exit status.
 
     Raises:
         ValueError, TypeError: there are no prompts, or the options make no request. Nothing was sent.
         OSError: *file* cannot be read.
     """
+    if times < 1:
+        raise ValueError(f"-n is at least 1, not {times}")
     prompts, total = prompts_from(words, file)
-    for word in words or ["any"]:
-        provider.create_call(
-            request(word), "check"
-        )  # options that make no request are told before anything is sent
+    for word in words or ["any"]:  # options that make no request are told before anything is sent
+        provider.create_call(request(word), "check")
 
     async def items() -> AsyncIterator[Item]:
         async for prompt in prompts:
-            yield Item(prompt, partial(_submit, request, prompt))
+            for _ in range(times):
+                yield Item(prompt, partial(_submit, request, prompt))
 
-    return run(provider, wishes, items(), total)
+    return run(provider, wishes, items(), None if total is None else total * times)
 
 
 def watch(provider: Provider, ids: Sequence[str], wishes: Wishes) -> int:

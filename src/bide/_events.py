@@ -136,7 +136,8 @@ class Announcer:
         files: tuple[SavedFile, ...] = (),
     ) -> None:
         """Tell one event. Costs next to nothing where nobody listens."""
-        self.ended[task.status] += name is EventName.FINAL
+        if name is EventName.FINAL:
+            self.ended[task.status] += 1
         self.pauses += name is EventName.PAUSED
         self.files += len(files)
         level = logging.DEBUG if name is EventName.LOOKED else logging.INFO

@@ -383,3 +383,22 @@ async def test_a_fault_that_is_over_is_not_told_any_more() -> None:
         await asyncio.sleep(70)
 
         assert (await handle.result()).status is TaskStatus.SUCCEEDED
+
+
+async def test_a_burst_of_what_is_due_leaves_the_loop_to_others_between() -> None:
+    async with ToyService().client() as client:
+        await client.attach("task-1")
+        assert client._engine is not None
+        poller, called = client._engine.poller, []
+        await asyncio.sleep(0.1)
+        for number in range(1200):
+            poller.at(now() + 1, lambda number=number: called.append(number))  # type: ignore[misc]
+        await asyncio.sleep(1)
+
+        seen = []
+        while len(called) < 1200:
+            seen.append(len(called))
+            await asyncio.sleep(0)
+
+        assert called == list(range(1200))
+        assert max(after - before for before, after in itertools.pairwise([0, *seen, 1200])) <= 500

@@ -150,6 +150,26 @@ async def test_a_connection_that_fails_is_thrown_away(broken: object) -> None:
         await stack.aclose()
 
 
+async def test_one_stack_serves_several_origins_with_a_connection_for_each() -> None:
+    async with serving(reply(b"one")) as first, serving(reply(b"two")) as second:
+        stack = ConnectionStack(size=2)
+
+        got = [await get(stack, server) for server in (first, second, first, second)]
+
+        assert got == [b"one", b"two", b"one", b"two"]
+        assert repr(stack).startswith("<ConnectionStack 0 busy")
+        await stack.aclose()
+
+
+async def test_what_is_no_http_is_refused_before_anything_is_sent() -> None:
+    stack = ConnectionStack()
+
+    with pytest.raises(httpx.UnsupportedProtocol, match="http or https, not 'ftp'"):
+        await stack.handle_async_request(httpx.Request("GET", "ftp://files.example/x"))
+    assert repr(stack).startswith("<ConnectionStack 0 busy, 0 idle")
+    await stack.aclose()
+
+
 async def test_an_answer_that_is_not_read_to_its_end_costs_its_connection() -> None:
     async with serving(reply(b"x" * 100_000)) as server:
         stack = ConnectionStack(size=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
-import importlib.util
+import importlib
 import json
 import math
 from pathlib import Path
@@ -18,13 +18,9 @@ NAMED = {"slots", "budget", "overhead", "flat", "peer", "scale", "cancel", "impo
 
 
 @pytest.fixture
-def goals() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("goals", FOLDER / "goals.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def goals(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module("goals")
 
 
 def options(**chosen: bool) -> argparse.Namespace:

@@ -1,7 +1,12 @@
 """Twelve tasks behind a key that allows three at a time, on both services, over real sockets and by the real clock.
 
-Durations are drawn from 8 to 12 s; a create beyond the limit is answered 429 with `Retry-After: 5`. Takes about a
-minute. The ideal wall time is that of an all-knowing scheduler: each task starts the moment that a slot is free.
+Durations are drawn from 8 to 12 s; a create beyond the limit is answered 429 with `Retry-After: 5`. Takes a minute or
+more. The ideal wall time is that of an all-knowing scheduler: each task starts the moment that a slot is free.
+
+Beside bide, on the same loop, the peers do the same job, each with its own way to run and wait and its own defaults,
+all twelve at once: `dashscope` against emulators of its own, the others against stubs of their protocols with the same
+limit. Their rows tell what was paid for and what came home, the modules in `peers` why. What a client gave up is not
+tried again.
 """
 
 from __future__ import annotations
@@ -9,12 +14,16 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
+from contextlib import AsyncExitStack
 
 from bide import Client, DashScope, Dieyuyun, Limits, Provider, VideoRequest
 from bide.emulator import EmulatedTask, Emulator, ServiceLimits
 from goals import Row, arguments, show
+from peers import dashscope, fal, openai, replicate, runway
+from peers.race import Outcome, Peer
+from peers.stubs import Terms
 
-TASKS, SLOTS = 12, 3
+TASKS, SLOTS, SECONDS, RETRY_AFTER = 12, 3, (8.0, 12.0), 5
 FLOOR = 5.0
 """Seconds: the least time between two looks at a video, on both services."""
 
@@ -44,33 +53,64 @@ async def run(provider: Provider, emulator: Emulator) -> list[Row]:
     lag = sum(known[task.id] - task.ended for task in tasks) / len(tasks)
     looks = stats["queries"] / TASKS
     most_looks = 2 + sum(task.ended - task.created for task in tasks) / TASKS / FLOOR
+    case = f"bide, {provider.name}"
     return [
-        Row(provider.name, "finished, of 12", len(known), "12", len(known) == TASKS),
-        Row(provider.name, "creates", stats["creates"], "12", stats["creates"] == TASKS),
-        Row(provider.name, "creates answered 429", stats["creates_429"], "0", stats["creates_429"] == 0),
-        Row(provider.name, "looks a task", looks, f"at most {most_looks:.2f}", looks <= most_looks),
+        Row(case, "finished, of 12", len(known), "12", len(known) == TASKS),
+        Row(case, "creates", stats["creates"], "12", stats["creates"] == TASKS),
+        Row(case, "creates answered 429", stats["creates_429"], "0", stats["creates_429"] == 0),
+        Row(case, "looks a task", looks, f"at most {most_looks:.2f}", looks <= most_looks),
         Row(
-            provider.name,
+            case,
             "mean lag from end to known, s",
             lag,
             f"at most {0.8 * FLOOR:.2f}",
             lag <= 0.8 * FLOOR,
         ),
-        Row(provider.name, "wall time, s", wall, f"ideal {ideal(tasks):.2f}"),
+        Row(case, "wall time, s", wall, f"ideal {ideal(tasks):.2f}"),
     ]
 
 
-async def main() -> list[Row]:
-    """Both services at once: they share nothing."""
+def peer_rows(name: str, outcome: Outcome) -> list[Row]:
+    """What a peer made of the job. Peers have no goals."""
+    counts = outcome.counts
+    return [
+        Row(name, "finished, of 12", outcome.finished),
+        Row(name, "creates accepted (paid)", counts.paid),
+        Row(name, "creates answered 429", counts.refused),
+        Row(name, "looks a task", counts.looks / max(1, counts.paid)),
+        Row(name, "wall time, s", outcome.seconds),
+    ]
+
+
+def emulated() -> Emulator:
+    """Both services with the limit of three, to be entered."""
     limits = ServiceLimits(concurrency=SLOTS, queries_per_second=20)
-    async with Emulator(
-        video_seconds=(8, 12), retry_after=5, dieyuyun_limits=limits, dashscope_limits=limits
-    ) as emulator:
-        both = await asyncio.gather(
+    return Emulator(
+        video_seconds=SECONDS, retry_after=RETRY_AFTER, dieyuyun_limits=limits, dashscope_limits=limits
+    )
+
+
+async def main() -> list[Row]:
+    """All at once: they share nothing but the loop."""
+    terms = Terms(SLOTS, SECONDS, RETRY_AFTER)
+    peers = [
+        Peer("dashscope, threads", dashscope.in_threads(emulated(), "video", TASKS)),
+        Peer("dashscope, asyncio", dashscope.in_asyncio(emulated(), "video")),
+        Peer("dashscope, client", dashscope.in_client(emulated())),
+        Peer("fal-client", fal.subscribed(terms)),
+        Peer("runwayml", runway.waited_for(terms)),
+        Peer("openai", openai.polled(terms)),
+        Peer("replicate", replicate.ran(terms)),
+    ]
+    async with AsyncExitStack() as stack, emulated() as emulator:
+        for peer in peers:
+            await peer.prepare(stack)
+        tables = await asyncio.gather(
             run(Dieyuyun(base_url=emulator.dieyuyun_url), emulator),
             run(DashScope(base_url=emulator.dashscope_url), emulator),
+            *(peer.run(TASKS, peer_rows) for peer in peers),
         )
-    return [row for rows in both for row in rows]
+    return [row for rows in tables for row in rows]
 
 
 if __name__ == "__main__":

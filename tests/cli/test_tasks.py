@@ -86,6 +86,49 @@ async def test_a_part_that_failed_is_told_beside_the_others() -> None:
     assert "a part failed" in ended.err
 
 
+async def test_a_pause_is_told() -> None:
+    async with quick() as emulator:
+        emulator.fault(on="create", status=429, headers={"retry-after": "1"})
+        ended = await piped(emulator, *IMAGE, "a cat")
+        emulator.fault(on="create", status=429, headers={"retry-after": "1"})
+        terminal = Terminal(emulator, *IMAGE, "a dog")
+        try:
+            await terminal.shows("paused for 1 s")
+            assert await terminal.ends() == 0
+        finally:
+            terminal.kill()
+
+    assert ended.status == 0
+    assert "paused for 1 s: DashScope refused the create" in ended.err
+
+
+async def test_a_file_that_came_inline_is_only_saved(tmp_path: Path) -> None:
+    image = {"created": 1780655400, "data": [{"b64_json": "iVBORw0KGgo="}]}
+    key = {"DIEYUYUN_API_KEY": KEY, "DASHSCOPE_API_KEY": ""}
+    async with quick() as emulator:
+        emulator.fault(on="create", status=200, body=image, times=2)
+        unsaved = await piped(emulator, *IMAGE, "a cat", **key)
+        saved = await piped(emulator, *IMAGE, "a cat", "--save", str(tmp_path), **key)
+
+    assert (unsaved.status, unsaved.out) == (0, "")
+    assert "--save DIR writes it" in unsaved.err
+    assert Path(saved.out.strip()).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+async def test_a_create_that_may_have_arrived_is_told_when_interrupted() -> None:
+    async with emulator_with() as emulator:
+        emulator.fault(on="create", delay=60.0)
+        process = await start(emulator, *IMAGE, "a cat")
+        while not emulator.tasks():
+            await asyncio.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = await asyncio.wait_for(process.communicate(), 25)
+
+    assert process.returncode == 130
+    assert "a cat: its create may have arrived" in err.decode()
+
+
 async def test_what_others_say_cannot_drive_the_terminal() -> None:
     async with quick() as emulator:
         emulator.fault(on="create", status=400, body={"code": "Bad\x1b[2J", "message": "[red]no\x07"})

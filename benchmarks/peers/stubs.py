@@ -1,0 +1,215 @@
+"""Small services that speak the peers' protocols, written from their public documents: create, look, result.
+
+All have the limit that the benchmark is about: some tasks at a time, and 429 with `Retry-After` beyond. Not every
+service is so strict by itself: fal and Runway take in what exceeds a key's concurrency and let it wait on their side.
+The rows tell what the clients do when they are refused, as they are by other limits and at other services.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from aiohttp import web
+
+from peers.race import Counts
+
+if TYPE_CHECKING:
+    from typing import Self
+
+STAMP, ISO_STAMP = 1767600000, "2026-01-05T08:00:00.000Z"
+"""A moment for the answers' fields that name one; no peer reads it."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a service allows and how long its tasks take: `seconds` is a range, `retry_after` goes with each 429."""
+
+    slots: int
+    seconds: tuple[float, float]
+    retry_after: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Task:
+    id: str
+    ends: float
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until its result is there."""
+        return max(0.0, self.ends - asyncio.get_running_loop().time())
+
+    @property
+    def has_ended(self) -> bool:
+        return self.remaining == 0
+
+
+class Stub:
+    """A service on a free port of this machine, in the running loop. The n-th task always takes the same time."""
+
+    refusal: ClassVar[dict[str, Any]] = {"detail": "Too many tasks at once."}
+
+    def __init__(self, terms: Terms) -> None:
+        self._terms = terms
+        self._random = random.Random(terms.seed)
+        self._tasks: dict[str, _Task] = {}
+        self._refused = self._looks = 0
+        self.origin = ""
+
+    def routes(self) -> list[web.RouteDef]:
+        """The paths of the protocol."""
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        app = web.Application()
+        app.add_routes(self.routes())
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.origin = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._runner.cleanup()
+
+    def counts(self) -> Counts:
+        """What was counted since the start."""
+        return Counts(paid=len(self._tasks), refused=self._refused, looks=self._looks)
+
+    def in_flight(self) -> int:
+        """How many tasks are accepted and not yet at their end."""
+        return sum(not task.has_ended for task in self._tasks.values())
+
+    def accept(self) -> _Task:
+        """A new task, which is paid for; beyond the limit 429."""
+        if self.in_flight() >= self._terms.slots:
+            self._refused += 1
+            raise web.HTTPTooManyRequests(
+                text=json.dumps(self.refusal),
+                content_type="application/json",
+                headers={"Retry-After": str(self._terms.retry_after)},
+            )
+        ends = asyncio.get_running_loop().time() + self._random.uniform(*self._terms.seconds)
+        task = _Task(f"task-{len(self._tasks)}", ends)
+        self._tasks[task.id] = task
+        return task
+
+    def look(self, request: web.Request) -> _Task:
+        """The task that *request* asks the status of."""
+        self._looks += 1
+        return self._tasks[request.match_info["id"]]
+
+    def url(self, task: _Task) -> str:
+        """Where the video would be."""
+        return f"{self.origin}/files/{task.id}.mp4"
+
+
+class FalQueue(Stub):
+    """fal's queue: POST an app, GET the request's status until COMPLETED, GET the request for the result."""
+
+    APP = "bench/video"
+
+    def routes(self) -> list[web.RouteDef]:
+        request = f"/{self.APP}/requests/{{id}}"
+        return [
+            web.post(f"/{self.APP}", self._submit),
+            web.get(f"{request}/status", self._status),
+            web.get(request, self._result),
+        ]
+
+    async def _submit(self, _: web.Request) -> web.Response:
+        task = self.accept()
+        url = f"{self.origin}/{self.APP}/requests/{task.id}"
+        urls = {"response_url": url, "status_url": f"{url}/status", "cancel_url": f"{url}/cancel"}
+        return web.json_response({"request_id": task.id, "queue_position": 0, **urls})
+
+    async def _status(self, request: web.Request) -> web.Response:
+        task = self.look(request)
+        status = "COMPLETED" if task.has_ended else "IN_PROGRESS"
+        return web.json_response({"status": status, "request_id": task.id, "logs": None})
+
+    async def _result(self, request: web.Request) -> web.Response:
+        task = self._tasks[request.match_info["id"]]
+        return web.json_response({"video": {"url": self.url(task)}})
+
+
+class RunwayTasks(Stub):
+    """Runway's tasks: POST a text, GET the task until SUCCEEDED, which brings the URLs."""
+
+    refusal: ClassVar[dict[str, Any]] = {"error": "Too many tasks at once."}
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.post("/v1/text_to_video", self._create), web.get("/v1/tasks/{id}", self._retrieve)]
+
+    async def _create(self, _: web.Request) -> web.Response:
+        return web.json_response({"id": self.accept().id})
+
+    async def _retrieve(self, request: web.Request) -> web.Response:
+        task = self.look(request)
+        body: dict[str, Any] = {"id": task.id, "createdAt": ISO_STAMP}
+        if task.has_ended:
+            body |= {"status": "SUCCEEDED", "output": [self.url(task)], "cost": {"credits": 25}}
+        else:
+            body |= {"status": "RUNNING", "progress": 0.5, "estimatedCost": {"credits": 25}}
+        return web.json_response(body)
+
+
+class OpenAIVideos(Stub):
+    """OpenAI's videos: POST a form, GET the video until completed."""
+
+    refusal: ClassVar[dict[str, Any]] = {
+        "error": {"message": "Too many videos at once.", "type": "requests", "code": "rate_limit_exceeded"}
+    }
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.post("/v1/videos", self._create), web.get("/v1/videos/{id}", self._retrieve)]
+
+    async def _create(self, request: web.Request) -> web.Response:
+        await request.post()
+        return web.json_response(self._video(self.accept()))
+
+    async def _retrieve(self, request: web.Request) -> web.Response:
+        return web.json_response(self._video(self.look(request)))
+
+    def _video(self, task: _Task) -> dict[str, Any]:
+        status = {"status": "completed", "progress": 100, "completed_at": STAMP}
+        if not task.has_ended:
+            status = {"status": "in_progress", "progress": 50}
+        video = {"id": task.id, "object": "video", "model": "sora-2", "seconds": "4", "size": "720x1280"}
+        return video | {"created_at": STAMP} | status
+
+
+class ReplicatePredictions(Stub):
+    """Replicate's predictions: POST the input, GET the prediction until succeeded.
+
+    A POST with `Prefer: wait` is held open until the result is there, or for 60 s.
+    """
+
+    MODEL = "bench/video"
+    LONGEST_HOLD = 60.0
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post(f"/v1/models/{self.MODEL}/predictions", self._create),
+            web.get("/v1/predictions/{id}", self._get),
+        ]
+
+    async def _create(self, request: web.Request) -> web.Response:
+        task = self.accept()
+        if request.headers.get("Prefer", "").startswith("wait"):
+            await asyncio.sleep(min(task.remaining, self.LONGEST_HOLD))
+        return web.json_response(self._prediction(task), status=201)
+
+    async def _get(self, request: web.Request) -> web.Response:
+        return web.json_response(self._prediction(self.look(request)))
+
+    def _prediction(self, task: _Task) -> dict[str, Any]:
+        prediction = {"id": task.id, "model": self.MODEL, "version": "hidden", "created_at": ISO_STAMP}
+        if task.has_ended:
+            return prediction | {"status": "succeeded", "output": self.url(task)}
+        return prediction | {"status": "starting", "output": None}

@@ -394,7 +394,8 @@ class Engine:
             call = self._provider.create_call(request, handle.ticket)
         else:
             raise ValueError(f"task {task_id} was made elsewhere: its create is not known here")
-        return self._transport.as_curl(call, key_variable=self._provider.key_variables[0])
+        variable = next(iter(self._provider.key_variables), "API_KEY")
+        return self._transport.as_curl(call, key_variable=variable)
 
     # Deadlines ---------------------------------------------------------------------------------------------
 

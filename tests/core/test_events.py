@@ -24,6 +24,7 @@ from bide import (
     Event,
     EventName,
     ImageRequest,
+    Limits,
     RateLimitError,
     ServerError,
     TaskFailedError,
@@ -363,3 +364,45 @@ async def test_the_create_of_a_task_made_elsewhere_is_not_known() -> None:
 
 def service_of(status: int) -> object:
     return lambda _: httpx.Response(status, json={"error": {"message": "no", "code": "bad"}})
+
+
+async def test_each_way_of_ending_is_told_once() -> None:
+    events: list[Event] = []
+    at_once = ToyService(creates=[{"status": "succeeded"}])
+    lost = ToyService(creates=[httpx.ReadError("cut")])
+    async with at_once.client(on_event=events.append) as client:
+        await client.run(image())
+    async with lost.client(on_event=events.append) as client:
+        with pytest.raises(BideError):
+            await client.run(image())
+    async with ToyService(queries=[RUNNING, DONE]).client(on_event=events.append) as client:
+        await (await client.attach("task-1")).result()
+    async with ToyService().client(on_event=events.append, limits=Limits(concurrency=1)) as client:
+        await (await client.submit(image())).accepted()
+        waiting = await client.submit(image())
+        await waiting.cancel()
+
+    by_ticket: dict[str, list[str]] = {}
+    for event in events:
+        by_ticket.setdefault(event.ticket, []).append(f"{event.name} {event.task.status}")
+    assert list(by_ticket.values()) == [
+        ["waiting waiting", "submitting submitting", "final succeeded"],
+        ["waiting waiting", "submitting submitting", "final unknown"],
+        ["looked queued", "changed running", "looked running", "final succeeded"],
+        ["waiting waiting", "submitting submitting", "submitted queued"],
+        ["waiting waiting", "final cancelled"],
+    ]
+
+
+async def test_a_cancel_while_submitting_ends_in_one_final_event() -> None:
+    events: list[Event] = []
+    service = ToyService(queries=[{"status": "cancelled"}])
+    service.delay["POST"] = 2
+    async with service.client(on_event=events.append) as client:
+        handle = await client.submit(image())
+        await asyncio.sleep(1)
+        assert await handle.cancel()
+        with pytest.raises(BideError):
+            await handle.result()
+
+    assert names(events) == ["waiting", "submitting", "submitted", "looked", "final"]

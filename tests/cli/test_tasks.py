@@ -78,6 +78,39 @@ async def test_json_names_the_files_that_were_saved(tmp_path: Path) -> None:
     assert file["media_type"] == "image/png"
 
 
+async def test_any_terminal_can_show_the_results(tmp_path: Path) -> None:
+    async with quick() as emulator:
+        words = (*IMAGE, "一只猫 😀", "--save", str(tmp_path / "猫"))
+        as_json = await piped(emulator, *words, "--json", PYTHONIOENCODING="ascii", PYTHONUTF8="1")
+        as_text = await piped(emulator, *words, PYTHONIOENCODING="ascii", PYTHONUTF8="1")
+
+    assert json.loads(as_json.out)["input"] == "一只猫 😀"
+    assert (as_json.status, as_text.status) == (0, 0)
+    assert "\\u732b" in as_text.out
+
+
+async def test_what_is_for_a_closed_stderr_does_not_go_to_stdout() -> None:
+    async with quick() as emulator:
+        process = await start(emulator, *IMAGE, "a cat", before="import sys; sys.stderr = None\n")
+        out, _ = await asyncio.wait_for(process.communicate(), 20)
+
+    assert process.returncode == 0
+    assert len(out.splitlines()) == 1
+    assert out.startswith(emulator.asset_url.encode())
+
+
+async def test_a_full_disk_ends_it_and_names_what_goes_on() -> None:
+    async with emulator_with(image_seconds=0.3, queue_seconds=0) as emulator:
+        redirect = "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
+        process = await start(emulator, *IMAGE, "a cat", "[seconds 60]", before=redirect)
+        _, err = await asyncio.wait_for(process.communicate(), 20)
+
+        assert process.returncode == 1
+        assert "standard output cannot be written" in err.decode()
+        assert "Traceback" not in err.decode()
+        assert next(task.id for task in emulator.tasks() if task.status == "RUNNING") in err.decode()
+
+
 async def test_a_part_that_failed_is_told_beside_the_others() -> None:
     async with quick() as emulator:
         ended = await piped(emulator, *IMAGE, "-n", "2", "[part]")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 ok, 1 a task (or the command) failed, 2 it cannot be run like that, 3 the key was refused,
         4 rate or billing, 5 timeout, 130 interrupted.
     """
+    if sys.stderr is None:  # closed by the caller: what is for it must not go to standard output instead
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the program runs
     try:
         from bide.cli._app import run
 

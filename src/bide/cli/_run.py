@@ -7,6 +7,7 @@ is known, and the ids are printed with the command that watches on. The second o
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import os
@@ -71,6 +72,8 @@ def run(provider: Provider, wishes: Wishes, items: AsyncIterator[Item], total: i
     if not os.environ.get("BIDE_LOG"):
         # What matters is told here, in its place; the same as warnings between the bars would be noise.
         logging.getLogger("bide").addHandler(logging.NullHandler())
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may have what the terminal has not
     return asyncio.run(_Run(provider, wishes, total).follow_all(items))
 
 
@@ -191,8 +194,10 @@ class _Run:
     def _write(self, line: str) -> None:
         try:
             print(line, flush=True)
-        except BrokenPipeError:
-            # Whoever read has gone. Nobody wants more: what was sent goes on, and its ids are told.
+        except OSError as fault:
+            # Whoever read has gone, or the disk is full: what was sent goes on, and its ids are told.
+            if not isinstance(fault, BrokenPipeError):
+                _say(f"bide: standard output cannot be written: {fault}")
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self._stop(FAILED)
 
@@ -254,7 +259,8 @@ def _say(line: str) -> None:
 
 async def _withdraw(handle: TaskHandle) -> None:
     if handle.task.status is TaskStatus.WAITING:
-        await handle.cancel()
+        with suppress(BideError):  # it was just being sent, and could not be stopped any more
+            await handle.cancel()
 
 
 def _is_withdrawn(handle: TaskHandle) -> bool:
@@ -286,6 +292,5 @@ def _as_json(item: Item, task: Task | None, files: Sequence[SavedFile], fault: E
                 {"path": str(file.path), "size": file.size, "media_type": file.media_type} for file in files
             ],
             "error": error,
-        },
-        ensure_ascii=False,
+        }
     )

@@ -26,6 +26,11 @@ def quick(**options: Any) -> Emulator:
     return emulator_with(image_seconds=0.3, video_seconds=0.3, queue_seconds=0.0, **options)
 
 
+def watch_command(err: str) -> list[str]:
+    """The last one that was printed."""
+    return shlex.split(re.findall("to watch on: (.*)", err)[-1])
+
+
 def statuses(emulator: Emulator) -> list[str]:
     return [task.status for task in emulator.tasks()]
 
@@ -219,7 +224,7 @@ async def test_an_endless_input_is_read_no_faster_than_tasks_end() -> None:
 
         assert process.returncode == 130
         assert emulator.stats()["creates"] <= 100
-        command = err.decode().partition("to watch on: ")[2].split()
+        command = watch_command(err.decode())
         assert set(command[4:]) == {task.id for task in emulator.tasks()}
 
 
@@ -250,9 +255,9 @@ async def test_a_reader_that_leaves_early_buys_nothing_more() -> None:
         ([*IMAGE, "--file", "/nowhere/prompts"], 2, "No such file"),
         ([*IMAGE, "a cat", "--file", "x"], 2, "not both"),
         ([*IMAGE, " "], 2, "blank"),
-        ([*IMAGE], 0, ""),
+        ([*IMAGE], 2, "standard input has no prompts"),
         ([*IMAGE, "a cat", "-n", "0"], 2, "from 1 to 100"),
-        ([*VIDEO, "a cat", "-n", "0"], 2, "-n is at least 1"),
+        ([*VIDEO, "a cat", "-n", "0"], 2, "-n is from 1 to 100"),
         ([*IMAGE, "a cat", "--concurrency", "0"], 2, "concurrency"),
         ([*IMAGE, "a cat", "--timeout", "-1"], 2, "timeout"),
         (["image", "--nonsense"], 2, ""),
@@ -264,7 +269,7 @@ async def test_a_reader_that_leaves_early_buys_nothing_more() -> None:
         ([*IMAGE, "[refuse InvalidApiKey]"], 3, "InvalidApiKey"),
         ([*IMAGE, "[refuse Arrearage]"], 4, "Arrearage"),
         ([*IMAGE, "[seconds 60]", "--timeout", "0.5"], 5, "bide watch --provider dashscope"),
-        (["watch", "11111111-2222-3333-4444-555555555555", "--timeout", "0.5"], 5, "gave up"),
+        (["watch", "11111111-2222-3333-4444-555555555555", "--timeout", "0.5"], 5, "it goes on"),
         ([*IMAGE, "[seconds 60]", "[fail InternalError]", "--timeout", "1"], 5, ""),
     ],
 )
@@ -272,6 +277,8 @@ async def test_the_exit_status_says_what_was_wrong(words: list[str], status: int
     async with quick() as emulator:
         ended = await piped(emulator, *words)
 
+        if status == 2:
+            assert emulator.stats()["creates"] == 0, "usage is told before anything is sent"
     assert (ended.status, ended.out) == (status, "")
     assert says in ended.err
     assert "Traceback" not in ended.err
@@ -307,7 +314,7 @@ async def test_what_timed_out_is_watched_on_by_the_command_that_was_printed(tmp_
         first = await piped(
             emulator, *IMAGE, "a cat", "--timeout", "0.5", "--save", str(tmp_path / "my files")
         )
-        command = shlex.split(first.err.partition("to watch on: ")[2])
+        command = watch_command(first.err)
         second = await piped(emulator, *command[1:])
 
         assert (first.status, second.status) == (5, 0)
@@ -357,7 +364,7 @@ async def test_an_interrupt_leaves_the_tasks_alone_and_names_them(number: signal
         assert process.returncode == 130
         assert len(told) == 5
         assert {each["task"]["task_id"] for each in told} == {*ids, None}
-        command = shlex.split(err.decode().partition("to watch on: ")[2])
+        command = watch_command(err.decode())
         assert command[:5] == ["bide", "watch", "--provider", "dashscope", "--json"]
         assert set(command[5:]) == ids
         assert "2 not sent" in err.decode()

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-import sys
+import time
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol, Self
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from bide import EventName
 from bide.cli._text import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from bide import Event, Task
+    from bide.cli._out import Stream
 
 LABEL = 32
 """Characters of a prompt that a bar shows."""
@@ -41,18 +44,22 @@ class Display(Protocol):
     def say(self, line: str) -> None:
         """A line for the user."""
 
+    def aside(self) -> AbstractContextManager[None]:
+        """Make room for results on the same terminal."""
+        ...
+
     def ended(self, ticket: str) -> None:
         """Nobody waits for *ticket* any more."""
 
 
-def display(total: int | None) -> Display:
+def display(total: int | None, stderr: Stream) -> Display:
     """Bars if standard error is a terminal and no log is printed between them, lines if not.
 
     Args:
         total: how many tasks there will be; None if that is not known.
     """
     console = Console(stderr=True)
-    return Bars(console, total) if console.is_terminal and not os.environ.get("BIDE_LOG") else Lines()
+    return Bars(console, total) if console.is_terminal and not os.environ.get("BIDE_LOG") else Lines(stderr)
 
 
 class Bars:
@@ -60,16 +67,20 @@ class Bars:
 
     def __init__(self, console: Console, total: int | None) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            # Both show the words of others: prompts, and what the service says.
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             MofNCompleteColumn(),
             console=console,
             transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
         self._all = self._progress.add_task("all", total=total, status="")
         self._most_rows = max(LEAST_ROWS, console.height - 4)
         self._labels: dict[str, str] = {}
+        self._paused_until: float | None = None
         self._rows: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
@@ -90,11 +101,13 @@ class Bars:
         ticket, task = event.ticket, event.task
         if event.name is EventName.PAUSED:
             self._progress.update(self._all, status=f"paused for {event.seconds:.0f} s: {_why(event)}")
-        elif event.name is EventName.SUBMITTED:
+            self._paused_until = time.monotonic() + (event.seconds or 0.0)
+        elif self._paused_until is not None and time.monotonic() > self._paused_until:
+            self._paused_until = None
             self._progress.update(self._all, status="")
-            if len(self._rows) < self._most_rows:
-                label = escape(self._labels.get(ticket) or task.task_id or ticket)
-                self._rows[ticket] = self._progress.add_task(label, total=None, status=task.status)
+        if task.status.is_accepted and ticket not in self._rows and len(self._rows) < self._most_rows:
+            label = self._labels.get(ticket) or task.task_id or ticket
+            self._rows[ticket] = self._progress.add_task(label, total=None, status=task.status)
         if ticket in self._rows and not task.status.is_final:
             total = None if task.progress is None else 100.0
             self._progress.update(
@@ -104,6 +117,15 @@ class Bars:
     def say(self, line: str) -> None:
         """Print above the bars."""
         self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take the bars away for as long as something else is written to their terminal."""
+        self._progress.stop()
+        try:
+            yield
+        finally:
+            self._progress.start()
 
     def ended(self, ticket: str) -> None:
         """Take the bar away, and count."""
@@ -117,6 +139,9 @@ class Bars:
 class Lines:
     """A line when a task is accepted, since it may cost from then on, one for each pause, and one at its end."""
 
+    def __init__(self, stderr: Stream) -> None:
+        self._stderr = stderr
+
     def __enter__(self) -> Self:
         return self
 
@@ -124,6 +149,10 @@ class Lines:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         pass
+
+    def aside(self) -> AbstractContextManager[None]:
+        """There is nothing in the way."""
+        return nullcontext()
 
     def name(self, ticket: str, label: str) -> None:
         """Nobody is shown it."""
@@ -139,7 +168,7 @@ class Lines:
 
     def say(self, line: str) -> None:
         """Print it."""
-        print(line, file=sys.stderr, flush=True)
+        self._stderr.put(line)
 
     def ended(self, ticket: str) -> None:
         """It has been told."""

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 AHEAD = 10
 """Lines that are read before anybody asks for them."""
+LONGEST = 100_000
+"""Characters of a line."""
 
 
 def prompts_from(words: Sequence[str], file: Path | None) -> tuple[AsyncIterator[str], int | None]:
@@ -31,16 +33,25 @@ def prompts_from(words: Sequence[str], file: Path | None) -> tuple[AsyncIterator
     if words:
         return _of(words), len(words)
     if file is not None and str(file) != "-":
-        lines = file.read_text(encoding="utf-8").splitlines()
-        found = [line.strip() for line in lines if line.strip()]
-        if not found:
-            raise ValueError(f"{file} has no prompts: expected one a line")
+        found = _lines_of(file)
         return _of(found), len(found)
     if file is None and sys.stdin.isatty():
         raise ValueError(
             "no prompts: give them as arguments, with --file FILE (one a line), or on standard input"
         )
     return _standard_input(), None
+
+
+def _lines_of(file: Path) -> list[str]:
+    """The lines of *file* that are not blank: those that standard input would have."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as fault:
+        raise ValueError(f"{file} is no UTF-8 text: {fault}") from None
+    found = [line.strip() for line in text.split("\n") if line.strip()]
+    if not found:
+        raise ValueError(f"{file} has no prompts: expected one a line")
+    return found
 
 
 async def _of(prompts: Sequence[str]) -> AsyncIterator[str]:
@@ -52,7 +63,7 @@ async def _standard_input() -> AsyncIterator[str]:
     """Lines of standard input, read by a thread that nobody has to wait for: it may never get another line.
 
     Raises:
-        ValueError: it is no text.
+        ValueError: it is no text, or has no line.
     """
     loop = asyncio.get_running_loop()
     lines: asyncio.Queue[str | ValueError | None] = asyncio.Queue()
@@ -61,7 +72,9 @@ async def _standard_input() -> AsyncIterator[str]:
     def read() -> None:
         with suppress(RuntimeError):  # the loop has ended: nobody wants more
             try:
-                for line in sys.stdin:
+                while line := sys.stdin.readline(LONGEST + 1):
+                    if len(line) > LONGEST:
+                        raise ValueError(f"a line has more than {LONGEST} characters")
                     room.acquire()
                     loop.call_soon_threadsafe(lines.put_nowait, line)
                 loop.call_soon_threadsafe(lines.put_nowait, None)
@@ -70,9 +83,14 @@ async def _standard_input() -> AsyncIterator[str]:
                 loop.call_soon_threadsafe(lines.put_nowait, told)
 
     threading.Thread(target=read, name="bide prompts", daemon=True).start()
+    found = False
     while (line := await lines.get()) is not None:
         if isinstance(line, ValueError):
             raise line
         room.release()
-        if line.strip():
-            yield line.strip()
+        prompt = line.removeprefix("\ufeff").strip()
+        if prompt:
+            found = True
+            yield prompt
+    if not found:
+        raise ValueError("standard input has no prompts: expected one a line")

@@ -1,27 +1,38 @@
 """Following many tasks to their ends: results on standard output, everything else on standard error.
 
-The first Ctrl-C (or SIGTERM) stops the waiting, never a task: creates under way are answered first, so that every id
-is known, and the ids are printed with the command that watches on. The second one ends the program at once.
+The first Ctrl-C (SIGTERM and SIGHUP alike) stops the waiting, never a task: nothing more is sent, the ids known so far
+are printed at once with the command that watches on, creates under way are answered, and what they add is printed too.
+The second one ends the program at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import logging
 import os
 import shlex
 import signal
 import sys
-from contextlib import suppress
+import tempfile
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
-from bide import BideError, Client, DownloadError, Limits, TaskStatus, WaitTimeoutError
+from bide import (
+    BideError,
+    Client,
+    ClientClosedError,
+    DownloadError,
+    Limits,
+    SubmissionUnknownError,
+    TaskStatus,
+    WaitTimeoutError,
+)
 from bide.cli._exits import AUTH, FAILED, INTERRUPTED, LIMITED, status_of, worst
+from bide.cli._out import Stream
 from bide.cli._progress import display
 from bide.cli._text import plain
 
@@ -32,7 +43,9 @@ if TYPE_CHECKING:
     from bide import Provider, SavedFile, Task, TaskHandle
 
 WINDOW = 100
-"""Tasks that are open at once; further prompts are not even read."""
+"""Prompts that are under way at once; further ones are not even read."""
+LAST_WORDS = 3.0
+"""Seconds that a reader has at the end to take what is written."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +64,25 @@ class Wishes:
     timeout: float | None = None
     concurrency: int | None = None
 
+    def check(self) -> None:
+        """Raise ValueError or OSError if they cannot be fulfilled: before anything is sent."""
+        if self.timeout is not None and not self.timeout > 0:
+            raise ValueError(f"--timeout is a number of seconds above 0, not {self.timeout:g}")
+        if self.concurrency is not None and self.concurrency < 1:
+            raise ValueError(f"--concurrency is at least 1, not {self.concurrency}")
+        if self.save is not None:
+            self.save.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.save):
+                pass
+
 
 @dataclass(frozen=True)
 class Item:
-    """One task to follow: what to call it, and how to get its handle."""
+    """One task to follow: what to call it, how to get its handle, and its id where it exists already."""
 
     label: str
     start: Callable[[Client], Awaitable[TaskHandle]]
+    task_id: str | None = None
 
 
 def run(provider: Provider, wishes: Wishes, items: AsyncIterator[Item], total: int | None) -> int:
@@ -67,14 +92,17 @@ def run(provider: Provider, wishes: Wishes, items: AsyncIterator[Item], total: i
         total: how many there are; None if that is not known.
 
     Raises:
-        ValueError: the client cannot be made like that.
+        ValueError, OSError: the wishes cannot be fulfilled. Nothing was sent.
     """
-    if not os.environ.get("BIDE_LOG"):
-        # What matters is told here, in its place; the same as warnings between the bars would be noise.
-        logging.getLogger("bide").addHandler(logging.NullHandler())
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path may have what the terminal has not
+    wishes.check()
+    keep_the_log_quiet()
     return asyncio.run(_Run(provider, wishes, total).follow_all(items))
+
+
+def keep_the_log_quiet() -> None:
+    """Unless it is asked for: commands tell what matters themselves, in its place."""
+    if not os.environ.get("BIDE_LOG"):
+        logging.getLogger("bide").addHandler(logging.NullHandler())
 
 
 class _Run:
@@ -84,27 +112,36 @@ class _Run:
         self._provider = provider
         self._wishes = wishes
         self._total = total
-        self._display = display(total)
+        self._stdout = Stream(sys.stdout, "standard output")
+        self._stderr = Stream(sys.stderr, "standard error")
+        self._display = display(total, self._stderr)
         self._window = asyncio.Semaphore(WINDOW)
         self._open: dict[int, tuple[Item, TaskHandle | None]] = {}  # what has not been told yet
+        self._left: list[str] = []  # ids of tasks that go on, or whose files are still to be fetched
+        self._told_left = 0
         self._statuses: set[int] = set()
         self._taken = 0
         self._not_sent = 0
         self._hopeless = False  # the key was refused, or the account cannot pay
-        self._left: list[str] = []  # ids of tasks that go on, or whose files are still to be fetched
         self._stopped: int | None = None  # the exit status of what has stopped the whole
+        self._interrupts = 0
+        self._closing: asyncio.Task[None] | None = None
 
     async def follow_all(self, items: AsyncIterator[Item]) -> int:
         """Follow each of *items*; returns the exit status."""
-        with self._display:
-            client = Client(self._provider, limits=self._limits(), on_event=self._display.heard)
-            following = asyncio.create_task(self._follow_each(client, items))
-            self._catch_signals(following)
-            try:
-                await following
-            except asyncio.CancelledError:
-                self._stopped = self._stopped or INTERRUPTED
-        self._tell_left()
+        self._client = Client(self._provider, limits=self._limits(), on_event=self._display.heard)
+        try:
+            with self._display:
+                self._following = asyncio.create_task(self._follow_each(items))
+                self._catch_signals()
+                try:
+                    await self._following
+                except asyncio.CancelledError:
+                    self._stopped = self._stopped or INTERRUPTED
+        finally:
+            self._tell_left()
+            self._stdout.flush(LAST_WORDS)
+            self._stderr.flush(LAST_WORDS)
         return worst(self._statuses) if self._stopped is None else self._stopped
 
     def _limits(self) -> dict[str, Limits] | None:
@@ -115,28 +152,34 @@ class _Run:
         profiles = {kind: self._provider.profile(kind) for kind in ("image", "video")}
         return {kind: evolve(profile.limits, concurrency=concurrency) for kind, profile in profiles.items()}
 
-    async def _follow_each(self, client: Client, items: AsyncIterator[Item]) -> None:
-        async with client, asyncio.TaskGroup() as group:
-            self._group = group
-            try:
-                async for item in items:
-                    await self._window.acquire()
-                    if self._hopeless:
-                        break
-                    self._taken += 1
-                    following = group.create_task(self._follow(client, item))
-                    following.add_done_callback(lambda _: self._window.release())
-            except ValueError as error:  # there are no more of them; what was begun goes on
-                self._tell(error)
+    # Following ---------------------------------------------------------------------------------------------
 
-    async def _follow(self, client: Client, item: Item) -> None:
+    async def _follow_each(self, items: AsyncIterator[Item]) -> None:
+        async with self._client, asyncio.TaskGroup() as group:
+            self._group = group
+            self._taking = group.create_task(self._take_each(items))
+
+    async def _take_each(self, items: AsyncIterator[Item]) -> None:
+        """Begin with each item, as far as the window has room."""
+        try:
+            async for item in items:
+                if item.task_id is None:
+                    await self._window.acquire()
+                self._taken += 1
+                following = self._group.create_task(self._follow(item))
+                if item.task_id is None:
+                    following.add_done_callback(lambda _: self._window.release())
+        except ValueError as error:  # there are no more of them; what was begun goes on
+            self._tell(error)
+
+    async def _follow(self, item: Item) -> None:
         """One task, from its submission to its results. Whatever goes wrong with it is told and concerns no other."""
         handle: TaskHandle | None = None
         files: Sequence[SavedFile] = ()
         fault: Exception | None = None
         self._open[id(item)] = (item, None)
         try:
-            handle = await item.start(client)
+            handle = await item.start(self._client)
             self._open[id(item)] = (item, handle)
             self._display.name(handle.ticket, item.label)
             if self._hopeless:
@@ -144,117 +187,143 @@ class _Run:
             await handle.result(timeout=self._wishes.timeout)
             if self._wishes.save is not None:
                 files = await handle.save(self._wishes.save)
+        except ClientClosedError:
+            return  # it is told at the end
         except (BideError, ValueError, TypeError) as error:
-            if self._hopeless and handle is not None and _is_withdrawn(handle):
-                self._not_sent += 1
-            else:
-                fault = error
-                self._tell(error)
+            fault = error
+            if isinstance(error, WaitTimeoutError) and handle is not None:
+                await _settle(handle)
+            self._told_or_not_sent(item, handle, error)
         if handle is not None:
             self._display.ended(handle.ticket)
-        if handle is not None and handle.task_id is not None and _can_be_watched_on(fault):
-            self._left.append(handle.task_id)
+            if _is_left(handle, fault):
+                self._left.append(str(handle.task_id))
+        elif item.task_id is not None:
+            self._left.append(item.task_id)
         del self._open[id(item)]
-        self._print(item, handle, files, fault)
+        await self._print(item, handle, files, fault)
 
-    def _tell(self, error: Exception) -> None:
-        """Tell what went wrong with one. Where the next ones would fare no better, they are not sent."""
+    def _told_or_not_sent(self, item: Item, handle: TaskHandle | None, error: Exception) -> None:
+        """Tell the *error*, unless it is only that the request was withdrawn with others."""
+        if handle is None and item.task_id is None:
+            self._not_sent += 1
+        elif handle is not None and _is_withdrawn(handle):
+            self._not_sent += 1
+            if self._hopeless:
+                return
+        self._tell(error, _in_other_words(item, handle, error, self._wishes.timeout))
+
+    def _tell(self, error: Exception, text: str | None = None) -> None:
+        """Tell what went wrong. Where the next ones would fare no better, they are not sent."""
         status = status_of(error)
         self._statuses.add(status)
-        self._display.say(f"bide: {plain(str(error), 2000)}")
+        self._display.say(f"bide: {plain(text or str(error), 2000)}")
         if status in (AUTH, LIMITED) and not self._hopeless:
             self._hopeless = True
+            self._taking.cancel()
             for _, handle in self._open.values():
                 if handle is not None:
                     self._group.create_task(_withdraw(handle))
 
     # Results -----------------------------------------------------------------------------------------------
 
-    def _print(
+    async def _print(
         self, item: Item, handle: TaskHandle | None, files: Sequence[SavedFile], fault: Exception | None
     ) -> None:
+        """Print what became of one task, in one go: an interrupt does not come between."""
         task = None if handle is None else handle.task
+        lines = [str(file.path) for file in files]
         if self._wishes.json:
-            self._write(_as_json(item, task, files, fault))
-            return
-        for file in files:
-            self._write(str(file.path))
-        for output in task.outputs if task is not None and fault is None else ():
-            if output.error is not None:
-                self._display.say(
-                    f"bide: {task and task.task_id}: a part failed: {plain(str(output.error.message))}"
-                )
-            elif self._wishes.save is None and output.url is not None:
-                self._write(plain(output.url, 10_000))
-            elif self._wishes.save is None:
-                self._display.say(
-                    f"bide: {task and task.task_id}: the file came inline; --save DIR writes it"
-                )
+            lines = [_as_json(item, task, files, fault)]
+        elif task is not None and fault is None:
+            lines += self._addresses(task)
+        if lines:
+            await self._write("\n".join(lines))
 
-    def _write(self, line: str) -> None:
-        try:
-            print(line, flush=True)
-        except OSError as fault:
-            # Whoever read has gone, or the disk is full: what was sent goes on, and its ids are told.
-            if not isinstance(fault, BrokenPipeError):
-                _say(f"bide: standard output cannot be written: {fault}")
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            self._stop(FAILED)
+    def _addresses(self, task: Task) -> list[str]:
+        """Where the results are, if they were not saved; and a word on those that are nowhere."""
+        addresses = []
+        for output in task.outputs:
+            if output.error is not None:
+                self._display.say(f"bide: {_name(task)}: a part failed: {plain(str(output.error.message))}")
+            elif self._wishes.save is None and output.url is not None:
+                addresses.append(plain(output.url, 10_000))
+            elif self._wishes.save is None:
+                self._display.say(f"bide: {_name(task)}: the file came inline; --save DIR writes it")
+        return addresses
+
+    async def _write(self, line: str) -> None:
+        with self._display.aside() if self._stdout.is_terminal else nullcontext():
+            try:
+                await self._stdout.write(line)
+            except OSError as fault:
+                # Whoever read has gone, or the disk is full: what was sent goes on, and its ids are told.
+                if not isinstance(fault, BrokenPipeError) and self._stopped is None:
+                    self._display.say(f"bide: standard output cannot be written: {fault}")
+                self._stop(FAILED)
 
     # The end -----------------------------------------------------------------------------------------------
 
-    def _catch_signals(self, following: asyncio.Task[None]) -> None:
-        self._following = following
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with suppress(NotImplementedError):  # Windows: there Ctrl-C cancels the main task
-                asyncio.get_running_loop().add_signal_handler(number, self._interrupted)
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                with suppress(NotImplementedError):  # Windows: there Ctrl-C cancels the main task
+                    loop.add_signal_handler(number, self._interrupted)
 
     def _interrupted(self) -> None:
-        if self._stopped is not None:
+        self._interrupts += 1
+        if self._interrupts > 1:
             self._display.__exit__(None, None, None)  # the cursor comes back
-            sys.stderr.flush()
+            self._stderr.flush(0.2)
             os._exit(INTERRUPTED)
-        self._display.say("bide: stopping; what was sent goes on. Once more ends this at once")
         self._stop(INTERRUPTED)
+        self._display.say("bide: stopping: what was sent goes on. Once more ends this at once")
+        known = [str(handle.task_id) for _, handle in self._open.values() if handle and handle.task_id]
+        self._tell_watch_command([*self._left, *known])
 
     def _stop(self, status: int) -> None:
-        self._stopped = status
-        self._following.cancel()
+        """Send nothing more, and wait for nothing but the answers of creates under way."""
+        if self._stopped is None:
+            self._stopped = status
+            self._closing = asyncio.create_task(self._client.aclose())
+            self._following.cancel()
 
     def _tell_left(self) -> None:
         """Name the tasks that go on, or whose results are still there, and what to do about them."""
-        not_sent = self._not_sent + (0 if self._total is None else self._total - self._taken)
+        not_sent = self._not_sent
+        if self._total is not None:
+            not_sent += self._total - self._taken
         for item, handle in self._open.values():
-            if handle is None:
-                not_sent += 1
-                continue
-            if self._wishes.json:
-                self._write(_as_json(item, handle.task, (), None))
-            if handle.task_id is not None:
-                self._left.append(handle.task_id)
-            elif handle.task.status is TaskStatus.UNKNOWN:
-                _say(
+            task_id = item.task_id if handle is None else handle.task_id
+            if handle is not None and self._wishes.json:
+                self._stdout.put(_as_json(item, handle.task, (), None))
+            if task_id is not None:
+                self._left.append(task_id)
+            elif handle is not None and handle.task.status is TaskStatus.UNKNOWN:
+                self._stderr.put(
                     f"bide: {plain(item.label, 60)}: its create may have arrived; look in the service's console"
                 )
             else:
                 not_sent += 1
         if not_sent:
-            _say(f"bide: {not_sent} not sent")
-        if self._left:
-            _say(f"bide: {len(self._left)} left as they are: {', '.join(self._left)}")
-            _say(f"bide: to watch on: {self._watch_command(self._left)}")
+            self._stderr.put(f"bide: {not_sent} not sent")
+        if len(self._left) > self._told_left:
+            self._tell_watch_command(self._left)
 
-    def _watch_command(self, ids: Sequence[str]) -> str:
+    def _tell_watch_command(self, ids: Sequence[str]) -> None:
+        """Name what is left, and how to go on with it."""
+        self._told_left = len(ids)
+        if not ids:
+            return
         words = ["bide", "watch", "--provider", self._provider.name]
         if self._wishes.save is not None:
             words += ["--save", str(self._wishes.save)]
         if self._wishes.json:
             words.append("--json")
-        return shlex.join([*words, *ids])
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+        self._display.say(f"bide: {len(ids)} left as they are: {', '.join(ids)}")
+        self._display.say(f"bide: to watch on: {shlex.join([*words, *ids])}")
 
 
 async def _withdraw(handle: TaskHandle) -> None:
@@ -263,15 +332,44 @@ async def _withdraw(handle: TaskHandle) -> None:
             await handle.cancel()
 
 
+async def _settle(handle: TaskHandle) -> None:
+    """Nobody waits for *handle* any more: withdraw it if it was not sent, else wait for its id."""
+    if handle.task_id is None:
+        await _withdraw(handle)
+        with suppress(BideError):
+            await handle.accepted()
+
+
 def _is_withdrawn(handle: TaskHandle) -> bool:
     return handle.task.status is TaskStatus.CANCELLED and handle.task_id is None
 
 
-def _can_be_watched_on(fault: Exception | None) -> bool:
-    """Whether there is still something to wait for, or to fetch, after *fault*."""
-    return isinstance(fault, WaitTimeoutError | DownloadError) or (
-        fault is not None and status_of(fault) == AUTH
+def _is_left(handle: TaskHandle, fault: Exception | None) -> bool:
+    """Whether there is still something to wait for, or to fetch."""
+    return handle.task_id is not None and (
+        not handle.task.status.is_final or isinstance(fault, DownloadError)
     )
+
+
+def _in_other_words(
+    item: Item, handle: TaskHandle | None, error: Exception, timeout: float | None
+) -> str | None:
+    """*error* in the terms of the command line, where the library's own would be those of Python."""
+    label = f'"{plain(item.label, 60)}"'
+    if isinstance(error, WaitTimeoutError) and handle is not None and timeout is not None:
+        if _is_withdrawn(handle):
+            return f"{label} got no slot within {timeout:g} s: withdrawn, nothing was sent"
+        return f"{_name(handle.task)} is {handle.task.status} after {timeout:g} s; it goes on"
+    if isinstance(error, SubmissionUnknownError):
+        return (
+            f"nobody can say whether the create of {label} arrived; it is not sent again, since that could buy it "
+            f"twice. Look in the service's console: if the task is there, bide watch its id"
+        )
+    return None
+
+
+def _name(task: Task) -> str:
+    return task.task_id or task.ticket
 
 
 def _as_json(item: Item, task: Task | None, files: Sequence[SavedFile], fault: Exception | None) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
 from bide import BideError, Client
 from bide.cli._exits import FAILED, status_of, worst
-from bide.cli._progress import Lines
+from bide.cli._out import Stream
 from bide.cli._prompts import prompts_from
-from bide.cli._run import Item, run
+from bide.cli._run import LAST_WORDS, Item, keep_the_log_quiet, run
 from bide.cli._text import plain
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
     from bide import Provider, Request, TaskHandle
     from bide.cli._run import Wishes
+
+
+MOST_TIMES = 100
+"""Tasks of one prompt."""
 
 
 def generate(
@@ -36,8 +41,8 @@ def generate(
         ValueError, TypeError: there are no prompts, or the options make no request. Nothing was sent.
         OSError: *file* cannot be read.
     """
-    if times < 1:
-        raise ValueError(f"-n is at least 1, not {times}")
+    if not 1 <= times <= MOST_TIMES:
+        raise ValueError(f"-n is from 1 to {MOST_TIMES}, not {times}")
     prompts, total = prompts_from(words, file)
     for word in words or ["any"]:  # options that make no request are told before anything is sent
         provider.create_call(request(word), "check")
@@ -60,7 +65,7 @@ def watch(provider: Provider, ids: Sequence[str], wishes: Wishes) -> int:
 
     async def items() -> AsyncIterator[Item]:
         for each in dict.fromkeys(ids):
-            yield Item(each, partial(_attach, each))
+            yield Item(each, partial(_attach, each), each)
 
     return run(provider, wishes, items(), len(set(ids)))
 
@@ -80,24 +85,28 @@ def cancel(provider: Provider, ids: Sequence[str]) -> int:
         ValueError: no ids were given.
     """
     _check(ids)
+    keep_the_log_quiet()
     return asyncio.run(_cancel_all(provider, ids))
 
 
 async def _cancel_all(provider: Provider, ids: Sequence[str]) -> int:
+    stdout, stderr = Stream(sys.stdout, "standard output"), Stream(sys.stderr, "standard error")
     statuses = set()
     async with Client(provider) as client:
         for each in dict.fromkeys(ids):
             try:
-                handle: TaskHandle = await client.attach(each)
+                handle = await client.attach(each)
                 if await handle.cancel():
-                    print(each)
+                    stdout.put(each)
                     continue
                 await handle.refresh()
-                Lines().say(f"bide: {each} is {handle.task.status}: too late to cancel it")
+                stderr.put(f"bide: {each} is {handle.task.status}: too late to cancel it")
                 statuses.add(FAILED)
             except (BideError, ValueError) as error:
-                Lines().say(f"bide: {plain(str(error), 2000)}")
+                stderr.put(f"bide: {plain(str(error), 2000)}")
                 statuses.add(status_of(error))
+    for stream in (stdout, stderr):
+        stream.flush(LAST_WORDS)
     return worst(statuses)
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bide.emulator import Emulator
 
 KEY = "sk-canary-0123456789"
@@ -80,11 +82,15 @@ async def piped(emulator: Emulator, *words: str, given: str | None = None, **mor
 class Terminal:
     """A command in a pseudo-terminal, with everything that it shows there."""
 
-    def __init__(self, emulator: Emulator, *words: str, **more: str) -> None:
+    def __init__(
+        self, emulator: Emulator, *words: str, stdout: Path | None = None, columns: int = 200, **more: str
+    ) -> None:
         self.shown = ""
-        env = environment(emulator, TERM="xterm-256color", COLUMNS="200", LINES="30", **more)
+        env = environment(emulator, TERM="xterm-256color", COLUMNS=str(columns), LINES="30", **more)
         self._pid, self._file = pty.fork()
         if self._pid == 0:  # pragma: no cover - the child
+            if stdout is not None:
+                os.dup2(os.open(stdout, os.O_WRONLY | os.O_CREAT), 1)
             os.execve(sys.executable, [sys.executable, "-c", PROGRAM, *words], env)
         asyncio.get_running_loop().add_reader(self._file, self._read)
 
@@ -105,6 +111,10 @@ class Terminal:
                     await asyncio.sleep(0.02)
         except TimeoutError:
             raise AssertionError(f"{text!r} is not in:\n{self.shown}") from None
+
+    def hang_up(self) -> None:
+        """The connection to the terminal is lost."""
+        os.kill(self._pid, signal.SIGHUP)
 
     def press_ctrl_c(self) -> None:
         """As the terminal's own driver does it: a signal to who runs in it."""

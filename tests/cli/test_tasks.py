@@ -404,6 +404,162 @@ async def test_bars_are_shown_in_a_terminal_and_leave_the_results() -> None:
     assert "accepted" not in terminal.shown
 
 
+@pytest.mark.parametrize("words", [(), ("--json",)])
+async def test_results_go_to_the_file_that_stdout_is_while_bars_are_shown(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    async with quick() as emulator:
+        terminal = Terminal(emulator, *IMAGE, "a cat", *words, stdout=tmp_path / "urls.txt")
+        try:
+            assert await terminal.ends() == 0
+        finally:
+            terminal.kill()
+
+    (line,) = (tmp_path / "urls.txt").read_text().splitlines()
+    assert emulator.asset_url in line
+    assert emulator.asset_url not in terminal.shown
+
+
+async def test_an_address_is_one_line_in_a_narrow_terminal() -> None:
+    async with quick() as emulator:
+        terminal = Terminal(emulator, *IMAGE, "a cat", columns=40)
+        try:
+            assert await terminal.ends() == 0
+        finally:
+            terminal.kill()
+
+    assert re.search(rf"{emulator.asset_url}\S+Signature=[0-9a-f]{{32}}", terminal.shown)
+
+
+async def test_markup_in_what_the_service_says_is_shown_as_it_is() -> None:
+    async with quick() as emulator:
+        error = {"code": "Throttling.Concurrency", "message": "[/nope] [link=http://evil]click[/link]"}
+        emulator.fault(on="create", status=429, headers={"retry-after": "1"}, body=error)
+        terminal = Terminal(emulator, *IMAGE, "a [/] cat")
+        try:
+            await terminal.shows("paused for 1 s")
+            assert await terminal.ends() == 0
+        finally:
+            terminal.kill()
+
+    assert "[/nope] [link=http://evil]click[/link]" in terminal.shown
+
+
+async def test_the_first_ctrl_c_names_at_once_what_is_known() -> None:
+    """Whoever presses it twice has seen the ids."""
+    async with emulator_with(image_seconds=60, queue_seconds=0) as emulator:
+        terminal = Terminal(emulator, *IMAGE, "fast", "slow")
+        try:
+            await terminal.shows("running")
+            terminal.press_ctrl_c()
+            await terminal.shows("to watch on: bide watch --provider dashscope")
+            terminal.press_ctrl_c()
+            await terminal.ends()
+        finally:
+            terminal.kill()
+
+        assert any(task.id in terminal.shown for task in emulator.tasks())
+
+
+async def test_a_lost_terminal_stops_the_buying() -> None:
+    async with emulator_with(image_seconds=60, concurrency=1) as emulator:
+        terminal = Terminal(emulator, *IMAGE, "--concurrency", "1", "one", "two")
+        try:
+            await terminal.shows("one")
+            while not emulator.tasks():
+                await asyncio.sleep(0.02)
+            terminal.hang_up()
+            assert await terminal.ends() == 130
+        finally:
+            terminal.kill()
+
+        assert emulator.stats()["creates"] == 1
+
+
+async def test_a_request_that_times_out_before_it_was_sent_is_not_bought_later() -> None:
+    async with emulator_with(image_seconds=1.5, concurrency=1) as emulator:
+        words = ("--concurrency", "1", "--timeout", "0.7", "one", "two")
+        process = await start(emulator, *IMAGE, *words)
+        _, err = await asyncio.wait_for(process.communicate(), 20)
+        await asyncio.sleep(1.5)
+
+        assert process.returncode == 5
+        assert emulator.stats()["creates"] == 1
+        assert watch_command(err.decode())[4:] == [emulator.tasks()[0].id]
+        assert "got no slot within 0.7 s: withdrawn" in err.decode()
+        assert "1 not sent" in err.decode()
+
+
+async def test_a_request_that_times_out_while_it_is_sent_is_named_all_the_same() -> None:
+    async with emulator_with(image_seconds=60) as emulator:
+        emulator.fault(on="create", delay=2)
+        ended = await piped(emulator, *IMAGE, "a cat", "--timeout", "0.5")
+
+        assert ended.status == 5
+        assert watch_command(ended.err)[4:] == [emulator.tasks()[0].id]
+
+
+async def test_a_reader_that_stalls_holds_up_nothing() -> None:
+    async with quick() as emulator:
+        prompts = [f"{number} " + "x" * 1400 for number in range(300)]
+        process = await start(emulator, *VIDEO, "--json", "--concurrency", "100", *prompts)
+        while emulator.stats()["creates"] < 100:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(1.5)  # the pipe is full by now, since nobody reads
+        process.send_signal(signal.SIGINT)
+        await asyncio.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(5):
+            while process.returncode is None:
+                await asyncio.sleep(0.02)
+        process._transport.close()  # type: ignore[attr-defined]
+
+    assert process.returncode == 130
+
+
+async def test_the_directory_is_tried_before_anything_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    async with quick() as emulator:
+        ended = await piped(emulator, *IMAGE, "a cat", "--save", str(tmp_path / "file" / "x"))
+
+        assert ended.status == 2
+        assert "Not a directory" in ended.err
+        assert emulator.stats()["creates"] == 0
+
+
+async def test_a_line_is_a_prompt_by_whatever_way_it_comes(tmp_path: Path) -> None:
+    text = "\ufeffa cat\u2028by the sea\x0cat night\n\u3000\n"
+    (tmp_path / "prompts").write_text(text, encoding="utf-8")
+    async with quick() as emulator:
+        by_file = await piped(emulator, *IMAGE, "--json", "--file", str(tmp_path / "prompts"))
+        by_pipe = await piped(emulator, *IMAGE, "--json", given=text, PYTHONUTF8="1")
+
+    assert json.loads(by_file.out)["input"] == "a cat\u2028by the sea\x0cat night"
+    assert json.loads(by_pipe.out)["input"] == "a cat\u2028by the sea\x0cat night"
+
+
+async def test_all_ids_are_watched_and_named_however_many(tmp_path: Path) -> None:
+    async with emulator_with(image_seconds=600) as emulator:
+        ids = [f"00000000-0000-4000-8000-{n:012}" for n in range(150)]
+        process = await start(emulator, "watch", *ids)
+        await asyncio.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+        _, err = await asyncio.wait_for(process.communicate(), 20)
+
+    assert set(watch_command(err.decode())[4:]) == set(ids)
+    assert "not sent" not in err.decode()
+
+
+async def test_a_refused_key_ends_it_though_standard_input_stays_open() -> None:
+    async with quick(api_keys=["sk-another-key"]) as emulator:
+        process = await start(emulator, *IMAGE)
+        assert process.stdin is not None
+        process.stdin.write(b"a cat\n")
+
+        assert await asyncio.wait_for(process.wait(), 10) == 3
+        process._transport.close()  # type: ignore[attr-defined]
+
+
 async def test_ctrl_c_in_a_terminal_prints_the_ids_and_the_command_that_watches_on() -> None:
     async with emulator_with(image_seconds=60, queue_seconds=0) as emulator:
         terminal = Terminal(emulator, *IMAGE, "a paper boat", "a tram")

@@ -10,7 +10,10 @@
 `uvicorn --app-dir examples fastapi_app:app` serves it too; `--timeout-graceful-shutdown 2` then cuts off, at the end,
 those who have stopped reading. $VIDEO_CONCURRENCY is how many videos may be in flight, if not the documented 3.
 
-- Whoever knows a ticket sees its video and may cancel it: authentication is yours to add.
+- Authentication is yours to add: whoever knows a ticket sees its video and may cancel it, and whoever opens /events
+  learns all tickets. With several callers, put the caller's name before the ticket, and filter the stream by it.
+- A limit of the body's size, and of open streams, belongs in the proxy in front of it.
+- An Idempotency-Key is remembered until KEEP_ENDED more videos have ended; after that it would buy again.
 - Records live in memory in this release. Keep the task ids: `client.attach(task_id, kind="video")` follows, after a
   restart, what was left running.
 - Worker processes do not know of each other: give each a key of its own, or its share of the limit (VIDEO_CONCURRENCY=1
@@ -28,9 +31,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from itertools import takewhile
 from types import FrameType
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from fastapi import FastAPI, Header, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
@@ -47,10 +51,10 @@ class Order(BaseModel, extra="forbid"):
     """What POST takes. A misspelt field is refused: left out in silence, it would buy the wrong video."""
 
     prompt: str = Field(min_length=1, max_length=2_000)
-    model: str = "wan2.6-t2v"
-    size: str | None = None
-    duration: float | None = None
-    seed: int | None = None
+    model: Literal["wan2.6-t2v"] = "wan2.6-t2v"  # the model sets the price: name here what callers may choose
+    size: str | None = Field(default=None, max_length=20)
+    duration: int | None = Field(default=None, ge=1, le=60)
+    seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
 
 
 class Video(BaseModel):
@@ -88,6 +92,7 @@ class Videos:
         self.handles: dict[str, TaskHandle] = {}
         self._changes: dict[str, tuple[int, Task]] = {}
         self._ended: deque[str] = deque()
+        self._coming = 0
         # Numbers grow on across restarts: browsers come back with the last one they saw.
         self._number = time.time_ns() // 1_000
         self._changed = asyncio.Event()
@@ -117,9 +122,15 @@ class Videos:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def has_room_for(self, ticket: str | None) -> bool:
-        """Whether *ticket* is known, or one more may be opened."""
-        return ticket in self._changes or len(self._changes) - len(self._ended) < MAX_OPEN
+    @contextmanager
+    def room_for(self, ticket: str | None) -> Iterator[bool]:
+        """Whether *ticket* is known, or one more may be opened: a place is kept for it meanwhile."""
+        is_open = len(self._changes) - len(self._ended) + self._coming
+        self._coming += 1
+        try:
+            yield ticket in self._changes or is_open < MAX_OPEN
+        finally:
+            self._coming -= 1
 
     def _since(self, number: int | None) -> list[tuple[int, Task]]:
         """What has changed after *number*, oldest first; for a new reader (None), what is open."""
@@ -194,6 +205,15 @@ async def unavailable(_: Request, error: BideError) -> JSONResponse:
     return JSONResponse({"detail": "not possible at the moment, try again"}, 503, headers=RETRY)
 
 
+@app.exception_handler(RequestValidationError)
+async def refused(_: Request, error: RequestValidationError) -> JSONResponse:
+    """What is wrong and where, without the input: that may be huge, or no text at all."""
+    faults = [
+        {"where": [ascii(part)[:100] for part in each["loc"]], "what": each["msg"]} for each in error.errors()
+    ]
+    return JSONResponse({"detail": faults}, 422)
+
+
 @app.post("/videos", status_code=202)
 async def create(
     order: Order,
@@ -203,13 +223,17 @@ async def create(
 ) -> Video:
     """Put a video on record. Waiting for a slot, the create and the polling go on behind the answer."""
     videos: Videos = request.app.state.videos
-    if not videos.has_room_for(idempotency_key):
-        raise HTTPException(503, "too many videos are waiting", headers=RETRY)
-    try:
-        video = VideoRequest(**order.model_dump())
-        handle = await request.app.state.client.submit(video, ticket=idempotency_key)
-    except (TypeError, ValueError) as error:  # it cannot be sent, or the key came with another body before
-        raise HTTPException(422, str(error)) from error
+    with videos.room_for(idempotency_key) as has_room:
+        if not has_room:
+            raise HTTPException(503, "too many videos are waiting", headers=RETRY)
+        try:
+            video = VideoRequest(**order.model_dump())
+            handle = await request.app.state.client.submit(video, ticket=idempotency_key)
+        except (
+            TypeError,
+            ValueError,
+        ) as error:  # it cannot be sent, or the key came with another body before
+            raise HTTPException(422, str(error)) from error
     videos.handles[handle.ticket] = handle
     response.headers["Location"] = f"/videos/{handle.ticket}"
     return Video.of(handle.task)

@@ -250,7 +250,11 @@ async def test_a_video_can_be_cancelled_until_it_runs(monkeypatch: pytest.Monkey
         pytest.param({}, {}, id="no prompt"),
         pytest.param({"prompt": ""}, {}, id="an empty prompt"),
         pytest.param({"prompt": "a boat", "seconds": 5}, {}, id="a field that is not known"),
-        pytest.param({"prompt": "a boat", "duration": -1}, {}, id="what bide refuses"),
+        pytest.param({"prompt": "a boat", "duration": -1}, {}, id="no duration"),
+        pytest.param({"prompt": "a boat", "model": "the dearest"}, {}, id="a model that is not offered"),
+        pytest.param({"prompt": "x" * 30_000_000}, {}, id="a huge prompt"),
+        pytest.param({"prompt": "a \ud83d boat"}, {}, id="a prompt that is no text"),
+        pytest.param({"prompt": "a boat", "\ud83d": 1}, {}, id="a field that is no text"),
         pytest.param({"prompt": "a boat"}, {"Idempotency-Key": "../etc"}, id="a key that is no ticket"),
     ],
 )
@@ -258,10 +262,22 @@ async def test_bad_input_is_refused_and_buys_nothing(
     body: dict[str, object], headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Emulator() as emulator, site_at(emulator, monkeypatch) as site:
-        answer = await site.browser.post("/videos", json=body, headers=headers)
+        typed = {**headers, "Content-Type": "application/json"}
+        answer = await site.browser.post("/videos", content=json.dumps(body), headers=typed)
 
         assert (answer.status_code, bool(answer.json()["detail"])) == (422, True)
+        assert len(answer.content) < 2000, "it does not echo what came"
         assert emulator.stats()["creates"] == 0
+
+
+async def test_a_burst_opens_no_more_videos_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Emulator() as emulator, site_at(emulator, monkeypatch) as site:
+        monkeypatch.setattr(site.module, "MAX_OPEN", 5)
+
+        answers = await asyncio.gather(*(site.post() for _ in range(60)))
+
+        assert sorted({answer.status_code for answer in answers}) == [202, 503]
+        assert sum(answer.status_code == 202 for answer in answers) <= 5
 
 
 async def test_an_unknown_ticket_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:

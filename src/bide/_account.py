@@ -172,6 +172,7 @@ class Counters:
     queries_429: int = 0
     lists: int = 0
     cancels: int = 0
+    pauses: int = 0
 
 
 @define(eq=False)
@@ -276,6 +277,7 @@ class Account:
             return TryAgain(fault)
         if reply.status == 429:
             self.counters.queries_429 += 1
+            self.counters.pauses += 1
             now = asyncio.get_running_loop().time()
             self.turnstile.budget.refused(now, reply.retry_after, random.random())  # noqa: S311 - jitter
         elif reply.status < 400:

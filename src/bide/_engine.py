@@ -13,11 +13,12 @@ from attrs import evolve
 
 from bide._account import Account, Counters, origin_of, turnstile_for, unless_closed
 from bide._downloads import save as save_files
-from bide._events import EventName
+from bide._events import EventName, note
 from bide._handle import TaskHandle
 from bide._polling import Poller
 from bide._submission import Submitter
-from bide.errors import ClientClosedError, NotFoundError, WaitTimeoutError
+from bide._wire import shown
+from bide.errors import APIError, ClientClosedError, NotFoundError, WaitTimeoutError
 from bide.ledgers import LaneTerms, Record
 from bide.models import Billing, ErrorDetail, Task, TaskStatus
 from bide.providers import Denied, Gone, Stopped, TooLate, TryAgain
@@ -230,12 +231,12 @@ class Engine:
                 self._create_faults.pop(record.kind, None)
                 if record.cancelling and record.owner == self.owner:
                     self._start_cancel(handle)
-            if record.task.status is not before:
-                self._tell(_name_of(before, record.task.status), handle)
             if record.task.status.is_final:
                 self._abandoned.discard(record.ticket)
                 self.poller.forget(record.ticket)
                 self._ended[record.ticket] = self._open.pop(record.ticket)
+            if record.task.status is not before:
+                self._tell(_name_of(before, record.task.status), handle)
         if record.owner is None and not record.task.status.is_final and record.origin == self.origin:
             self._adopt_soon()
         self._submitter.wake()
@@ -253,7 +254,8 @@ class Engine:
         """Whoever waits for *ticket* must hear this now; the submission is not ended by it."""
         handle = self._open.get(ticket)
         if handle is not None:
-            log.warning("%s: %s", ticket, error)
+            again = type(handle._fault) is type(error)
+            note(logging.DEBUG if again else logging.WARNING, f"{ticket}: {shown(str(error), 1000)}")
             handle._stumbled(error)
             handle._told(error)
 
@@ -274,7 +276,7 @@ class Engine:
     def paused(self, ticket: str, lane: str, seconds: float, error: BideError) -> None:
         """Creates of a lane, or queries of the account, wait because of *error*."""
         handle = self._open.get(ticket)
-        if handle is not None:
+        if handle is not None and seconds > 0:
             self._tell(EventName.PAUSED, handle, key=lane, seconds=seconds, error=error)
 
     def _tell(self, name: EventName, handle: TaskHandle, *, key: str | None = None, **what: Any) -> None:
@@ -290,7 +292,7 @@ class Engine:
 
     def _admission_failed(self, error: BideError) -> None:
         """Nothing can be admitted: whoever waits for a slot hears it. The records stay, and it is tried again."""
-        log.error("nothing can be admitted: %s", error)
+        note(logging.ERROR, f"nothing can be admitted: {shown(str(error), 1000)}")
         for handle in list(self._open.values()):
             if handle.task.status is TaskStatus.WAITING:
                 handle._stumbled(error)
@@ -362,6 +364,9 @@ class Engine:
                 case Denied(error):
                     raise error.about(ticket=handle.ticket, task_id=task_id)
                 case TryAgain(error):
+                    if isinstance(error, APIError) and error.status_code == 429:
+                        pause = self.account.turnstile.budget.paused_for(self.clock())
+                        self.paused(handle.ticket, record.lane, pause, error)
                     if attempt == CANCEL_TRIES - 1:
                         raise error.about(ticket=handle.ticket, task_id=task_id)
                     await asyncio.sleep(2.0**attempt)
@@ -379,21 +384,25 @@ class Engine:
         began = self._loop.time()
         files = await save_files(self._transport, task, directory)
         handle = self._ended.get(task.ticket)
-        kind = "" if handle is None else handle._record.kind
-        self.announcer.tell(
-            EventName.SAVED, task, kind=kind, seconds=self._loop.time() - began, files=tuple(files)
-        )
+        kind, key = ("", None) if handle is None else (handle._record.kind, handle._record.lane)
+        took = self._loop.time() - began
+        self.announcer.tell(EventName.SAVED, task, kind=kind, key=key, seconds=took, files=tuple(files))
         return files
 
     def as_curl(self, handle: TaskHandle, *, create: bool) -> str:
         """See `TaskHandle.as_curl`."""
         request, task_id = handle.request, handle.task_id
-        if task_id is not None and not create:
+        if not create:
+            if task_id is None:
+                raise ValueError(
+                    f"ticket {handle.ticket} has no task id: there is nothing to ask for. as_curl(create=True) gives "
+                    f"the create; running that makes, and bills, a new task"
+                )
             call = self._provider.query_call(task_id)
-        elif request is not None:
-            call = self._provider.create_call(request, handle.ticket)
-        else:
+        elif request is None:
             raise ValueError(f"task {task_id} was made elsewhere: its create is not known here")
+        else:
+            call = self._provider.create_call(request, handle.ticket)
         variable = next(iter(self._provider.key_variables), "API_KEY")
         return self._transport.as_curl(call, key_variable=variable)
 

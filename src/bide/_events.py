@@ -7,13 +7,14 @@ import logging
 import os
 import sys
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from attrs import frozen
 
-from bide._wire import shown
+from bide._wire import shown, unsigned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,9 +38,11 @@ class EventName(StrEnum):
     """The service said "too many", or could not be reached: nobody of that key creates (or, where the task is accepted
     already, nobody of the account asks) for `seconds`."""
     SUBMITTED = "submitted"
-    """The service has taken it: its task id is known, and on record."""
+    """The service has taken it: its task id is known, and on record. A create that is answered with the result at once
+    is final without it, and a task that was attached begins with being looked at."""
     LOOKED = "looked"
-    """A status query has ended, after `seconds`; `error` says why if it failed."""
+    """A status query for this task has ended, after `seconds`; `error` says why if it failed. (A list that took the
+    place of many queries tells only what has changed.)"""
     CHANGED = "changed"
     """Status, progress, outputs or error are new, and it goes on."""
     FINAL = "final"
@@ -93,9 +96,9 @@ class Event:
         if self.files:
             words.append(f"{len(self.files)} files")
         if self.error is not None:
-            words.append(f"({type(self.error).__name__}: {shown(str(self.error), 200)})")
+            words.append(f"({type(self.error).__name__}: {_for_the_log(str(self.error))})")
         elif task.error is not None and self.name is EventName.FINAL:
-            words.append(f"({shown(task.error.code or '', 60)}: {shown(task.error.message or '', 200)})")
+            words.append(f"({shown(task.error.code or '', 60)}: {_for_the_log(task.error.message or '')})")
         return " ".join(words)
 
 
@@ -104,7 +107,6 @@ class Announcer:
 
     Attributes:
         ended: how many submissions have ended, by their last status.
-        pauses: how often the service's "too many", or a connection that failed, has put something off.
         files: how many were saved.
 
     Raises:
@@ -112,7 +114,8 @@ class Announcer:
     """
 
     def __init__(self, provider: str, hook: Callable[[Event], object] | None) -> None:
-        if hook is not None and (not callable(hook) or inspect.iscoroutinefunction(hook)):
+        is_async = inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(type(hook).__call__)
+        if hook is not None and (not callable(hook) or is_async):
             raise TypeError(
                 f"on_event must be a plain function that takes an Event and returns at once, not {hook!r}; to await "
                 f"something for each event, pass put_nowait of an asyncio.Queue and read that in a task of yours"
@@ -121,7 +124,6 @@ class Announcer:
         self._hook = hook
         self._complained = False
         self.ended: Counter[TaskStatus] = Counter()
-        self.pauses = 0
         self.files = 0
 
     def tell(
@@ -138,7 +140,6 @@ class Announcer:
         """Tell one event. Costs next to nothing where nobody listens."""
         if name is EventName.FINAL:
             self.ended[task.status] += 1
-        self.pauses += name is EventName.PAUSED
         self.files += len(files)
         level = logging.DEBUG if name is EventName.LOOKED else logging.INFO
         is_logged = log.isEnabledFor(level)
@@ -146,22 +147,45 @@ class Announcer:
             return
         event = Event(name, datetime.now(UTC), self._provider, kind, key, task, seconds, error, files)
         if is_logged:
-            log.log(level, "%s", event)
-        if self._hook is not None:
-            try:
-                self._hook(event)
-            except Exception as fault:  # noqa: BLE001 - a hook is the user's; what it watches goes on
-                self._complain(fault)
+            note(level, str(event))
+        if self._hook is None:
+            return
+        try:
+            returned = self._hook(event)
+            if inspect.iscoroutine(returned):
+                returned.close()
+                raise TypeError("it is a coroutine function: nobody awaits what it returns")
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as fault:  # noqa: BLE001 - the result of a cancelled future raises one, too
+            self._complain(fault)
 
-    def _complain(self, fault: Exception) -> None:
+    def _complain(self, fault: BaseException) -> None:
         """Tell of a hook that raises: at full length once."""
-        if not self._complained:
-            self._complained = True
-            log.error(
-                "on_event raised; it is called on, and its next faults are logged as DEBUG", exc_info=fault
-            )
-        else:
-            log.debug("on_event raised %s", type(fault).__name__)
+        if self._complained:
+            note(logging.DEBUG, f"on_event raised {type(fault).__name__}")
+            return
+        self._complained = True
+        text = "on_event raised; it is called on, and its next faults are logged as DEBUG"
+        note(logging.ERROR, text, fault)
+
+
+def note(level: int, text: str, fault: BaseException | None = None) -> None:
+    """Log *text* as a line without signatures. A handler that raises disturbs nobody: records are being written."""
+    with suppress(Exception):
+        log.log(level, "%s", unsigned(text), exc_info=fault)
+
+
+def _for_the_log(text: str) -> str:
+    return shown(unsigned(text), 200)
+
+
+class _Printer(logging.StreamHandler[TextIO]):
+    """Prints to standard error, until the application sets up a log of its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not logging.getLogger().handlers:
+            super().emit(record)
 
 
 def log_as_the_environment_says() -> None:
@@ -177,6 +201,6 @@ def log_as_the_environment_says() -> None:
         return
     log.setLevel(LEVELS[word])
     if not log.hasHandlers():
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _Printer(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         log.addHandler(handler)

@@ -181,15 +181,15 @@ class TaskHandle:
     def as_curl(self, *, create: bool = False) -> str:
         """The status query of this task as a curl command, for a support ticket: asking costs nothing.
 
-        Before the create was accepted there is nothing to ask for, and it is the create. The key is left out: the
-        command takes it from the provider's environment variable. Signatures in addresses, and inline files, are left
-        out too. Nothing is sent, and the client may be closed.
+        The key is left out: the command takes it from the provider's environment variable (with several keys, set the
+        one that the task was made with). Signatures in addresses, and inline files, are left out too. Nothing is
+        sent, and the client may be closed.
 
         Args:
-            create: give the create call. **Running that makes, and bills, a new task.**
+            create: give the create call instead. **Running that makes, and bills, a new task.**
 
         Raises:
-            ValueError: *create* is asked for, and the task was made elsewhere.
+            ValueError: there is no task id yet to ask for; or *create*, and the task was made elsewhere.
         """
         return self._engine.as_curl(self, create=create)
 

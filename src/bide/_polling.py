@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from attrs import define, evolve, field
 
 from bide._account import misread, retry_after_of, unless_closed
+from bide._events import note
 from bide._pace import RECHECK, Pace
-from bide.errors import BideError, RateLimitError, WaitTimeoutError
+from bide.errors import APIError, BideError, WaitTimeoutError
 from bide.models import Deadlines, ErrorDetail, Task, TaskStatus
 from bide.providers import Denied, Gone
 
@@ -40,8 +41,6 @@ LOOKS_SHARE = 0.7
 
 BATCH = 500
 """How many that are due are taken from the heap in one turn of the event loop: others want theirs too."""
-
-log = logging.getLogger("bide")
 
 
 @define(eq=False)
@@ -239,6 +238,8 @@ class Poller:
         def ended(_: object) -> None:
             self._looks.discard(look)
             watch.look = None
+            if look.cancelled() or look.exception() is not None:
+                watch.look_at = self._time() + RECHECK  # it has digested nothing
             self._account.turnstile.leave()
             self._push(watch)
             self._wake.set()
@@ -276,7 +277,7 @@ class Poller:
             watch.profile, watch.failures, retry_after_of(outcome), chance
         )
         self._listener.stumbled(watch.ticket, outcome.error)
-        if isinstance(outcome.error, RateLimitError):
+        if isinstance(outcome.error, APIError) and outcome.error.status_code == 429:
             pause = self._account.turnstile.budget.paused_for(now)
             self._listener.paused(watch.ticket, watch.lane, pause, outcome.error)
         self._tell_overdue(watch)
@@ -337,7 +338,8 @@ class Poller:
             return
         self._strange.add(word)
         if not self._account.provider.knows(word):
-            log.warning("%s: unknown task status %r counts as running", self._account.provider.name, word)
+            name = self._account.provider.name
+            note(logging.WARNING, f"{name}: unknown task status {word!r} counts as running")
 
     # Deadlines ---------------------------------------------------------------------------------------------
 
@@ -393,7 +395,7 @@ class Poller:
             if isinstance(answer, list):
                 listed = {each.task.task_id: each for each in answer if each.task.task_id is not None}
         except Exception as fault:  # noqa: BLE001 - single looks will do, and tell what is wrong
-            log.debug("list failed: %s", misread(fault))
+            note(logging.DEBUG, f"list failed: {misread(fault)}")
         for watch in watches:
             watch.due = False
             if watch.closed:

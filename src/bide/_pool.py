@@ -25,7 +25,7 @@ import httpx
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 SIZE = 100
 """Connections at most, as httpx and aiohttp have them by default. Polling mostly uses a handful."""
@@ -171,18 +171,21 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         try:
             connection: httpx.AsyncBaseTransport
             if self._proxy is None:
-                connection = _Direct(self._keep_alive)
+                connection = _Direct(self._keep_alive, self._count)
             else:
                 limits = httpx.Limits(max_connections=1, keepalive_expiry=self._keep_alive)
                 connection = httpx.AsyncHTTPTransport(
                     verify=tls_context(), limits=limits, proxy=self._proxy, trust_env=False
                 )
+                self._count()
         except (ValueError, ImportError, OSError, httpx.InvalidURL) as fault:
             # A proxy that cannot be used, or certificates that cannot be read: nothing will ever be sent like this.
             self._wake()  # the place may have been promised to us
             raise SetupError(f"check the proxy and $SSL_CERT_FILE: {fault}") from None
-        self.opened += 1
         return connection
+
+    def _count(self) -> None:
+        self.opened += 1
 
     def give_back(self, connection: httpx.AsyncBaseTransport) -> None:
         """The answer on *connection* was read to its end."""
@@ -216,8 +219,9 @@ class ConnectionStack(httpx.AsyncBaseTransport):
 class _Direct(httpx.AsyncBaseTransport):
     """One connection without a proxy. It is made anew when the server has closed it, or for another origin."""
 
-    def __init__(self, keep_alive: float) -> None:
+    def __init__(self, keep_alive: float, on_open: Callable[[], None]) -> None:
         self._keep_alive = keep_alive
+        self._on_open = on_open
         self._tls = tls_context()
         self._connection: httpcore.AsyncHTTPConnection | None = None
 
@@ -229,6 +233,7 @@ class _Direct(httpx.AsyncBaseTransport):
         connection = self._connection
         if connection is None or not _serves(connection, target.origin):
             await self.aclose()
+            self._on_open()
             connection = self._connection = httpcore.AsyncHTTPConnection(
                 target.origin, ssl_context=self._tls, keepalive_expiry=self._keep_alive
             )

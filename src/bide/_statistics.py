@@ -45,13 +45,14 @@ class Statistics:
         open: submissions that have not ended; `waiting`, `submitting`, `queued` and `running` add up to it.
         succeeded: submissions that have ended so; likewise `failed`, `cancelled`, `expired`, `rejected`, `unknown`.
         saved: files that were written.
-        creates: create calls sent; `creates_429` of them were answered "too many". Likewise queries.
-        lists, cancels: calls sent; they count against the query budget too.
+        creates: create calls sent; `creates_429` of them were answered "too many".
+        queries, lists, cancels: calls sent, all on the query budget; `queries_429` of the three were answered so.
         pauses: how often "too many", or a connection that failed, has put creates or queries off.
         queries_paused_for: seconds until the next query may go after a 429; 0 if at once.
         looks_due: tasks that would be looked at now, if the query budget and the connections allowed it.
         connections: open ones to the API; `connections_busy` of them carry a request, and `connections_opened` counts
-            all there were. 0 where the client was given a transport or an HTTP client.
+            all there were (through a proxy: not those made anew after the server has closed one). 0 where the client
+            was given a transport or an HTTP client.
     """
 
     lanes: tuple[LaneStatistics, ...]
@@ -107,7 +108,7 @@ async def statistics_of(engine: Engine, limits: Callable[[str], Limits]) -> Stat
         queries_429=counters.queries_429,
         lists=counters.lists,
         cancels=counters.cancels,
-        pauses=engine.announcer.pauses,
+        pauses=counters.pauses,
         queries_paused_for=engine.account.turnstile.budget.paused_for(engine.clock()),
         looks_due=engine.poller.backlog,
         connections=connections.busy + connections.idle,

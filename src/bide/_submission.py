@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve
 
 from bide._account import misread
+from bide._events import note
 from bide.errors import APIError, BideError, LedgerError, TransportError
 from bide.ledgers import Held, Record
 from bide.models import Billing, ErrorDetail, TaskStatus
@@ -48,9 +49,6 @@ CLOCK_SLACK = 3.0
 """The service tells its clock in whole seconds, and an answer takes a moment to come."""
 RETRY = 5.0
 """Seconds until admission is tried again after a fault of the ledger, or of an adapter."""
-
-
-log = logging.getLogger("bide")
 
 
 class Submitter:
@@ -161,7 +159,7 @@ class Submitter:
                 return
             except Exception as fault:  # noqa: BLE001 - a ledger may be anybody's
                 error = fault if isinstance(fault, BideError) else LedgerError(f"the ledger failed: {fault}")
-                log.error("%s: could not be recorded (task id %s): %s", ticket, task_id, error)
+                note(logging.ERROR, f"{ticket}: could not be recorded (task id {task_id}): {error}")
                 self._listener.told(ticket, error.about(ticket=ticket, task_id=task_id))
                 await asyncio.sleep(RETRY)
 
@@ -242,9 +240,15 @@ class Submitter:
         await self._tell_pause(record, fault)
 
     async def _tell_pause(self, record: Record, error: BideError) -> None:
-        """The lane of *record* has been paused because of *error*."""
+        """The lane of *record* has been paused because of *error*. Telling it may fail; the record is safe by now."""
         lane, now = record.lane or "", self._ledger.now()
-        for view in await self._ledger.lanes(self._origin, [lane]):
+        self._account.counters.pauses += 1
+        try:
+            views = await self._ledger.lanes(self._origin, [lane])
+        except Exception as fault:  # noqa: BLE001 - a ledger may be anybody's
+            note(logging.DEBUG, f"a pause could not be told: {type(fault).__name__}")
+            return
+        for view in views:
             if view.kind == record.kind:
                 self._listener.paused(record.ticket, lane, max(0.0, view.state.paused_until - now), error)
 
@@ -306,7 +310,9 @@ class Submitter:
 
         async def finish() -> None:
             now = await self._ledger.get(record.ticket)
-            if now is not None and now.task.status is TaskStatus.SUBMITTING:
+            # Of this attempt: it may have been put back and admitted anew meanwhile.
+            is_this = now is not None and now.admitted == record.admitted
+            if is_this and now is not None and now.task.status is TaskStatus.SUBMITTING:
                 await self._ledger.finish(record.ticket, task, hold=hold)
 
         await self._keep(record.ticket, finish)

@@ -21,7 +21,7 @@ from attrs import frozen
 
 from bide._pool import MAX_IDLE, SIZE, ConnectionStack, check_proxy, proxy_for, tls_context
 from bide._version import __version__
-from bide._wire import Reply, shown
+from bide._wire import Reply, shown, unsigned
 from bide.errors import BideError, DownloadError, TransportError, UnexpectedReplyError
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ class Transport:
 
         Args:
             timeout: seconds for the whole exchange.
-            fresh: use no connection that has been idle for more than a second.
+            fresh: use no connection that has been idle for more than a second (on a caller's client: as it pleases).
             limit: bytes of the body that are read at most.
 
         Raises:
@@ -327,12 +327,15 @@ class Transport:
 
     def as_curl(self, call: Call, *, key_variable: str) -> str:
         """*call* as a command of the shell, with the key's variable in the place of the key."""
-        lines = [f"curl -sS -X {call.method} {shlex.quote(self._url(call))}"]
+        lines = [f"curl -g -sS -X {call.method} {shlex.quote(self._url(call))}"]
         lines.append(f'-H "Authorization: Bearer ${key_variable}"')
         lines += [f"-H {shlex.quote(f'{name}: {value}')}" for name, value in call.headers.items()]
         if call.body is not None:
             lines.append("-H 'Content-Type: application/json'")
-            lines.append(f"-d {shlex.quote(json.dumps(_without_secrets(call.body), ensure_ascii=False))}")
+            body = json.dumps(_without_secrets(call.body), ensure_ascii=False)
+            # What a terminal would obey is escaped: commands are pasted.
+            body = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in body)
+            lines.append(f"-d {shlex.quote(body)}")
         return " \\\n  ".join(lines)
 
     # Downloads ---------------------------------------------------------------------------------------------
@@ -423,11 +426,9 @@ def _without_secrets(value: Any) -> Any:
         return {name: _without_secrets(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_without_secrets(each) for each in value]
-    if isinstance(value, str) and value.startswith(("http://", "https://")):
-        return without_query(value)
-    if isinstance(value, str) and value.startswith("data:"):
+    if isinstance(value, str) and value.lstrip()[:5].lower() == "data:":
         return f"{value.partition(',')[0][:100]},… ({len(value)} characters)"
-    return value
+    return unsigned(value) if isinstance(value, str) else value
 
 
 def _split(url: str) -> SplitResult:
@@ -446,7 +447,9 @@ def _packing(headers: Mapping[str, str]) -> list[str]:
 
 def _log_call(call: Call, url: str, end: str, began: float) -> None:
     if log.isEnabledFor(logging.DEBUG):
-        log.debug("%s %s: %s after %.3f s", call.method, without_query(url), end, time.monotonic() - began)
+        took = time.monotonic() - began
+        with suppress(Exception):  # a handler may raise: that must not look like a fault of the call
+            log.debug("%s %s: %s after %.3f s", call.method, without_query(url), unsigned(end), took)
 
 
 def _headers(call: Call, key: Secret) -> dict[str, str]:

@@ -154,6 +154,14 @@ def shown(text: str | bytes, limit: int = MAX_SHOWN) -> str:
     return safe + ("…" if len(text) > limit else "")
 
 
+_SIGNED = re.compile(r"([a-z][a-z0-9+.-]*://[^\s?\"'<>]*)\?[^\s\"'<>]*", re.IGNORECASE)
+
+
+def unsigned(text: str) -> str:
+    """*text* without the query strings of the addresses in it: those may be signatures."""
+    return _SIGNED.sub(r"\1?…", text)
+
+
 _TASK_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:=~@+-]{0,255}")
 
 

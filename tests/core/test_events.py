@@ -24,7 +24,9 @@ from bide import (
     Event,
     EventName,
     ImageRequest,
+    LedgerError,
     Limits,
+    MemoryLedger,
     RateLimitError,
     ServerError,
     TaskFailedError,
@@ -311,7 +313,7 @@ async def test_the_curl_command_asks_for_the_task_and_has_no_key(capfd: pytest.C
         command = handle.as_curl()
 
     words = shlex.split(command)
-    assert words[:3] == ["curl", "-sS", "-X"]
+    assert words[:4] == ["curl", "-g", "-sS", "-X"]
     assert f"{emulator.dashscope_url}/tasks/{handle.task_id}" in words
     assert "Authorization: Bearer $DASHSCOPE_API_KEY" in words
     assert KEY not in command
@@ -331,26 +333,38 @@ async def test_the_curl_command_runs() -> None:
     assert str(handle.task_id) in json.loads(out).values()
 
 
-async def test_the_curl_command_of_a_create_shows_no_signature_and_no_file() -> None:
-    request = VideoRequest(
-        "it's a cat",
-        model="wan2.6-i2v",
-        image="https://files.example/a.png?Signature=hush",
-        extra={"note": "hi"},
-    )
-    service = ToyService(creates=[400])
-    async with Client(Dieyuyun(), api_key=KEY, transport=httpx.MockTransport(service_of(400))) as client:
+async def test_the_curl_command_of_a_create_shows_no_signature_no_file_and_nothing_a_terminal_obeys() -> None:
+    prompt = "it's a cat\x7f\x9b $(date) \U000e0001 see HTTPS://files.example/b?Signature=hush"
+    request = VideoRequest(prompt, model="wan2.6-i2v", image="https://files.example/a.png?Signature=hush")
+    answer = httpx.Response(400, json={"error": {"message": "no", "code": "bad"}})
+    transport = httpx.MockTransport(lambda _: answer)
+    async with Client(Dieyuyun(), api_key=KEY, transport=transport) as client:
         handle = await client.submit(request)
         with pytest.raises(BideError):
             await handle.result()
 
-    assert service.seen == []
-    command = handle.as_curl()
+    with pytest.raises(ValueError, match="makes, and bills, a new task"):
+        handle.as_curl()
+    command = handle.as_curl(create=True)
     body = json.loads(shlex.split(command)[-1])
-    assert body["prompt"] == "it's a cat"
+    assert body["prompt"] == "it's a cat\x7f\x9b $(date) \U000e0001 see HTTPS://files.example/b?…"
+    assert command.replace("\n", "").isprintable()
     assert "https://files.example/a.png?…" in command
     assert "hush" not in command
     assert "$DIEYUYUN_API_KEY" in command
+
+
+async def test_an_inline_file_is_not_in_the_curl_command() -> None:
+    request = VideoRequest("a cat", model="m", image="data:image/png;base64," + "iVBORw0KGgo" * 500)
+    async with Client(
+        Dieyuyun(), api_key=KEY, transport=httpx.MockTransport(ToyService(creates=[400]))
+    ) as client:
+        handle = await client.submit(request)
+        with pytest.raises(BideError):
+            await handle.result()
+
+    assert "data:image/png;base64,… (" in handle.as_curl(create=True)
+    assert len(handle.as_curl(create=True)) < 500
 
 
 async def test_the_create_of_a_task_made_elsewhere_is_not_known() -> None:
@@ -360,10 +374,6 @@ async def test_the_create_of_a_task_made_elsewhere_is_not_known() -> None:
         assert "/tasks/task-1" in handle.as_curl()
         with pytest.raises(ValueError, match="made elsewhere"):
             handle.as_curl(create=True)
-
-
-def service_of(status: int) -> object:
-    return lambda _: httpx.Response(status, json={"error": {"message": "no", "code": "bad"}})
 
 
 async def test_each_way_of_ending_is_told_once() -> None:
@@ -406,3 +416,126 @@ async def test_a_cancel_while_submitting_ends_in_one_final_event() -> None:
             await handle.result()
 
     assert names(events) == ["waiting", "submitting", "submitted", "looked", "final"]
+
+
+@pytest.mark.parametrize("fault", [asyncio.CancelledError(), KeyError("mine"), BaseException("any")])
+@pytest.mark.parametrize("moment", list(EventName)[:-1])
+async def test_a_hook_that_raises_at_any_moment_loses_no_task_and_no_slot(
+    moment: EventName, fault: BaseException
+) -> None:
+    def broken(event: Event) -> None:
+        if event.name is moment:
+            raise fault
+
+    busy = httpx.Response(429, headers={"retry-after": "1"}, json={})
+    service = ToyService(creates=[busy, {"status": "queued"}], queries=[RUNNING, DONE])
+    async with service.client(on_event=broken, limits=Limits(concurrency=1)) as client:
+        for task in await client.gather(image("one"), image("two")):
+            assert task.status is TaskStatus.SUCCEEDED
+        assert [lane.slots for lane in (await client.statistics()).lanes] == [0]
+    assert service.count("POST") == 3
+    assert service.count("GET") <= 4
+
+
+async def test_a_log_handler_that_raises_loses_no_task() -> None:
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise RuntimeError("disk full")
+
+    handler, log = Broken(), logging.getLogger("bide")
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        async with ToyService(queries=[RUNNING, DONE]).client() as client:
+            assert (await client.run(image())).status is TaskStatus.SUCCEEDED
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
+
+
+async def test_a_pause_that_cannot_be_told_loses_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ledger may fail where the pause is read from it: the create goes on all the same."""
+    ledger = MemoryLedger()
+
+    async def failing(*_: object) -> None:
+        await asyncio.sleep(2.5)
+        raise LedgerError("gone for a moment")
+
+    monkeypatch.setattr(ledger, "lanes", failing)
+    busy = httpx.Response(429, headers={"retry-after": "0.5"}, json={})
+    service = ToyService(creates=[busy, {"status": "queued"}], queries=[DONE])
+    service.delay["POST"] = 2
+    async with service.client(ledger=ledger) as client:
+        task = await client.run(image())
+
+    assert (task.status, task.task_id) == (TaskStatus.SUCCEEDED, "toy-2")
+
+
+async def test_a_signature_in_what_the_service_says_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    error = {"code": "Bad", "message": "Download https://files.example/a.png?Signature=hush timed out"}
+    async with emulator_with() as emulator:
+        emulator.fault(on="create", status=400, body=error)
+        with caplog.at_level(logging.DEBUG, logger="bide"):
+            async with client_at(emulator) as client:
+                with pytest.raises(BideError):
+                    await client.run(image())
+
+    assert "https://files.example/a.png?…" in caplog.text
+    assert "hush" not in caplog.text
+
+
+async def test_a_pause_of_queries_counts_whatever_was_asked() -> None:
+    events: list[Event] = []
+    async with emulator_with(image_seconds=60, queue_seconds=60) as emulator:
+        async with client_at(emulator, on_event=events.append) as client:
+            handle = await client.submit(image())
+            await handle.accepted()
+            emulator.fault(on="cancel", status=429, headers={"retry-after": "6"})
+            assert await handle.cancel()
+            assert (await client.statistics()).pauses == 1
+
+    assert [round(event.seconds or 0) for event in events if event.name is EventName.PAUSED] == [6]
+
+
+async def test_repeated_warnings_of_one_kind_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with ToyService(queries=[403]).client() as client:
+        await client.submit(image())
+        await asyncio.sleep(600)
+
+    assert sum("denied" in record.getMessage() for record in caplog.records) == 1
+
+
+async def test_a_log_that_is_set_up_later_gets_each_line_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, root = logging.getLogger("bide"), logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(log, "handlers", [])
+    monkeypatch.setattr(log, "level", log.level)
+    monkeypatch.setenv("BIDE_LOG", "info")
+    lines: list[str] = []
+
+    class Own(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    async with ToyService(queries=[DONE]).client() as client:
+        await client.run(image())
+        printed = len(capsys.readouterr().err.splitlines())
+        root.addHandler(Own())
+        await client.run(image())
+
+    assert printed == len(lines) == 4
+    assert capsys.readouterr().err == ""
+
+
+async def test_an_object_whose_call_is_async_is_no_hook(caplog: pytest.LogCaptureFixture) -> None:
+    class Hook:
+        async def __call__(self, event: Event) -> None: ...
+
+    with pytest.raises(TypeError, match="plain function"):
+        Client(Toy(), api_key="sk-toy", on_event=Hook())
+    hook = Hook()
+    async with ToyService(queries=[DONE]).client(on_event=lambda event: hook(event)) as client:  # noqa: PLW0108 - it hides the coroutine function
+        await client.run(image())
+    assert "nobody awaits" in caplog.text

@@ -35,7 +35,8 @@ def prompts_from(words: Sequence[str], file: Path | None) -> tuple[AsyncIterator
     if file is not None and str(file) != "-":
         found = _lines_of(file)
         return _of(found), len(found)
-    if file is None and sys.stdin.isatty():
+    # Where the caller has closed standard input (a service, `<&-`), Python has None in its place.
+    if sys.stdin is None or (file is None and sys.stdin.isatty()):
         raise ValueError(
             "no prompts: give them as arguments, with --file FILE (one a line), or on standard input"
         )

@@ -184,15 +184,13 @@ class _Run:
             self._display.name(handle.ticket, item.label)
             if self._hopeless:
                 await _withdraw(handle)
-            await handle.result(timeout=self._wishes.timeout)
+            await self._wait(handle)
             if self._wishes.save is not None:
                 files = await handle.save(self._wishes.save)
         except ClientClosedError:
             return  # it is told at the end
         except (BideError, ValueError, TypeError) as error:
             fault = error
-            if isinstance(error, WaitTimeoutError) and handle is not None:
-                await _settle(handle)
             self._told_or_not_sent(item, handle, error)
         if handle is not None:
             self._display.ended(handle.ticket)
@@ -202,6 +200,20 @@ class _Run:
             self._left.append(item.task_id)
         del self._open[id(item)]
         await self._print(item, handle, files, fault)
+
+    async def _wait(self, handle: TaskHandle) -> None:
+        """Wait until it has succeeded.
+
+        Raises:
+            BideError: it has not, or its time is up.
+        """
+        try:
+            await handle.result(timeout=self._wishes.timeout)
+        except WaitTimeoutError:
+            await _settle(handle)
+            if _is_withdrawn(handle) or not handle.task.status.is_final:
+                raise
+            await handle.result()  # it has ended meanwhile: what came of it says more
 
     def _told_or_not_sent(self, item: Item, handle: TaskHandle | None, error: Exception) -> None:
         """Tell the *error*, unless it is only that the request was withdrawn with others."""
@@ -333,11 +345,16 @@ async def _withdraw(handle: TaskHandle) -> None:
 
 
 async def _settle(handle: TaskHandle) -> None:
-    """Nobody waits for *handle* any more: withdraw it if it was not sent, else wait for its id."""
-    if handle.task_id is None:
-        await _withdraw(handle)
-        with suppress(BideError):
-            await handle.accepted()
+    """Nobody waits for *handle* any more: withdraw it if it was not sent, else wait for the answer to its create.
+
+    That answer may put it back into the queue, where it would be sent again and paid for, with nobody waiting.
+    """
+    with suppress(BideError):
+        async for task in handle.events():
+            if task.status is TaskStatus.WAITING:
+                await _withdraw(handle)
+            elif task.status is not TaskStatus.SUBMITTING:
+                return
 
 
 def _is_withdrawn(handle: TaskHandle) -> bool:

@@ -15,6 +15,7 @@ import multiprocessing
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -64,8 +65,7 @@ class Measured:
 def resident() -> int:
     """Bytes of this process in memory."""
     gc.collect()
-    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - a file of the kernel
-        return int(file.read().split()[1]) * PAGE
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * PAGE
 
 
 def deep_size(value: object) -> int:
@@ -112,6 +112,7 @@ async def measure(size: int) -> Measured:
         raw = sum(deep_size(handle.task.raw) for handle in handles)
         unawaited = (resident() - before - raw) / size
         loop = asyncio.get_running_loop()
+        # A loop tells the number of its timers to nobody.
         tasks, timers = len(asyncio.all_tasks()), len(loop._scheduled)  # type: ignore[attr-defined]  # noqa: SLF001
         late = await lags(WINDOW)
         cpu, looks = time.process_time(), stub.looks

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -49,7 +50,7 @@ class _Task:
         return self.remaining == 0
 
 
-class Stub:
+class Stub(ABC):
     """A service on a free port of this machine, in the running loop. The n-th task always takes the same time."""
 
     refusal: ClassVar[dict[str, Any]] = {"detail": "Too many tasks at once."}
@@ -61,9 +62,9 @@ class Stub:
         self._refused = self._looks = 0
         self.origin = ""
 
+    @abstractmethod
     def routes(self) -> list[web.RouteDef]:
         """The paths of the protocol."""
-        raise NotImplementedError
 
     async def __aenter__(self) -> Self:
         app = web.Application()

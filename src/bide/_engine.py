@@ -13,7 +13,7 @@ from attrs import evolve
 
 from bide._account import Account, Counters, origin_of, turnstile_for, unless_closed
 from bide._downloads import save as save_files
-from bide._events import EventName, note
+from bide._events import EventName, name_of, note
 from bide._handle import TaskHandle
 from bide._polling import Poller
 from bide._submission import Submitter
@@ -236,7 +236,7 @@ class Engine:
                 self.poller.forget(record.ticket)
                 self._ended[record.ticket] = self._open.pop(record.ticket)
             if record.task.status is not before:
-                self._tell(_name_of(before, record.task.status), handle)
+                self._tell(name_of(before, record.task.status), handle)
         if record.owner is None and not record.task.status.is_final and record.origin == self.origin:
             self._adopt_soon()
         self._submitter.wake()
@@ -498,12 +498,3 @@ class Engine:
         for start in range(0, len(ids), IDS_A_LINE):
             some = ids[start : start + IDS_A_LINE]
             log.warning("closed with %d tasks left running: %s", len(ids), ", ".join(some))
-
-
-def _name_of(before: TaskStatus, after: TaskStatus) -> EventName:
-    """What the step from one status to another is called."""
-    if after.is_final:
-        return EventName.FINAL
-    if after.is_accepted:
-        return EventName.CHANGED if before.is_accepted else EventName.SUBMITTED
-    return EventName.WAITING if after is TaskStatus.WAITING else EventName.SUBMITTING

@@ -51,6 +51,15 @@ class EventName(StrEnum):
     """Its files are on disk, after `seconds`."""
 
 
+def name_of(before: TaskStatus, after: TaskStatus) -> EventName:
+    """What the step from one status to another is called."""
+    if after.is_final:
+        return EventName.FINAL
+    if after.is_accepted:
+        return EventName.CHANGED if before.is_accepted else EventName.SUBMITTED
+    return EventName(after)
+
+
 @frozen
 class Event:
     """One thing that has happened to one submission: what `Client(on_event=...)` is called with.

@@ -6,14 +6,13 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
+import dashscope
 import pytest
 
 from bide.emulator import Emulator, ServiceLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-dashscope = pytest.importorskip("dashscope", reason="the official SDK is in the dependency group `test`")
 
 KEY = "sk-official"
 

@@ -11,8 +11,10 @@ import asyncio
 import math
 import statistics
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, Self
+from functools import partial
 
 import aiohttp
 import httpx
@@ -21,9 +23,7 @@ from bide import BideError, Client, DashScope
 from goals import Row, arguments, percentile, show
 from service import Service, service
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
+HEADERS = {"Authorization": "Bearer sk-bench"}
 DELAY = 0.05
 SIZES = {10: 30, 100: 10, 1000: 5, 5000: 2}
 """How many are due at once, and how many rounds of that are measured."""
@@ -33,101 +33,59 @@ INTERVAL = 10.0
 """Seconds between two rounds, for the connections that are kept meanwhile."""
 
 
-class Way(Protocol):
-    """One way of making many looks at once."""
-
-    name: str
-
-    async def looks(self, names: list[str]) -> int:
-        """Look at all of *names* at once; returns how many looks failed."""
-        ...
-
-    async def __aenter__(self) -> Self: ...
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+Looks = Callable[[list[str]], Awaitable[int]]
+"""Looks at all of these tasks at once; returns how many looks failed."""
 
 
-class Bide:
+@asynccontextmanager
+async def bide(there: Service) -> AsyncIterator[Looks]:
     """The scheduler of a client of ours."""
+    provider = DashScope(base_url=there.base_url)
+    async with Client(provider, api_key="sk-bench", queries_per_second=math.inf) as client:
 
-    name = "bide"
+        async def looks(names: list[str]) -> int:
+            handles = [await client.attach(name) for name in names]
+            failed = 0
+            for handle in handles:
+                try:
+                    await handle.result(timeout=60)
+                except BideError:
+                    failed += 1
+            return failed
 
-    def __init__(self, there: Service) -> None:
-        provider = DashScope(base_url=there.base_url)
-        self.client = Client(provider, api_key="sk-bench", queries_per_second=math.inf)
-
-    async def __aenter__(self) -> Self:
-        await self.client.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.client.aclose()
-
-    async def looks(self, names: list[str]) -> int:
-        handles = [await self.client.attach(name) for name in names]
-        failed = 0
-        for handle in handles:
-            try:
-                await handle.result(timeout=60)
-            except BideError:
-                failed += 1
-        return failed
+        yield looks
 
 
-class Httpx:
+@asynccontextmanager
+async def httpx_client(there: Service) -> AsyncIterator[Looks]:
     """A default client of httpx."""
+    async with httpx.AsyncClient(headers=HEADERS) as client:
 
-    name = "httpx"
-
-    def __init__(self, there: Service) -> None:
-        self.there = there
-        self.client = httpx.AsyncClient(headers={"Authorization": "Bearer sk-bench"})
-
-    async def __aenter__(self) -> Self:
-        await self.client.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.client.aclose()
-
-    async def looks(self, names: list[str]) -> int:
         async def get(name: str) -> object:
-            return (await self.client.get(f"{self.there.base_url}/tasks/{name}")).json()
+            return (await client.get(f"{there.base_url}/tasks/{name}")).json()
 
-        answers = await asyncio.gather(*map(get, names), return_exceptions=True)
-        return sum(isinstance(answer, BaseException) for answer in answers)
+        yield partial(all_at_once, get)
 
 
-class Aiohttp:
+@asynccontextmanager
+async def aiohttp_session(there: Service) -> AsyncIterator[Looks]:
     """A default session of aiohttp."""
+    async with aiohttp.ClientSession(headers=HEADERS) as session:
 
-    name = "aiohttp"
-
-    def __init__(self, there: Service) -> None:
-        self.there = there
-
-    async def __aenter__(self) -> Self:
-        self.session = aiohttp.ClientSession(headers={"Authorization": "Bearer sk-bench"})
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.session.close()
-
-    async def looks(self, names: list[str]) -> int:
         async def get(name: str) -> object:
-            async with self.session.get(f"{self.there.base_url}/tasks/{name}") as answer:
+            async with session.get(f"{there.base_url}/tasks/{name}") as answer:
                 return await answer.json()
 
-        answers = await asyncio.gather(*map(get, names), return_exceptions=True)
-        return sum(isinstance(answer, BaseException) for answer in answers)
+        yield partial(all_at_once, get)
+
+
+async def all_at_once(get: Callable[[str], Awaitable[object]], names: list[str]) -> int:
+    """Get all in one `gather`; returns how many failed."""
+    answers = await asyncio.gather(*map(get, names), return_exceptions=True)
+    return sum(isinstance(answer, BaseException) for answer in answers)
+
+
+WAYS = {"bide": bide, "httpx": httpx_client, "aiohttp": aiohttp_session}
 
 
 @dataclass
@@ -140,14 +98,14 @@ class Measured:
     connections: list[int] = field(default_factory=list)
 
 
-async def measure(way: Way, there: Service, size: int, rounds: int) -> Measured:
+async def measure(looks: Looks, there: Service, size: int, rounds: int) -> Measured:
     """A round to warm up, then *rounds* of *size* looks at once."""
     found, spent, late = Measured(), [], []
     there.ask(delay=DELAY, looks=1)
     for number in range(rounds + 1):
         names = [f"task-{number}-{n}" for n in range(size)]
         cpu, due = time.process_time(), time.time()
-        found.errors += await way.looks(names)
+        found.errors += await looks(names)
         spent.append((time.process_time() - cpu) / size * 1e6)
         counted = there.ask()
         found.connections.append(counted["connections"])
@@ -159,10 +117,10 @@ async def measure(way: Way, there: Service, size: int, rounds: int) -> Measured:
 async def kept(there: Service) -> tuple[int, int]:
     """Connections that a thousand looks open, and a thousand more after a pause of the longest poll interval."""
     opened = []
-    async with Bide(there) as way:
+    async with bide(there) as looks:
         there.ask(delay=DELAY, looks=1)
         for pause in (INTERVAL, 0.0):
-            await way.looks([f"kept-{len(opened)}-{n}" for n in range(1000)])
+            await looks([f"kept-{len(opened)}-{n}" for n in range(1000)])
             opened.append(there.ask()["connections"])
             await asyncio.sleep(pause)
     return opened[0], opened[1]
@@ -172,13 +130,12 @@ async def main(there: Service) -> list[Row]:
     """All sizes, each with the three beside each other."""
     found: dict[tuple[str, int], Measured] = {}
     for size, rounds in SIZES.items():
-        for kind in (Bide, Httpx, Aiohttp):
-            if kind is Httpx and size not in HTTPX_SIZES:
+        for name, way in WAYS.items():
+            if name == "httpx" and size not in HTTPX_SIZES:
                 continue
-            async with kind(there) as way:
-                found[way.name, size] = await measure(
-                    way, there, size, 1 if (kind, size) == (Httpx, 1000) else rounds
-                )
+            async with way(there) as looks:
+                once = (name, size) == ("httpx", 1000)  # it takes half a minute, and fails
+                found[name, size] = await measure(looks, there, size, 1 if once else rounds)
     rows = []
     for (name, size), each in found.items():
         case = f"{name}, {size}"

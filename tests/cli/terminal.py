@@ -6,11 +6,14 @@ import asyncio
 import os
 import pty
 import re
+import shlex
 import signal
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from world import emulator_with
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +32,9 @@ from bide.cli import main
 sys.exit(main())
 """
 """`bide`, but it looks more often: a test does not wait for seconds between two looks."""
+
+IMAGE = ("image", "--model", "wan2.5-t2i-preview")
+VIDEO = ("video", "--model", "wan2.6-t2v")
 
 TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -139,3 +145,16 @@ class Terminal:
         with suppress(ProcessLookupError, ChildProcessError):
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
+
+
+def quick(**options: Any) -> Emulator:
+    return emulator_with(image_seconds=0.3, video_seconds=0.3, queue_seconds=0.0, **options)
+
+
+def watch_command(err: str) -> list[str]:
+    """The last one that was printed."""
+    return shlex.split(re.findall("to watch on: (.*)", err)[-1])
+
+
+def statuses(emulator: Emulator) -> list[str]:
+    return [task.status for task in emulator.tasks()]

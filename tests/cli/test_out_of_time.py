@@ -8,8 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from terminal import piped, start
-from test_tasks import IMAGE, quick
+from terminal import IMAGE, piped, quick, start, watch_command
 
 from world import emulator_with
 
@@ -133,3 +132,26 @@ async def test_cancel_says_each_thing_once() -> None:
     assert ended.status == 1
     assert ended.err.startswith("bide: ")
     assert ended.err.count("\n") == 1
+
+
+async def test_a_request_that_times_out_before_it_was_sent_is_not_bought_later() -> None:
+    async with emulator_with(image_seconds=1.5, concurrency=1) as emulator:
+        words = ("--concurrency", "1", "--timeout", "0.7", "one", "two")
+        process = await start(emulator, *IMAGE, *words)
+        _, err = await asyncio.wait_for(process.communicate(), 20)
+        await asyncio.sleep(1.5)
+
+        assert process.returncode == 5
+        assert emulator.stats()["creates"] == 1
+        assert watch_command(err.decode())[4:] == [emulator.tasks()[0].id]
+        assert "got no slot within 0.7 s: withdrawn" in err.decode()
+        assert "1 not sent" in err.decode()
+
+
+async def test_a_request_that_times_out_while_it_is_sent_is_named_all_the_same() -> None:
+    async with emulator_with(image_seconds=60) as emulator:
+        emulator.fault(on="create", delay=2)
+        ended = await piped(emulator, *IMAGE, "a cat", "--timeout", "0.5")
+
+        assert ended.status == 5
+        assert watch_command(ended.err)[4:] == [emulator.tasks()[0].id]

@@ -5,34 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shlex
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
-from terminal import KEY, Terminal, piped, start
+from terminal import IMAGE, KEY, VIDEO, Terminal, piped, quick, start, statuses, watch_command
 
-from bide.emulator import Emulator
 from world import emulator_with
 
 pytestmark = pytest.mark.real_time
-
-IMAGE = ("image", "--model", "wan2.5-t2i-preview")
-VIDEO = ("video", "--model", "wan2.6-t2v")
-
-
-def quick(**options: Any) -> Emulator:
-    return emulator_with(image_seconds=0.3, video_seconds=0.3, queue_seconds=0.0, **options)
-
-
-def watch_command(err: str) -> list[str]:
-    """The last one that was printed."""
-    return shlex.split(re.findall("to watch on: (.*)", err)[-1])
-
-
-def statuses(emulator: Emulator) -> list[str]:
-    return [task.status for task in emulator.tasks()]
 
 
 # Results -----------------------------------------------------------------------------------------------------
@@ -344,179 +325,6 @@ async def test_cancel_tells_of_a_task_that_nobody_knows() -> None:
     assert "not a task id" in ended.err
 
 
-# Interrupted -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_an_interrupt_leaves_the_tasks_alone_and_names_them(number: signal.Signals) -> None:
-    async with emulator_with(image_seconds=60, concurrency=3) as emulator:
-        process = await start(
-            emulator, *IMAGE, "--json", "--concurrency", "3", *(f"number {n}" for n in range(5))
-        )
-        while emulator.stats()["creates"] < 3:
-            await asyncio.sleep(0.05)
-        await asyncio.sleep(0.5)
-        process.send_signal(number)
-        out, err = await asyncio.wait_for(process.communicate(), 20)
-
-        ids = {task.id for task in emulator.tasks()}
-        told = [json.loads(line) for line in out.decode().splitlines()]
-        assert process.returncode == 130
-        assert len(told) == 5
-        assert {each["task"]["task_id"] for each in told} == {*ids, None}
-        command = watch_command(err.decode())
-        assert command[:5] == ["bide", "watch", "--provider", "dashscope", "--json"]
-        assert set(command[5:]) == ids
-        assert "2 not sent" in err.decode()
-        assert set(statuses(emulator)) <= {"PENDING", "RUNNING"}
-        assert "Traceback" not in err.decode()
-
-
-async def test_an_interrupt_waits_for_the_answer_of_a_create_under_way() -> None:
-    """Else its task would be paid for, and nobody knew its id."""
-    async with emulator_with(image_seconds=60) as emulator:
-        emulator.fault(on="create", delay=1.0)
-        process = await start(emulator, *IMAGE, "a cat")
-        while not emulator.tasks():
-            await asyncio.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        _, err = await asyncio.wait_for(process.communicate(), 20)
-
-        assert process.returncode == 130
-        assert emulator.tasks()[0].id in err.decode()
-
-
-# In a terminal -----------------------------------------------------------------------------------------------
-
-
-async def test_bars_are_shown_in_a_terminal_and_leave_the_results() -> None:
-    async with emulator_with(image_seconds=1.5, queue_seconds=0) as emulator:
-        terminal = Terminal(emulator, *IMAGE, "a paper boat", "a [red]tram[/red]")
-        try:
-            await terminal.shows("a paper boat")
-            await terminal.shows("a [red]tram[/red]")
-            await terminal.shows("running")
-            assert await terminal.ends() == 0
-        finally:
-            terminal.kill()
-
-    assert len(re.findall(rf"{emulator.asset_url}\S+", terminal.shown)) == 2
-    assert "accepted" not in terminal.shown
-
-
-@pytest.mark.parametrize("words", [(), ("--json",)])
-async def test_results_go_to_the_file_that_stdout_is_while_bars_are_shown(
-    words: tuple[str, ...], tmp_path: Path
-) -> None:
-    async with quick() as emulator:
-        terminal = Terminal(emulator, *IMAGE, "a cat", *words, stdout=tmp_path / "urls.txt")
-        try:
-            assert await terminal.ends() == 0
-        finally:
-            terminal.kill()
-
-    (line,) = (tmp_path / "urls.txt").read_text().splitlines()
-    assert emulator.asset_url in line
-    assert emulator.asset_url not in terminal.shown
-
-
-async def test_an_address_is_one_line_in_a_narrow_terminal() -> None:
-    async with quick() as emulator:
-        terminal = Terminal(emulator, *IMAGE, "a cat", columns=40)
-        try:
-            assert await terminal.ends() == 0
-        finally:
-            terminal.kill()
-
-    assert re.search(rf"{emulator.asset_url}\S+Signature=[0-9a-f]{{32}}", terminal.shown)
-
-
-async def test_markup_in_what_the_service_says_is_shown_as_it_is() -> None:
-    async with quick() as emulator:
-        error = {"code": "Throttling.Concurrency", "message": "[/nope] [link=http://evil]click[/link]"}
-        emulator.fault(on="create", status=429, headers={"retry-after": "1"}, body=error)
-        terminal = Terminal(emulator, *IMAGE, "a [/] cat")
-        try:
-            await terminal.shows("paused for 1 s")
-            assert await terminal.ends() == 0
-        finally:
-            terminal.kill()
-
-    assert "[/nope] [link=http://evil]click[/link]" in terminal.shown
-
-
-async def test_the_first_ctrl_c_names_at_once_what_is_known() -> None:
-    """Whoever presses it twice has seen the ids."""
-    async with emulator_with(image_seconds=60, queue_seconds=0) as emulator:
-        terminal = Terminal(emulator, *IMAGE, "fast", "slow")
-        try:
-            await terminal.shows("running")
-            terminal.press_ctrl_c()
-            await terminal.shows("to watch on: bide watch --provider dashscope")
-            terminal.press_ctrl_c()
-            await terminal.ends()
-        finally:
-            terminal.kill()
-
-        assert any(task.id in terminal.shown for task in emulator.tasks())
-
-
-async def test_a_lost_terminal_stops_the_buying() -> None:
-    async with emulator_with(image_seconds=60, concurrency=1) as emulator:
-        terminal = Terminal(emulator, *IMAGE, "--concurrency", "1", "one", "two")
-        try:
-            await terminal.shows("one")
-            while not emulator.tasks():
-                await asyncio.sleep(0.02)
-            terminal.hang_up()
-            assert await terminal.ends() == 130
-        finally:
-            terminal.kill()
-
-        assert emulator.stats()["creates"] == 1
-
-
-async def test_a_request_that_times_out_before_it_was_sent_is_not_bought_later() -> None:
-    async with emulator_with(image_seconds=1.5, concurrency=1) as emulator:
-        words = ("--concurrency", "1", "--timeout", "0.7", "one", "two")
-        process = await start(emulator, *IMAGE, *words)
-        _, err = await asyncio.wait_for(process.communicate(), 20)
-        await asyncio.sleep(1.5)
-
-        assert process.returncode == 5
-        assert emulator.stats()["creates"] == 1
-        assert watch_command(err.decode())[4:] == [emulator.tasks()[0].id]
-        assert "got no slot within 0.7 s: withdrawn" in err.decode()
-        assert "1 not sent" in err.decode()
-
-
-async def test_a_request_that_times_out_while_it_is_sent_is_named_all_the_same() -> None:
-    async with emulator_with(image_seconds=60) as emulator:
-        emulator.fault(on="create", delay=2)
-        ended = await piped(emulator, *IMAGE, "a cat", "--timeout", "0.5")
-
-        assert ended.status == 5
-        assert watch_command(ended.err)[4:] == [emulator.tasks()[0].id]
-
-
-async def test_a_reader_that_stalls_holds_up_nothing() -> None:
-    async with quick() as emulator:
-        prompts = [f"{number} " + "x" * 1400 for number in range(300)]
-        process = await start(emulator, *VIDEO, "--json", "--concurrency", "100", *prompts)
-        while emulator.stats()["creates"] < 100:
-            await asyncio.sleep(0.05)
-        await asyncio.sleep(1.5)  # the pipe is full by now, since nobody reads
-        process.send_signal(signal.SIGINT)
-        await asyncio.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(5):
-            while process.returncode is None:
-                await asyncio.sleep(0.02)
-        process._transport.close()  # type: ignore[attr-defined]
-
-    assert process.returncode == 130
-
-
 async def test_the_directory_is_tried_before_anything_is_sent(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     async with quick() as emulator:
@@ -538,18 +346,6 @@ async def test_a_line_is_a_prompt_by_whatever_way_it_comes(tmp_path: Path) -> No
     assert json.loads(by_pipe.out)["input"] == "a cat\u2028by the sea\x0cat night"
 
 
-async def test_all_ids_are_watched_and_named_however_many(tmp_path: Path) -> None:
-    async with emulator_with(image_seconds=600) as emulator:
-        ids = [f"00000000-0000-4000-8000-{n:012}" for n in range(150)]
-        process = await start(emulator, "watch", *ids)
-        await asyncio.sleep(1.5)
-        process.send_signal(signal.SIGINT)
-        _, err = await asyncio.wait_for(process.communicate(), 20)
-
-    assert set(watch_command(err.decode())[4:]) == set(ids)
-    assert "not sent" not in err.decode()
-
-
 async def test_a_refused_key_ends_it_though_standard_input_stays_open() -> None:
     async with quick(api_keys=["sk-another-key"]) as emulator:
         process = await start(emulator, *IMAGE)
@@ -558,112 +354,6 @@ async def test_a_refused_key_ends_it_though_standard_input_stays_open() -> None:
 
         assert await asyncio.wait_for(process.wait(), 10) == 3
         process._transport.close()  # type: ignore[attr-defined]
-
-
-async def test_ctrl_c_in_a_terminal_prints_the_ids_and_the_command_that_watches_on() -> None:
-    async with emulator_with(image_seconds=60, queue_seconds=0) as emulator:
-        terminal = Terminal(emulator, *IMAGE, "a paper boat", "a tram")
-        try:
-            await terminal.shows("running")
-            while len(emulator.tasks()) < 2:
-                await asyncio.sleep(0.05)
-            terminal.press_ctrl_c()
-            assert await terminal.ends() == 130
-        finally:
-            terminal.kill()
-
-        for task in emulator.tasks():
-            assert task.id in terminal.shown.replace("\r\n", "").partition("to watch on: ")[2]
-        assert statuses(emulator) == ["RUNNING", "RUNNING"]
-
-
-async def test_a_second_ctrl_c_ends_at_once() -> None:
-    async with emulator_with(image_seconds=60) as emulator:
-        emulator.fault(on="create", delay=8.0)
-        terminal = Terminal(emulator, *IMAGE, "a cat")
-        loop = asyncio.get_running_loop()
-        try:
-            while not emulator.tasks():
-                await asyncio.sleep(0.02)
-            terminal.press_ctrl_c()
-            await terminal.shows("stopping")
-            before = loop.time()
-            terminal.press_ctrl_c()
-            assert await terminal.ends() == 130
-            assert loop.time() - before < 4, "it does not wait for the answer of the create"
-        finally:
-            terminal.kill()
-
-
-async def test_a_video_is_made_and_saved_in_a_terminal(tmp_path: Path) -> None:
-    async with quick() as emulator:
-        terminal = Terminal(emulator, *VIDEO, "a boat", "--save", str(tmp_path))
-        try:
-            assert await terminal.ends() == 0
-        finally:
-            terminal.kill()
-
-    assert str(next(tmp_path.glob("*.mp4"))) in terminal.shown
-
-
-async def test_the_emulator_serves_in_a_terminal_until_ctrl_c() -> None:
-    async with quick() as emulator:
-        terminal = Terminal(emulator, "emulator")
-        try:
-            await terminal.shows("export DASHSCOPE_BASE_URL=")
-            terminal.press_ctrl_c()
-            assert await terminal.ends() == 0
-        finally:
-            terminal.kill()
-
-
-async def test_the_demo_shows_its_bars_in_a_terminal(tmp_path: Path) -> None:
-    async with quick() as emulator:
-        terminal = Terminal(emulator, "demo", "--speed", "10", "--output", str(tmp_path))
-        try:
-            await terminal.shows("image-01")
-            assert await terminal.ends() == 0
-        finally:
-            terminal.kill()
-
-    assert "18 creates, 0 refused; 18 files" in terminal.shown
-
-
-@pytest.mark.parametrize("words", [("watch",), ("cancel",)])
-async def test_watch_and_cancel_work_in_a_terminal(words: tuple[str, ...]) -> None:
-    async with emulator_with(image_seconds=3, queue_seconds=3) as emulator:
-        await piped(emulator, *IMAGE, "a cat", "--timeout", "0.3")
-        (task,) = emulator.tasks()
-        terminal = Terminal(emulator, *words, task.id)
-        try:
-            assert await terminal.ends() == 0
-        finally:
-            terminal.kill()
-
-    assert (task.id if words == ("cancel",) else emulator.asset_url) in terminal.shown
-
-
-async def test_without_prompts_a_terminal_is_not_read_from() -> None:
-    async with quick() as emulator:
-        terminal = Terminal(emulator, *IMAGE)
-        try:
-            assert await terminal.ends() == 2
-        finally:
-            terminal.kill()
-
-    assert "no prompts" in terminal.shown
-
-
-async def test_the_log_and_the_bars_do_not_mix() -> None:
-    async with quick() as emulator:
-        terminal = Terminal(emulator, *IMAGE, "a cat", BIDE_LOG="info")
-        try:
-            assert await terminal.ends() == 0
-        finally:
-            terminal.kill()
-
-    assert "INFO bide: dashscope" in terminal.shown
-    assert "━" not in terminal.shown
 
 
 # Completion --------------------------------------------------------------------------------------------------

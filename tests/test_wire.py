@@ -225,3 +225,12 @@ def test_a_secret_shows_itself_to_nobody() -> None:
 def test_a_reply_does_not_show_its_body() -> None:
     assert "private" not in repr(Reply(200, {}, b"private"))
     assert math.isclose(Reply(200, {"date": NOW}).date or 0, 1792567680)
+
+
+def test_a_fingerprint_names_a_key_and_does_not_tell_it() -> None:
+    salt = b"0123456789abcdef"
+    one, same, other = [Secret(key).fingerprint(salt) for key in ("sk-canary", "sk-canary", "sk-else")]
+
+    assert one == same != other
+    assert "canary" not in one
+    assert Secret("sk-canary").fingerprint(b"fedcba9876543210") != one

@@ -129,6 +129,7 @@ class ToyService:
             "GET": list(queries or [{"status": "running"}]),
             "DELETE": list(cancels or [{}]),
         }
+        self.name = "toy"  # its tasks are named by it
         self.seen: list[tuple[str, float]] = []
         self.tickets: list[str] = []
         self.delay = {"POST": 0.0, "GET": 0.0, "DELETE": 0.0}
@@ -143,6 +144,7 @@ class ToyService:
         self.seen.append((request.method, asyncio.get_running_loop().time()))
         script = self.script[request.method]
         answer = script.pop(0) if len(script) > 1 else script[0]
+        number = self.count("POST")
         if request.method == "POST":
             self.tickets.append(request.headers["x-ticket"])
         await asyncio.sleep(self.delay[request.method])
@@ -153,7 +155,7 @@ class ToyService:
         if isinstance(answer, int):
             return httpx.Response(answer, json={})
         if request.method == "POST" and "status" in answer:
-            answer = {"id": f"toy-{self.count('POST')}", **answer}
+            answer = {"id": f"{self.name}-{number}", **answer}
         return httpx.Response(200, json=answer)
 
     def client(self, provider: Toy | None = None, **options: Any) -> Client:

@@ -2,15 +2,19 @@
 
 An hour of polling takes milliseconds, exact times can be asserted, and a test that could never end fails at
 once. Real loopback sockets work: what one side has sent is readable at the other before the clock may jump.
-Work in the loop's executor is waited for in real time. Other threads and processes are overtaken: tests with
-those use the real clock (`@pytest.mark.real_time`).
+Work in the loop's executor is waited for in real time, and so are the steps of a SQLite ledger's thread after
+`wait_for_ledgers`. Other threads and processes are overtaken: tests with those use the real clock
+(`@pytest.mark.real_time`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import selectors
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
 
 
 class DeadlockError(AssertionError):
@@ -70,3 +74,24 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def _thread_done(self, _future: object) -> None:
         self.threads -= 1
+
+
+def wait_for_ledgers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no virtual time pass while a SQLite ledger's thread is at work for the loop."""
+    from bide.ledgers._worker import Worker
+
+    put, stop = Worker.put, Worker.stop
+
+    def wait_for(future: asyncio.Future[Any]) -> asyncio.Future[Any]:
+        loop = future.get_loop()
+        if isinstance(loop, VirtualTimeLoop):
+            loop.threads += 1
+            future.add_done_callback(loop._thread_done)
+        return future
+
+    def stop_and_wait(worker: Worker) -> None:
+        stop(worker)
+        wait_for(worker.ended)
+
+    monkeypatch.setattr(Worker, "put", lambda *arguments, **options: wait_for(put(*arguments, **options)))
+    monkeypatch.setattr(Worker, "stop", stop_and_wait)

@@ -45,6 +45,7 @@ class LaneState:
         setbacks: rounds of refusals and failed connections in a row, for the doubling of pauses.
         setback_at: when the last round began: what was sent before that and fails too belongs to it.
         probing: after a pause one create at a time is tried until one is accepted.
+        window: seconds for which an answered create counts for the create rate; 0 without one, None if not known yet.
     """
 
     paused_until: float = -math.inf
@@ -53,6 +54,7 @@ class LaneState:
     setbacks: int = 0
     setback_at: float = -math.inf
     probing: bool = False
+    window: float | None = None
 
 
 @frozen
@@ -164,6 +166,25 @@ def accepted(state: LaneState) -> LaneState:
     return evolve(state, setbacks=0, setback_at=-math.inf, probing=False)
 
 
+def portion(rate: float, weights: Sequence[int], mine: int) -> float:
+    """The part of *rate* (in a second) that falls to number *mine* of those who share it by their *weights*.
+
+    Whole numbers, since a budget counts whole queries, and at least 1 for each; where there are more of them than
+    queries, each has the same fraction. All who know the same weights come to parts whose sum is at most *rate*.
+    """
+    if len(weights) == 1:
+        return rate
+    whole = int(rate)
+    if whole < len(weights):
+        return rate / len(weights)
+    spare, total = whole - len(weights), sum(weights)
+    parts = [spare * each / total for each in weights]
+    floors = [int(part) for part in parts]
+    by_remainder = sorted(range(len(weights)), key=lambda number: (floors[number] - parts[number], number))
+    extra = 1 if by_remainder.index(mine) < spare - sum(floors) else 0
+    return float(1 + floors[mine] + extra)
+
+
 class QueryBudget:
     """At most *rate* queries in any second, a query under way counted until a second after its answer.
 
@@ -178,13 +199,18 @@ class QueryBudget:
         self._answered: deque[float] = deque()
         self._paused_until = -math.inf
         self._setbacks = 0
-        self.lower(rate)
+        self.set_rate(rate)
 
-    def lower(self, rate: float | None) -> None:
+    def set_rate(self, rate: float | None) -> None:
         """From now on at most *rate* in a second."""
         self.rate = rate
         self._most = math.inf if rate is None else max(1, int(rate))
-        self._window = 0.0 if rate is None else self._most / rate * self.MARGIN
+        # A rate of 6.7 is 6 in any second; one of 0.5 is 1 in any two.
+        self._window = 0.0 if rate is None else max(1.0, self._most / rate) * self.MARGIN
+
+    def pause(self, until: float) -> None:
+        """No query goes before *until*."""
+        self._paused_until = max(self._paused_until, until)
 
     def free_at(self, now: float) -> float:
         """When the next query may go: *now* or earlier if at once, infinity if an answer has to come first."""

@@ -6,6 +6,7 @@ bound, ids that are safe in a path, text that is safe in a message.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -192,6 +193,24 @@ class Secret:
     def __init__(self, value: str) -> None:
         self.__value = value
 
+    @property
+    def is_sendable(self) -> bool:
+        """Whether it can stand in a header."""
+        key = self.__value
+        return isinstance(key, str) and bool(key) and key.isascii() and key.isprintable() and " " not in key
+
+    @property
+    def shape(self) -> str:
+        """What it is, for a message: its type and length."""
+        length = len(self.__value) if isinstance(self.__value, str) else "?"
+        return f"a {type(self.__value).__name__} of length {length}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self.__value == other.__value
+
+    def __hash__(self) -> int:
+        return hash(self.__value)
+
     def reveal(self) -> str:
         """The key itself: for the header, and for nothing else."""
         return self.__value
@@ -200,7 +219,13 @@ class Secret:
         """*text* with the key taken out, for the case that a service echoes it."""
         if len(self.__value) < SHORTEST_SECRET:
             return text
-        return text.replace(self.__value.encode(), b"***")
+        for written in {self.__value, self.__value.replace("/", "\\/")}:  # as some write it in JSON
+            text = text.replace(written.encode(), b"***")
+        return text
+
+    def fingerprint(self, salt: bytes) -> str:
+        """What names the key in records, and tells nothing of it."""
+        return hashlib.blake2b(self.__value.encode(), digest_size=8, salt=salt).hexdigest()
 
     def __repr__(self) -> str:
         return "<secret>"

@@ -169,7 +169,8 @@ class SubmissionUnknownError(BideError):
     """The create call may have arrived, and nobody can say whether it did.
 
     bide never sends it again by itself: that could buy the task twice. Look for the task at the service (its
-    console or task list); if it is there, follow it with `client.attach(task_id)`; if not, submit again.
+    console or task list); if it is there, go on with it by `client.attach(task_id, ticket=error.ticket)` (or `bide
+    settle`); if not, submit again.
 
     Attributes:
         request: what was sent.
@@ -277,7 +278,10 @@ class DownloadError(BideError):
 
 
 class LedgerError(BideError):
-    """The ledger could not read or write its records; nothing was sent on the strength of it."""
+    """The ledger could not read or write its records; nothing was sent on the strength of it.
+
+    Where `.task_id` is set the service has accepted the request, and only recording that has to wait.
+    """
 
 
 def type_named(name: str) -> type[BideError] | None:

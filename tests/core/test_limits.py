@@ -17,6 +17,7 @@ from bide._limits import (
     accepted,
     cap,
     may_start_at,
+    portion,
     refused,
     window,
 )
@@ -217,6 +218,75 @@ def test_the_service_sees_no_more_queries_in_any_second_than_allowed(
 
     for moment in arrivals:
         assert sum(moment - 1 < each <= moment for each in arrivals) <= rate
+
+
+@given(
+    rate=st.floats(0.05, 60),
+    delays=st.lists(st.tuples(st.floats(0, 0.4), st.floats(0, 0.4)), min_size=1, max_size=120),
+)
+def test_a_rate_that_is_no_whole_number_is_kept_in_whole_queries(
+    rate: float, delays: list[tuple[float, float]]
+) -> None:
+    """No more than the rate rounded down in any second; below one a second, one in as long as that takes."""
+    budget, now, arrivals = QueryBudget(rate), 0.0, []
+    for there, back in delays:
+        now = max(now, budget.free_at(now))
+        assert now < math.inf
+        budget.take()
+        arrivals.append(now + there)
+        now += there + back
+        budget.give_back(now)
+
+    most, seconds = max(1, int(rate)), max(1.0, 1 / rate)
+    for moment in arrivals:
+        assert sum(moment - seconds < each <= moment for each in arrivals) <= most
+
+
+@given(
+    rates=st.lists(st.floats(0.05, 60), min_size=1, max_size=8),
+    delays=st.lists(st.floats(0, 0.4), min_size=1, max_size=60),
+)
+def test_a_rate_that_changes_is_kept_from_then_on(rates: list[float], delays: list[float]) -> None:
+    budget, now, seen = QueryBudget(rates[0]), 0.0, []
+    for number, delay in enumerate(delays):
+        rate = rates[number % len(rates)]
+        budget.set_rate(rate)
+        at = budget.free_at(now)
+        now = max(now, at)
+        assert now < math.inf
+        budget.take()
+        budget.give_back(now + delay)
+        seen.append((now + delay, max(1, int(rate))))
+        now += delay
+
+    for place, (moment, most) in enumerate(seen):
+        assert sum(moment - 1 < each <= moment for each, _ in seen[: place + 1]) <= most
+
+
+WEIGHTS = st.lists(st.integers(1, 5000), min_size=1, max_size=40)
+
+
+@given(rate=st.floats(0.01, 500), weights=WEIGHTS)
+def test_the_parts_of_a_rate_are_more_than_nothing_and_no_more_than_the_whole(
+    rate: float, weights: list[int]
+) -> None:
+    parts = [portion(rate, weights, number) for number in range(len(weights))]
+
+    assert all(part > 0 for part in parts)
+    assert sum(parts) <= rate * (1 + 1e-12)
+    assert parts == [portion(rate, weights, number) for number in range(len(weights))]
+    assert portion(rate, weights[:1], 0) == rate
+
+
+@given(rate=st.integers(1, 500), weights=WEIGHTS)
+def test_a_whole_rate_is_given_out_whole_and_more_to_whoever_has_more(rate: int, weights: list[int]) -> None:
+    parts = [portion(rate, weights, number) for number in range(len(weights))]
+
+    assert sum(parts) == pytest.approx(rate)
+    if rate >= len(weights):
+        assert all(part == int(part) for part in parts)
+    heaviest, lightest = weights.index(max(weights)), weights.index(min(weights))
+    assert parts[heaviest] >= parts[lightest]
 
 
 def test_a_429_on_a_query_pauses_the_queries_and_a_good_answer_shortens_the_next_pause() -> None:

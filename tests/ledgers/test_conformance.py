@@ -1,58 +1,15 @@
-"""What every ledger does. A further ledger joins by a row in `LEDGERS`."""
+"""What every ledger does with a submission; owners and pauses have files of their own."""
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Callable
-from typing import Any
 
 import pytest
-from attrs import evolve
+from worlds import ORIGIN, World, admit, admitted, record, state, terms
 
 from bide.errors import LedgerError
-from bide.ledgers import Held, LaneTerms, Ledger, MemoryLedger, Record
+from bide.ledgers import Held, Ledger, Record
 from bide.models import ImageRequest, Limits, Task, TaskStatus
-
-ORIGIN = "https://api.example"
-LEDGERS: list[Callable[[], Ledger]] = [MemoryLedger]
-
-
-@pytest.fixture(params=LEDGERS)
-async def ledger(request: pytest.FixtureRequest) -> Ledger:
-    made: Ledger = request.param()
-    return made
-
-
-def record(ticket: str, **changes: Any) -> Record:
-    plain = Record(
-        ticket=ticket,
-        origin=ORIGIN,
-        kind="image",
-        request=ImageRequest("a cat", model="m"),
-        keys=frozenset({"k1"}),
-        task=Task(ticket=ticket, model="m"),
-        owner="me",
-    )
-    return evolve(plain, **changes)
-
-
-def terms(*names: str, limits: Limits | None = None, slot_for: float = 1000.0) -> list[LaneTerms]:
-    return [LaneTerms(name, limits or Limits(3), slot_for) for name in names or ("k1",)]
-
-
-async def admit(ledger: Ledger, lanes: list[LaneTerms] | None = None, owner: str = "me") -> Record | Held:
-    return await ledger.admit(ORIGIN, "image", owner, lanes or terms())
-
-
-async def admitted(ledger: Ledger, lanes: list[LaneTerms] | None = None, owner: str = "me") -> Record:
-    got = await admit(ledger, lanes, owner)
-    assert isinstance(got, Record)
-    return got
-
-
-def state(got: Record, status: TaskStatus, **changes: Any) -> Task:
-    return evolve(got.task, status=status, **changes)
 
 
 async def test_a_ticket_is_put_on_record_once(ledger: Ledger) -> None:
@@ -106,7 +63,7 @@ async def test_a_final_state_frees_the_slot(ledger: Ledger, final: TaskStatus) -
     first = await admitted(ledger, lanes)
     assert isinstance(await admit(ledger, lanes), Held)
 
-    kept = await ledger.finish("t1", state(first, final))
+    kept = await ledger.finish("t1", state(first, final), owner="me")
 
     assert (await admitted(ledger, lanes)).ticket == "t2"
     assert kept.task.status is final
@@ -118,58 +75,62 @@ async def test_queued_and_running_tasks_keep_their_slot(ledger: Ledger) -> None:
     await ledger.add(record("t2"))
     first = await admitted(ledger, lanes)
 
-    accepted = await ledger.accept("t1", state(first, TaskStatus.QUEUED, task_id="task-1"))
-    await ledger.update("t1", state(accepted, TaskStatus.RUNNING))
+    accepted = await ledger.accept("t1", state(first, TaskStatus.QUEUED, task_id="task-1"), owner="me")
+    await ledger.update("t1", state(accepted, TaskStatus.RUNNING), owner="me")
 
     assert isinstance(await admit(ledger, lanes), Held)
 
 
-async def test_a_slot_is_free_past_its_slot_until(ledger: Ledger) -> None:
+async def test_a_slot_is_free_past_its_slot_until(world: World, ledger: Ledger) -> None:
     lanes = terms(limits=Limits(1), slot_for=50)
     await ledger.add(record("t1"))
     await ledger.add(record("t2"))
     first = await admitted(ledger, lanes)
-    await ledger.accept("t1", state(first, TaskStatus.RUNNING, task_id="task-1"))
+    await ledger.accept("t1", state(first, TaskStatus.RUNNING, task_id="task-1"), owner="me")
 
     held = await admit(ledger, lanes)
     assert isinstance(held, Held)
     assert held.until == pytest.approx(first.slot_until)
-    await asyncio.sleep(held.until - ledger.now())
+    await world.pass_time(held.until - ledger.now())
 
     assert (await admitted(ledger, lanes)).ticket == "t2"
 
 
-async def test_an_unknown_outcome_holds_its_slot_for_a_while(ledger: Ledger) -> None:
+async def test_an_unknown_outcome_holds_its_slot_for_a_while(world: World, ledger: Ledger) -> None:
     lanes = terms(limits=Limits(1))
     await ledger.add(record("t1"))
     await ledger.add(record("t2"))
     first = await admitted(ledger, lanes)
 
-    kept = await ledger.finish("t1", state(first, TaskStatus.UNKNOWN), hold=120)
+    kept = await ledger.finish("t1", state(first, TaskStatus.UNKNOWN), hold=120, owner="me")
 
     held = await admit(ledger, lanes)
     assert isinstance(held, Held)
     assert held.until == pytest.approx(ledger.now() + 120)
     assert [each.ticket for each in await ledger.unsettled(ORIGIN, "k1")] == ["t1"]
-    await asyncio.sleep(121)
+    await world.pass_time(121)
     assert (await admitted(ledger, lanes)).ticket == "t2"
     assert [each.ticket for each in await ledger.unsettled(ORIGIN, "k1")] == ["t2"]
     assert kept.task.status is TaskStatus.UNKNOWN
 
 
-async def test_a_record_that_is_put_back_is_first_in_the_queue_and_its_lane_pauses(ledger: Ledger) -> None:
+async def test_a_record_that_is_put_back_is_first_in_the_queue_and_its_lane_pauses(
+    world: World, ledger: Ledger
+) -> None:
     await ledger.add(record("t1"))
     await ledger.add(record("t2"))
     first = await admitted(ledger)
 
-    back = await ledger.put_back(first.ticket, "slots", limits=Limits(3), certain=True, retry_after=30.0)
+    back = await ledger.put_back(
+        first.ticket, "slots", limits=Limits(3), certain=True, owner="me", retry_after=30.0
+    )
 
     assert back.task.status is TaskStatus.WAITING
     assert back.lane is None
     held = await admit(ledger)
     assert isinstance(held, Held)
     assert 30 <= held.until - ledger.now() <= 31
-    await asyncio.sleep(held.until - ledger.now())
+    await world.pass_time(held.until - ledger.now())
     assert (await admitted(ledger)).ticket == "t1"
     assert isinstance(await admit(ledger), Held), "after a pause one create at a time"
 
@@ -179,7 +140,7 @@ async def test_a_cancel_that_was_asked_for_meanwhile_ends_a_record_that_is_put_b
     await admitted(ledger)
 
     marked = await ledger.cancelling("t1")
-    back = await ledger.put_back("t1", "rate", limits=Limits(3), certain=True, retry_after=None)
+    back = await ledger.put_back("t1", "rate", limits=Limits(3), certain=True, owner="me", retry_after=None)
 
     assert marked.cancelling
     assert back.task.status is TaskStatus.CANCELLED
@@ -203,12 +164,12 @@ async def test_a_final_state_is_recorded_once(ledger: Ledger) -> None:
     await ledger.add(record("t1"))
     first = await admitted(ledger)
 
-    kept = await ledger.finish("t1", state(first, TaskStatus.SUCCEEDED, task_id="x"))
+    kept = await ledger.finish("t1", state(first, TaskStatus.SUCCEEDED, task_id="x"), owner="me")
     later = [
-        await ledger.finish("t1", state(first, TaskStatus.FAILED)),
-        await ledger.update("t1", state(first, TaskStatus.RUNNING)),
-        await ledger.accept("t1", state(first, TaskStatus.QUEUED)),
-        await ledger.put_back("t1", "rate", limits=Limits(3), certain=True, retry_after=None),
+        await ledger.finish("t1", state(first, TaskStatus.FAILED), owner="me"),
+        await ledger.update("t1", state(first, TaskStatus.RUNNING), owner="me"),
+        await ledger.accept("t1", state(first, TaskStatus.QUEUED), owner="me"),
+        await ledger.put_back("t1", "rate", limits=Limits(3), certain=True, owner="me", retry_after=None),
         await ledger.withdraw("t1", state(first, TaskStatus.CANCELLED)),
         await ledger.cancelling("t1"),
     ]
@@ -235,7 +196,7 @@ async def test_an_older_record_of_another_owner_goes_first_where_it_can_use_the_
     assert isinstance(await admit(ledger, lanes), Held)
 
     first = await admitted(ledger, lanes, owner="them")
-    await ledger.finish("theirs", state(first, TaskStatus.FAILED))
+    await ledger.finish("theirs", state(first, TaskStatus.FAILED), owner="them")
     assert (await admitted(ledger, lanes)).ticket == mine.ticket
 
 
@@ -258,21 +219,21 @@ async def test_lanes_of_kinds_and_origins_are_apart(ledger: Ledger) -> None:
     assert [each.ticket for each in (first, second, third) if isinstance(each, Record)] == ["t0", "t1", "t2"]
 
 
-async def test_the_create_rate_holds_from_the_answers_on(ledger: Ledger) -> None:
+async def test_the_create_rate_holds_from_the_answers_on(world: World, ledger: Ledger) -> None:
     lanes = terms(limits=Limits(creates_per_minute=2))
     for number in range(3):
         await ledger.add(record(f"t{number}"))
     first, second = await admitted(ledger, lanes), await admitted(ledger, lanes)
     assert isinstance(await admit(ledger, lanes), Held)
 
-    await asyncio.sleep(5)
-    await ledger.accept(first.ticket, state(first, TaskStatus.QUEUED, task_id="x1"))
-    await ledger.finish(second.ticket, state(second, TaskStatus.REJECTED))
+    await world.pass_time(5)
+    await ledger.accept(first.ticket, state(first, TaskStatus.QUEUED, task_id="x1"), owner="me")
+    await ledger.finish(second.ticket, state(second, TaskStatus.REJECTED), owner="me")
 
     held = await admit(ledger, lanes)
     assert isinstance(held, Held)
     assert held.until == pytest.approx(ledger.now() + 60)
-    await asyncio.sleep(60)
+    await world.pass_time(60)
     assert (await admitted(ledger, lanes)).ticket == "t2"
 
 
@@ -290,14 +251,14 @@ async def test_an_open_record_is_found_by_the_services_id_and_ended_ones_are_sti
 ) -> None:
     await ledger.add(record("t1"))
     first = await admitted(ledger)
-    await ledger.accept("t1", state(first, TaskStatus.QUEUED, task_id="x1"))
+    await ledger.accept("t1", state(first, TaskStatus.QUEUED, task_id="x1"), owner="me")
 
     found = await ledger.find(ORIGIN, "x1")
 
     assert found is not None
     assert found.ticket == "t1"
     assert await ledger.find("https://other.example", "x1") is None
-    await ledger.finish("t1", state(found, TaskStatus.SUCCEEDED))
+    await ledger.finish("t1", state(found, TaskStatus.SUCCEEDED), owner="me")
     assert await ledger.find(ORIGIN, "x1") is None
     assert await ledger.known(ORIGIN, ["x1", "x2"]) == {"x1"}
 
@@ -307,7 +268,7 @@ async def test_released_records_are_adopted_by_who_holds_the_key(ledger: Ledger)
     await ledger.add(record("waiting"))
     await admitted(ledger)
 
-    released = await ledger.release("me")
+    released = await ledger.leave("me")
 
     assert {each.ticket for each in released} == {"sent", "waiting"}
     assert {each.owner for each in released} == {None}
@@ -322,20 +283,20 @@ async def test_every_change_is_heard_until_the_subscription_ends(ledger: Ledger)
     end = ledger.subscribe(lambda each: heard.append(each.task.status))
     await ledger.add(record("t1"))
     first = await admitted(ledger)
-    await ledger.accept("t1", state(first, TaskStatus.QUEUED, task_id="x1"))
+    await ledger.accept("t1", state(first, TaskStatus.QUEUED, task_id="x1"), owner="me")
 
     end()
     end()
-    await ledger.finish("t1", state(first, TaskStatus.FAILED))
+    await ledger.finish("t1", state(first, TaskStatus.FAILED), owner="me")
 
     assert heard == [TaskStatus.WAITING, TaskStatus.SUBMITTING, TaskStatus.QUEUED]
 
 
-async def test_a_fingerprint_names_a_key_and_does_not_tell_it(ledger: Ledger) -> None:
-    one, same, other = [await ledger.fingerprint(key) for key in ("sk-canary", "sk-canary", "sk-else")]
+async def test_the_salt_of_a_ledger_stays_the_same(ledger: Ledger) -> None:
+    salt, again = await ledger.salt(), await ledger.salt()
 
-    assert one == same != other
-    assert "canary" not in one
+    assert salt == again
+    assert len(salt) == 16
 
 
 async def test_the_lanes_in_use_can_be_seen(ledger: Ledger) -> None:
@@ -350,4 +311,4 @@ async def test_the_lanes_in_use_can_be_seen(ledger: Ledger) -> None:
 
 async def test_a_step_on_a_ticket_that_is_on_no_record_is_an_error(ledger: Ledger) -> None:
     with pytest.raises(LedgerError, match="no record of ticket 't9'"):
-        await ledger.finish("t9", Task(ticket="t9", status=TaskStatus.FAILED))
+        await ledger.finish("t9", Task(ticket="t9", status=TaskStatus.FAILED), owner="me")

@@ -30,7 +30,7 @@ async def test_a_finished_record_leaves_with_the_last_that_holds_it() -> None:
     running = final("t1", "x1")
     await ledger.add(evolve(running, task=evolve(running.task, status=TaskStatus.RUNNING)))
 
-    kept = await ledger.finish("t1", running.task)
+    kept = await ledger.finish("t1", running.task, owner="me")
     assert await ledger.get("t1") is kept
     del kept
     gc.collect()
@@ -44,7 +44,7 @@ async def test_only_the_newest_ids_of_ended_tasks_are_remembered(monkeypatch: ob
     for number in range(many):
         record = final(f"t{number}", f"x{number}")
         await ledger.add(evolve(record, task=evolve(record.task, status=TaskStatus.RUNNING)))
-        await ledger.finish(record.ticket, record.task)
+        await ledger.finish(record.ticket, record.task, owner="me")
 
     assert await ledger.known("o", ["x0", "x4", "x5", f"x{many - 1}"]) == {"x5", f"x{many - 1}"}
 

@@ -1,6 +1,41 @@
 """What must survive: records of submissions and the state of lanes. The API key is never among them."""
 
-from bide.ledgers._base import Held, LaneTerms, LaneView, Ledger, Record
+from typing import TYPE_CHECKING
+
+from bide.ledgers._base import Held, Hint, LaneTerms, LaneView, Ledger, Record, digest_of
 from bide.ledgers.memory import MemoryLedger
 
-__all__ = ["Held", "LaneTerms", "LaneView", "Ledger", "MemoryLedger", "Record"]
+if TYPE_CHECKING:
+    from bide.ledgers._report import LedgerReport, OwnerView
+    from bide.ledgers.sqlite import SQLiteLedger
+
+__all__ = [
+    "Held",
+    "Hint",
+    "LaneTerms",
+    "LaneView",
+    "Ledger",
+    "LedgerReport",
+    "MemoryLedger",
+    "OwnerView",
+    "Record",
+    "SQLiteLedger",
+    "digest_of",
+]
+
+
+def __getattr__(name: str) -> object:
+    """SQLite is loaded when it is asked for: a process without a durable ledger does not pay for it."""
+    if name in ("LedgerReport", "OwnerView"):
+        from bide.ledgers import _report
+
+        return getattr(_report, name)
+    if name != "SQLiteLedger":
+        raise AttributeError(f"module 'bide.ledgers' has no attribute {name!r}")
+    try:
+        from bide.ledgers.sqlite import SQLiteLedger
+    except ModuleNotFoundError as missing:
+        raise ImportError(
+            f"SQLiteLedger needs Python's module {missing.name}, which this system lacks; MemoryLedger works everywhere"
+        ) from missing
+    return SQLiteLedger

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import heapq
 import itertools
 import math
-import random
 import secrets
 from collections import OrderedDict, deque
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from attrs import Factory, define, evolve
 
-from bide._limits import LaneLoad, LaneState, may_start_at, refused
-from bide._limits import accepted as after_accept
-from bide.errors import LedgerError
-from bide.ledgers._base import Held, LaneView, Record
-from bide.models import Billing, Limits, Task, TaskStatus
+from bide._limits import LaneLoad, LaneState
+from bide.ledgers._book import Book
+from bide.ledgers._face import Face
+from bide.models import TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from typing import Self
 
-    from bide._limits import Setback
-    from bide.ledgers._base import LaneTerms
+    from bide.ledgers._base import Record
+
+_T = TypeVar("_T")
 
 RECENT_CREATES = 10_000
 """Answers to creates that a lane remembers, for its create rate."""
@@ -39,8 +36,6 @@ RECENT_IDS = 10_000
 class _Lane:
     """A lane's state, and an index of the records that use its slots."""
 
-    kind: str
-    fingerprint: str
     state: LaneState = Factory(LaneState)
     slots: dict[str, float] = Factory(dict)
     ends: list[tuple[float, str]] = Factory(list)
@@ -48,39 +43,177 @@ class _Lane:
     answered: deque[float] = Factory(lambda: deque(maxlen=RECENT_CREATES))
 
     def take(self, ticket: str, until: float) -> None:
-        self.slots[ticket] = until
-        if until < math.inf:
-            heapq.heappush(self.ends, (until, ticket))
-
-    def free(self, ticket: str) -> None:
-        self.slots.pop(ticket, None)
-
-    def settle(self, ticket: str, now: float) -> None:
-        """The create of *ticket* has been answered, or given up."""
-        if ticket in self.submitting:
-            self.submitting.discard(ticket)
-            self.answered.append(now)
+        if self.slots.get(ticket) != until:
+            self.slots[ticket] = until
+            if until < math.inf:
+                heapq.heappush(self.ends, (until, ticket))
 
     def load(self, now: float) -> LaneLoad:
         while self.ends and (self.ends[0][0] <= now or self.slots.get(self.ends[0][1]) != self.ends[0][0]):
             until, ticket = heapq.heappop(self.ends)
             if self.slots.get(ticket) == until:
-                self.free(ticket)
+                del self.slots[ticket]
         next_free = self.ends[0][0] if self.ends else math.inf
-        return LaneLoad(len(self.slots), len(self.submitting), self.answered, next_free)
+        submitting = sum(ticket in self.slots for ticket in self.submitting)
+        return LaneLoad(len(self.slots), submitting, self.answered, next_free)
 
 
-@define(eq=False)
-class _Queue:
-    """Waiting records of one origin and kind, first come, first served; one heap for each set of keys."""
+class MemoryStore:
+    """Records and lanes as plain objects, with the indexes that `Book` asks for."""
 
-    heaps: dict[frozenset[str], list[tuple[int, str]]] = Factory(dict)
+    def __init__(self, tell: Callable[[Record], None]) -> None:
+        self._tell = tell
+        self._sequence = itertools.count(1)
+        self._open: dict[str, Record] = {}
+        self._ended: WeakValueDictionary[str, Record] = WeakValueDictionary()
+        self._held: dict[str, Record] = {}
+        self._tickets: dict[tuple[str, str], str] = {}
+        self._recent: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._lanes: dict[tuple[str, str, str], _Lane] = {}
+        # Waiting records by origin and kind, then by their sets of keys: first come, first served.
+        self._queues: dict[tuple[str, str], dict[frozenset[str], list[tuple[int, str]]]] = {}
 
-    def push(self, record: Record) -> None:
-        heapq.heappush(self.heaps.setdefault(record.keys, []), (record.sequence, record.ticket))
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def record(self, ticket: str) -> Record | None:
+        return self._open.get(ticket) or self._ended.get(ticket)
+
+    def insert(self, record: Record) -> Record:
+        return self._write(evolve(record, sequence=next(self._sequence)))
+
+    def replace(self, before: Record, after: Record) -> Record:
+        if before.lane is not None:
+            lane = self._lane(before.origin, before.kind, before.lane)
+            lane.submitting.discard(before.ticket)
+            if after.lane != before.lane or after.task.status.is_final:
+                lane.slots.pop(before.ticket, None)
+        return self._write(after)
+
+    def drop(self, record: Record) -> None:
+        self._open.pop(record.ticket, None)
+        self._ended.pop(record.ticket, None)
+        self._held.pop(record.ticket, None)
+        if record.lane is not None:
+            lane = self._lane(record.origin, record.kind, record.lane)
+            lane.slots.pop(record.ticket, None)
+            lane.submitting.discard(record.ticket)
+        if record.task.task_id is not None:
+            self._index(record.origin, record.task.task_id, record.ticket, final=True)
+        self._tell(record)
+
+    def heads(self, origin: str, kind: str) -> Iterator[Record]:
+        queue = self._queues.get((origin, kind), {})
+        heads = []
+        for keys, heap in list(queue.items()):
+            while heap and not self._waits(*heap[0]):
+                heapq.heappop(heap)
+            if heap:
+                heads.append(heap[0])
+            else:
+                del queue[keys]
+        return (self._open[ticket] for _, ticket in sorted(heads))
+
+    def lane(self, origin: str, kind: str, key: str) -> LaneState:
+        return self._lane(origin, kind, key).state
+
+    def keep_lane(self, origin: str, kind: str, key: str, state: LaneState) -> None:
+        self._lane(origin, kind, key).state = state
+
+    def load(
+        self, origin: str, kind: str, key: str, now: float, *, slots: bool = True, creates: bool = True
+    ) -> LaneLoad:
+        return self._lane(origin, kind, key).load(now)
+
+    def answered(self, origin: str, kind: str, key: str, now: float, window: float) -> None:
+        self._lane(origin, kind, key).answered.append(now)
+
+    def of_task(self, origin: str, task_id: str) -> str | None:
+        return self._tickets.get((origin, task_id)) or self._recent.get((origin, task_id))
+
+    def unsettled(self, origin: str, lane: str, now: float) -> list[Record]:
+        self._held = {ticket: each for ticket, each in self._held.items() if each.slot_until > now}
+        submitting = [
+            self._open[ticket]
+            for (where, _, key), each in self._lanes.items()
+            if where == origin and key == lane
+            for ticket in each.submitting
+        ]
+        return submitting + [
+            each for each in self._held.values() if each.origin == origin and each.lane == lane
+        ]
+
+    def owned_by(self, owner: str) -> list[Record]:
+        return [record for record in self._open.values() if record.owner == owner]
+
+    def unowned(self, origin: str) -> list[Record]:
+        return [record for record in self._open.values() if record.owner is None and record.origin == origin]
+
+    def open_records(self, origin: str) -> list[Record]:
+        records = [record for record in self._open.values() if record.origin == origin]
+        return sorted(records, key=lambda record: record.sequence)
+
+    def lanes(self, origin: str) -> list[tuple[str, str, LaneState]]:
+        return [
+            (kind, key, lane.state) for (where, kind, key), lane in self._lanes.items() if where == origin
+        ]
+
+    def _write(self, record: Record) -> Record:
+        """Put *record* in the place of the one before, and tell everybody."""
+        status, ticket = record.task.status, record.ticket
+        (self._ended if status.is_final else self._open)[ticket] = record
+        (self._open if status.is_final else self._ended).pop(ticket, None)
+        self._held.pop(ticket, None)
+        if record.lane is not None:
+            self._use(record, record.lane)
+        if status is TaskStatus.WAITING:
+            heaps = self._queues.setdefault((record.origin, record.kind), {})
+            place = (record.sequence, ticket)
+            heap = heaps.setdefault(record.keys, [])
+            if place not in heap[:1]:
+                heapq.heappush(heap, place)
+        if record.task.task_id is not None:
+            self._index(record.origin, record.task.task_id, ticket, final=status.is_final)
+        self._tell(record)
+        return record
+
+    def _use(self, record: Record, key: str) -> None:
+        """Count the record in its lane, where it uses a slot."""
+        lane, status = self._lane(record.origin, record.kind, key), record.task.status
+        if status is TaskStatus.SUBMITTING:
+            lane.submitting.add(record.ticket)
+        if not status.is_final:
+            lane.take(record.ticket, record.slot_until)
+        elif record.slot_until > self.now():
+            lane.take(record.ticket, record.slot_until)
+            self._held[record.ticket] = record
+
+    def _index(self, origin: str, task_id: str, ticket: str, *, final: bool) -> None:
+        if not final:
+            self._tickets[origin, task_id] = ticket
+            return
+        self._tickets.pop((origin, task_id), None)
+        self._recent[origin, task_id] = ticket
+        while len(self._recent) > RECENT_IDS:
+            self._recent.popitem(last=False)
+
+    def _lane(self, origin: str, kind: str, key: str) -> _Lane:
+        lane = self._lanes.get((origin, kind, key))
+        if lane is None:
+            lane = self._lanes[origin, kind, key] = _Lane()
+        return lane
+
+    def _waits(self, sequence: int, ticket: str) -> bool:
+        record = self._open.get(ticket)
+        return (
+            record is not None
+            and record.owner is not None
+            and record.sequence == sequence
+            and record.task.status is TaskStatus.WAITING
+        )
 
 
-class MemoryLedger:
+class MemoryLedger(Face):
     """Records in the memory of one event loop. The default: all clients of a loop share `MemoryLedger.of_loop()`.
 
     A finished record leaves with the last handle that holds it; a ticket is idempotent as long. Promise 2
@@ -88,16 +221,9 @@ class MemoryLedger:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._salt = secrets.token_bytes(16)
-        self._sequence = itertools.count(1)
-        self._open: dict[str, Record] = {}
-        self._ended: WeakValueDictionary[str, Record] = WeakValueDictionary()
-        self._held: dict[str, Record] = {}
-        self._tickets: dict[tuple[str, str], str] = {}
-        self._recent: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._lanes: dict[tuple[str, str, str], _Lane] = {}
-        self._queues: dict[tuple[str, str], _Queue] = {}
-        self._listeners: list[Callable[[Record], None]] = []
+        self._book = Book(MemoryStore(self._tell))
 
     @classmethod
     def of_loop(cls) -> Self:
@@ -115,266 +241,23 @@ class MemoryLedger:
     def now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    async def fingerprint(self, key: str) -> str:
-        return hashlib.blake2b(key.encode(), digest_size=8, salt=self._salt).hexdigest()
+    async def salt(self) -> bytes:
+        return self._salt
 
-    def subscribe(self, heard: Callable[[Record], None]) -> Callable[[], None]:
-        self._listeners.append(heard)
+    async def enter(self, origin: str, keys: Collection[str]) -> str:
+        return secrets.token_hex(8)
 
-        def end() -> None:
-            if heard in self._listeners:
-                self._listeners.remove(heard)
+    async def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
+        return self._book.leave(owner, waiting=waiting)
 
-        return end
+    async def newer(self, versions: Mapping[str, int]) -> list[Record]:
+        return []  # whoever listens has heard it
 
-    async def add(self, record: Record) -> Record:
-        there = self._find(record.ticket)
-        if there is not None:
-            return there
-        record = evolve(record, sequence=next(self._sequence))
-        if record.task.status is TaskStatus.WAITING:
-            self._queue(record).push(record)
-        elif record.lane is not None:
-            self._lane_of(record).take(record.ticket, record.slot_until)
-        return self._write(record)
+    async def share(self, owner: str, rate: float) -> float:
+        return rate  # all clients of the loop stand at the same turnstile
 
-    async def get(self, ticket: str) -> Record | None:
-        return self._find(ticket)
-
-    async def find(self, origin: str, task_id: str) -> Record | None:
-        return self._open.get(self._tickets.get((origin, task_id), ""))
-
-    async def known(self, origin: str, task_ids: Collection[str]) -> frozenset[str]:
-        return frozenset(
-            each for each in task_ids if (origin, each) in self._tickets or (origin, each) in self._recent
-        )
-
-    async def admit(self, origin: str, kind: str, owner: str, lanes: Sequence[LaneTerms]) -> Record | Held:
-        now = self.now()
-        queue = self._queues.get((origin, kind))
-        heads = list(self._heads(queue, frozenset(each.fingerprint for each in lanes))) if queue else []
-        if not heads:
-            return Held()
-        free: list[LaneTerms] = []
-        until = math.inf
-        for terms in lanes:
-            lane = self._lane(origin, kind, terms.fingerprint)
-            at = may_start_at(lane.state, lane.load(now), terms.limits, now)
-            if at <= now:
-                free.append(terms)
-            else:
-                until = min(until, at)
-        for head in heads:
-            terms_for_head = next((each for each in free if each.fingerprint in head.keys), None)
-            if terms_for_head is None:
-                continue
-            if head.owner == owner:
-                return self._admit(head, terms_for_head, now)
-            free.remove(terms_for_head)
-        return Held(until)
-
-    def _admit(self, record: Record, terms: LaneTerms, now: float) -> Record:
-        lane = self._lane(record.origin, record.kind, terms.fingerprint)
-        until = now + terms.slot_for
-        lane.take(record.ticket, until)
-        lane.submitting.add(record.ticket)
-        return self._write(
-            evolve(
-                record,
-                task=evolve(record.task, status=TaskStatus.SUBMITTING),
-                lane=terms.fingerprint,
-                admitted=now,
-                sent_at=datetime.now(UTC),
-                slot_until=until,
-            )
-        )
-
-    async def accept(self, ticket: str, task: Task) -> Record:
-        record = self._record(ticket)
-        if record.task.status.is_final:
-            return record
-        self._settle(record, accepted=True)
-        return self._write(evolve(record, task=task))
-
-    async def put_back(
-        self, ticket: str, setback: Setback, *, limits: Limits, certain: bool, retry_after: float | None
-    ) -> Record:
-        record = self._record(ticket)
-        if record.task.status is not TaskStatus.SUBMITTING:
-            return record
-        lane, now = self._lane_of(record), self.now()
-        lane.settle(ticket, now)
-        lane.free(ticket)
-        lane.state = refused(
-            lane.state,
-            limits,
-            setback,
-            certain=certain,
-            retry_after=retry_after,
-            others=lane.load(now).slots,
-            sent=now if record.admitted is None else record.admitted,
-            now=now,
-            chance=random.random(),  # noqa: S311 - jitter, not a secret
-        )
-        if record.cancelling:
-            return self._write(evolve(record, task=_withdrawn(record.task)))
-        record = evolve(
-            record,
-            task=evolve(record.task, status=TaskStatus.WAITING),
-            lane=None,
-            admitted=None,
-            sent_at=None,
-            slot_until=math.inf,
-        )
-        self._queue(record).push(record)
-        return self._write(record)
-
-    async def update(self, ticket: str, task: Task) -> Record:
-        record = self._record(ticket)
-        if record.task.status.is_final:
-            return record
-        return self._write(evolve(record, task=task))
-
-    async def finish(self, ticket: str, task: Task, *, hold: float = 0.0) -> Record:
-        record = self._record(ticket)
-        if record.task.status.is_final:
-            return record
-        # A refusal says nothing about slots: only an accepted create ends the probing after a pause.
-        self._settle(record, accepted=task.status in (TaskStatus.SUCCEEDED, TaskStatus.FAILED))
-        record = evolve(record, task=task, slot_until=self.now() + hold)
-        if record.lane is not None:
-            lane = self._lane_of(record)
-            lane.free(ticket)
-            if hold > 0:
-                lane.take(ticket, record.slot_until)
-                self._held = {**self._still_held(), ticket: record}
-        return self._write(record)
-
-    async def withdraw(self, ticket: str, task: Task) -> Record:
-        record = self._record(ticket)
-        if record.task.status is not TaskStatus.WAITING:
-            return record
-        return self._write(evolve(record, task=task))
-
-    async def cancelling(self, ticket: str) -> Record:
-        record = self._record(ticket)
-        if record.task.status is not TaskStatus.SUBMITTING:
-            return record
-        return self._write(evolve(record, cancelling=True))
-
-    async def unsettled(self, origin: str, lane: str) -> list[Record]:
-        self._held = self._still_held()
-        submitting = [
-            self._open[ticket]
-            for (where, _, fingerprint), each in self._lanes.items()
-            if where == origin and fingerprint == lane
-            for ticket in each.slots
-            if ticket in self._open and self._open[ticket].task.status is TaskStatus.SUBMITTING
-        ]
-        return submitting + [
-            each for each in self._held.values() if each.origin == origin and each.lane == lane
-        ]
-
-    async def release(self, owner: str) -> list[Record]:
-        mine = [record for record in self._open.values() if record.owner == owner]
-        return [self._write(evolve(record, owner=None)) for record in mine]
-
-    async def adopt(self, origin: str, keys: Collection[str], owner: str) -> list[Record]:
-        held = frozenset(keys)
-        free = [
-            record
-            for record in self._open.values()
-            if record.owner is None
-            and record.origin == origin
-            and (record.lane in held if record.lane is not None else not held.isdisjoint(record.keys))
-        ]
-        return [self._write(evolve(record, owner=owner)) for record in free]
-
-    async def lanes(self, origin: str, keys: Collection[str]) -> list[LaneView]:
-        now = self.now()
-        return [
-            LaneView(fingerprint, kind, lane.load(now).slots, lane.state)
-            for (where, kind, fingerprint), lane in self._lanes.items()
-            if where == origin and fingerprint in keys
-        ]
-
-    def _still_held(self) -> dict[str, Record]:
-        now = self.now()
-        return {ticket: record for ticket, record in self._held.items() if record.slot_until > now}
-
-    def _find(self, ticket: str) -> Record | None:
-        return self._open.get(ticket) or self._ended.get(ticket)
-
-    def _record(self, ticket: str) -> Record:
-        record = self._find(ticket)
-        if record is None:
-            raise LedgerError(f"no record of ticket {ticket!r}: its last handle has gone", ticket=ticket)
-        return record
-
-    def _write(self, record: Record) -> Record:
-        """Put *record* in the place of the one before, and tell everybody."""
-        task = record.task
-        if task.status.is_final:
-            self._open.pop(record.ticket, None)
-            self._ended[record.ticket] = record
-        else:
-            self._open[record.ticket] = record
-        if task.task_id is not None:
-            self._index(record.origin, task.task_id, record.ticket, final=task.status.is_final)
-        for heard in tuple(self._listeners):
-            heard(record)
-        return record
-
-    def _index(self, origin: str, task_id: str, ticket: str, *, final: bool) -> None:
-        if not final:
-            self._tickets[origin, task_id] = ticket
-            return
-        self._tickets.pop((origin, task_id), None)
-        self._recent[origin, task_id] = None
-        while len(self._recent) > RECENT_IDS:
-            self._recent.popitem(last=False)
-
-    def _settle(self, record: Record, *, accepted: bool) -> None:
-        """The create of *record* has its answer."""
-        if record.lane is None or record.task.status is not TaskStatus.SUBMITTING:
-            return
-        lane = self._lane_of(record)
-        lane.settle(record.ticket, self.now())
-        if accepted:
-            lane.state = after_accept(lane.state)
-
-    def _lane_of(self, record: Record) -> _Lane:
-        return self._lane(record.origin, record.kind, record.lane or "")
-
-    def _lane(self, origin: str, kind: str, fingerprint: str) -> _Lane:
-        lane = self._lanes.get((origin, kind, fingerprint))
-        if lane is None:
-            lane = self._lanes[origin, kind, fingerprint] = _Lane(kind, fingerprint)
-        return lane
-
-    def _queue(self, record: Record) -> _Queue:
-        return self._queues.setdefault((record.origin, record.kind), _Queue())
-
-    def _heads(self, queue: _Queue, keys: frozenset[str]) -> Iterator[Record]:
-        """The oldest waiting record of each set of keys that meets *keys*, oldest first."""
-        heads = []
-        for each in [each for each in queue.heaps if not each.isdisjoint(keys)]:
-            heap = queue.heaps[each]
-            while heap and not self._waits(*heap[0]):
-                heapq.heappop(heap)
-            if heap:
-                heads.append(heap[0])
-            else:
-                del queue.heaps[each]
-        return (self._open[ticket] for _, ticket in sorted(heads))
-
-    def _waits(self, sequence: int, ticket: str) -> bool:
-        record = self._open.get(ticket)
-        return record is not None and record.sequence == sequence and record.task.status is TaskStatus.WAITING
-
-
-def _withdrawn(task: Task) -> Task:
-    return evolve(task, status=TaskStatus.CANCELLED, billing=Billing.NONE)
+    async def _step(self, step: Callable[[Book], _T], *, writes: bool = True, vital: bool = False) -> _T:
+        return step(self._book)
 
 
 _LEDGERS: WeakKeyDictionary[asyncio.AbstractEventLoop, MemoryLedger] = WeakKeyDictionary()

@@ -1,0 +1,24 @@
+"""Each test that takes `world` or `ledger` runs over every ledger."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from worlds import WORLDS, World
+
+from bide.ledgers import Ledger
+
+
+@pytest.fixture(params=WORLDS)
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    made: World = request.param(tmp_path)
+    await made.open()
+    yield made
+    await made.aclose()
+
+
+@pytest.fixture
+def ledger(world: World) -> Ledger:
+    return world.ledger

@@ -1,0 +1,65 @@
+"""Other processes for tests that need them, and waiting for what they do."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).parents[1]
+BEGIN = """
+    import asyncio, gc, os, sys, time
+    sys.path[:0] = [sys.argv[2], sys.argv[2] + "/ledgers"]
+    from attrs import evolve
+    from bide.ledgers import SQLiteLedger
+    from bide.models import Task, TaskStatus
+    from toy import ToyService
+    from worlds import *
+    path = sys.argv[1]
+
+    def say(*words):
+        os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # whole, whoever else writes
+"""
+
+
+async def until(happens: Callable[[], Any], seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not happens():
+            await asyncio.sleep(0.01)
+
+
+class Program:
+    """Another process that runs *code* over *path*."""
+
+    def __init__(self, code: str, path: Path, *arguments: object) -> None:
+        text = textwrap.dedent(BEGIN) + textwrap.dedent(code)
+        command = [sys.executable, "-c", text, str(path), str(TESTS), *map(str, arguments)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    async def line(self) -> str:
+        assert self.process.stdout is not None
+        async with asyncio.timeout(15):
+            return (await asyncio.to_thread(self.process.stdout.readline)).strip()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> None:
+        self.kill()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@asynccontextmanager
+async def program(code: str, path: Path, *arguments: object) -> AsyncIterator[Program]:
+    made = Program(code, path, *arguments)
+    try:
+        yield made
+    finally:
+        made.end()

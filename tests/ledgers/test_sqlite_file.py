@@ -1,0 +1,179 @@
+"""How long a SQLite ledger keeps what, and how its file comes from one version to the next."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+from worlds import ORIGIN, admitted, in_thread, record, running, state
+
+from bide.errors import LedgerError
+from bide.ledgers import SQLiteLedger, _sqlite_file, _sqlite_rows
+from bide.models import Output, SavedFile, Task, TaskStatus
+
+pytestmark = pytest.mark.real_time
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+def raw_rows(path: Path, query: str, *values: object) -> list[Any]:
+    connection = sqlite3.connect(path)
+    try:
+        return connection.execute(query, values).fetchall()
+    finally:
+        connection.close()
+
+
+# How long it is kept ---------------------------------------------------------------------------------------
+
+
+async def finished(ledger: SQLiteLedger, ticket: str, expires: timedelta) -> None:
+    url = f"https://files.example/{ticket}.png?sign=secret-{ticket}"
+    got = await running(ledger, ticket, f"x-{ticket}")
+    output = Output(url=url, kind="image", expires_at=datetime.now(UTC) + expires)
+    raw = {"output": {"results": [{"url": url}]}}
+    task = evolve(got.task, status=TaskStatus.SUCCEEDED, outputs=(output,), raw=raw)
+    await ledger.finish(ticket, task, owner="me")
+
+
+async def clean(ledger: SQLiteLedger) -> bool:
+    return bool(await in_thread(ledger, lambda hands: hands.store.clean(), writes=True))
+
+
+async def test_addresses_are_blanked_when_they_expire_and_records_removed_later(path: Path) -> None:
+    async with SQLiteLedger(path, keep=1.0) as ledger:
+        await finished(ledger, "old", timedelta(seconds=-0.5))
+        await finished(ledger, "new", timedelta(hours=1))
+
+        await clean(ledger)
+
+        ((text,),) = raw_rows(path, "SELECT task FROM records WHERE ticket = 'old'")
+        assert "secret-old" not in text
+        old, new = await ledger.get("old"), await ledger.get("new")
+        assert old is not None
+        assert old.task.status is TaskStatus.SUCCEEDED
+        assert [each.url for each in old.task.outputs] == [None]
+        assert new is not None
+        assert "secret-new" in (new.task.outputs[0].url or "")
+        assert await ledger.known(ORIGIN, ["x-old"]) == {"x-old"}
+
+        await asyncio.sleep(0.6)
+        await clean(ledger)
+
+        assert [each.ticket for each in await ledger.records(all=True)] == ["new"]
+
+
+async def test_saved_files_are_noted_on_a_record_that_was_blanked_and_it_stays_blank(path: Path) -> None:
+    async with SQLiteLedger(path, keep=100.0) as ledger:
+        await finished(ledger, "old", timedelta(seconds=-0.5))
+        await clean(ledger)
+
+        noted = await ledger.saved("old", [SavedFile(path="old.png", size=1)])
+
+        assert noted is not None
+        assert [each.url for each in noted.task.outputs] == [None]
+        ((text,),) = raw_rows(path, "SELECT task FROM records WHERE ticket = 'old'")
+        assert "secret-old" not in text
+
+
+async def test_old_records_are_removed_in_small_steps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sqlite_rows, "DAY", 0.0)  # so long an answer without results is kept whole
+    async with SQLiteLedger(path, keep=0.0) as ledger:
+        await asyncio.gather(*(ledger.add(record(f"t{number}")) for number in range(450)))
+        gone = [Task(ticket=f"t{number}", status=TaskStatus.CANCELLED) for number in range(450)]
+        await asyncio.gather(*(ledger.withdraw(each.ticket, each) for each in gone))
+
+        steps = []
+        for _ in range(6):
+            await clean(ledger)
+            steps.append(len(await ledger.records(all=True)))
+
+        assert steps[0] == 450, "blanked first"
+        assert all(before - after <= 200 for before, after in pairwise(steps))
+        assert steps[-1] == 0
+
+
+async def test_what_is_open_or_unknown_and_held_is_never_removed(path: Path) -> None:
+    """Even where nothing is kept: it uses a slot, and is what tells a lost create from others."""
+    async with SQLiteLedger(path, keep=0.0) as ledger:
+        await running(ledger, "open", "x1")
+        for ticket in ("held", "submitting", "waiting"):
+            await ledger.add(record(ticket))
+        first, _ = await admitted(ledger), await admitted(ledger)
+        await ledger.finish("held", state(first, TaskStatus.UNKNOWN), hold=600, owner="me")
+
+        for _ in range(3):
+            await clean(ledger)
+
+        left = [each.ticket for each in await ledger.records(all=True)]
+        assert left == ["open", "held", "submitting", "waiting"]
+        assert {each.ticket for each in await ledger.unsettled(ORIGIN, "k1")} == {"held", "submitting"}
+
+
+async def test_a_settled_record_is_not_removed_for_its_earlier_end(path: Path) -> None:
+    async with SQLiteLedger(path, keep=0.0) as ledger:
+        await ledger.add(record("t1"))
+        first = await admitted(ledger)
+        await ledger.finish("t1", state(first, TaskStatus.UNKNOWN), hold=0.0, owner="me")
+        await ledger.settle("t1", "x1")
+
+        for _ in range(3):
+            await clean(ledger)
+
+        assert [each.task.status for each in await ledger.records()] == [TaskStatus.QUEUED]
+
+
+# The schema ------------------------------------------------------------------------------------------------
+
+
+async def test_an_older_file_is_brought_up_to_date_and_keeps_its_records(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SQLiteLedger(path) as ledger:
+        await ledger.add(record("t1"))
+    step = "ALTER TABLE records ADD COLUMN colour TEXT; CREATE TABLE colours (name TEXT);"
+    monkeypatch.setattr(_sqlite_file, "SCHEMA", (*_sqlite_file.SCHEMA, step))
+
+    for _ in range(2):
+        async with SQLiteLedger(path) as ledger:
+            assert [each.ticket for each in await ledger.records()] == ["t1"]
+
+    assert raw_rows(path, "PRAGMA user_version") == [(len(_sqlite_file.SCHEMA),)]
+    assert raw_rows(path, "SELECT colour FROM records") == [(None,)]
+
+
+async def test_a_step_of_the_schema_that_fails_leaves_the_file_as_it_was(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SQLiteLedger(path) as ledger:
+        await ledger.add(record("t1"))
+    with monkeypatch.context() as patch:
+        steps = (*_sqlite_file.SCHEMA, "CREATE TABLE half (x); CREATE TABLE records (y);")
+        patch.setattr(_sqlite_file, "SCHEMA", steps)
+        with pytest.raises(LedgerError, match="cannot be used"):
+            await SQLiteLedger(path).records()
+
+    async with SQLiteLedger(path) as ledger:
+        assert [each.ticket for each in await ledger.records()] == ["t1"]
+    assert raw_rows(path, "SELECT name FROM sqlite_master WHERE name = 'half'") == []
+
+
+async def test_a_newer_file_is_refused_and_untouched(path: Path) -> None:
+    async with SQLiteLedger(path) as ledger:
+        await ledger.add(record("t1"))
+    raw_rows(path, "PRAGMA user_version = 99")
+    before = path.read_bytes()
+
+    with pytest.raises(LedgerError, match=r"newer bide \(its schema is 99.*upgrade bide"):
+        await SQLiteLedger(path).get("t1")
+
+    assert path.read_bytes() == before

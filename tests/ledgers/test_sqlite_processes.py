@@ -1,0 +1,349 @@
+"""Several processes on one file: forks, deaths, and lost words."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from programs import program, until
+from worlds import ORIGIN, admitted, record, running, state, terms
+
+from bide import ImageRequest
+from bide.ledgers import Hint, Record, SQLiteLedger
+from bide.models import Limits, TaskStatus
+from toy import ToyService
+
+pytestmark = pytest.mark.real_time
+
+DRIVES_THREE = """
+    async def main():
+        async with SQLiteLedger(path, store_prompts=sys.argv[3] == "True") as ledger:
+            me = await ledger.enter(ORIGIN, {"k1"})
+            await running(ledger, "sent", "x1", owner=me)
+            await ledger.add(record("half", owner=me))
+            await admitted(ledger, owner=me)
+            await ledger.add(record("waiting", owner=me))
+            say(ledger._session.instance)
+            await asyncio.sleep(60)
+
+    asyncio.run(main())
+"""
+FORKS = """
+    async def main():
+        ledger = SQLiteLedger(path)
+        client = ToyService().client(ledger=ledger)
+        await client.__aenter__()
+        await ledger.add(record("parents"))
+        child = os.fork()
+        if child == 0:
+            try:
+                ledger.get("parents").send(None)
+            except RuntimeError as fault:
+                say("child:", fault)
+            else:
+                say("child: no fault")
+            try:
+                client.submit(CAT).send(None)
+            except RuntimeError as fault:
+                say("client:", fault)
+            say("child goes on")
+            del ledger, client
+            gc.collect()
+            if sys.argv[3] == "exits":
+                sys.stdout.flush()
+                raise SystemExit(0)  # with all that an interpreter does at its end
+            time.sleep(60)
+        if sys.argv[3] == "exits":
+            os.waitpid(child, 0)
+        say("forked", child)
+        await ledger.add(record("later"))
+        say("added")
+        await asyncio.sleep(60)
+
+    asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+def names(path: Path) -> set[str]:
+    return {each.name for each in path.with_name("ledger.db-bide").iterdir()}
+
+
+# Deaths ----------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_killed_process_has_left_can_be_adopted_within_two_seconds(path: Path) -> None:
+    async with SQLiteLedger(path) as ledger, program(DRIVES_THREE, path, True) as other:
+        instance = await other.line()
+        me = await ledger.enter(ORIGIN, {"k1"})
+        heard: list[Record | Hint] = []
+        ledger.subscribe(heard.append)
+        assert await ledger.adopt(ORIGIN, {"k1"}, me) == []
+        assert f"{instance}.lock" in names(path)
+
+        other.kill()
+        died = time.monotonic()
+        await until(lambda: any(isinstance(each, Record) and each.owner is None for each in heard))
+        adopted = await ledger.adopt(ORIGIN, {"k1"}, me)
+
+        assert time.monotonic() - died < 2
+        assert Hint.OWNERS in heard
+        assert [(each.ticket, str(each.task.status)) for each in adopted] == [
+            ("sent", "running"),
+            ("half", "submitting"),
+            ("waiting", "waiting"),
+        ]
+        assert not any(each.startswith(instance) for each in names(path))
+        report = await ledger.report()
+        assert [each.is_alive for each in report.owners] == [True]
+        assert report.unowned == 0
+
+
+async def test_a_process_that_is_only_stopped_keeps_what_it_drives(path: Path) -> None:
+    async with SQLiteLedger(path) as ledger, program(DRIVES_THREE, path, True) as other:
+        await other.line()
+        other.process.send_signal(signal.SIGSTOP)
+
+        await asyncio.sleep(1.5)
+
+        assert await ledger.adopt(ORIGIN, {"k1"}, "me") == []
+        other.process.send_signal(signal.SIGCONT)
+
+
+async def test_what_waits_without_its_request_ends_when_its_process_is_killed(path: Path) -> None:
+    async with SQLiteLedger(path, store_prompts=False) as ledger, program(DRIVES_THREE, path, False) as other:
+        await other.line()
+
+        other.kill()
+        await until(lambda: len(names(path)) <= 3)
+        async with asyncio.timeout(3):
+            while (found := await ledger.get("waiting")) is None or not found.task.status.is_final:
+                await asyncio.sleep(0.05)
+
+        assert found.task.status is TaskStatus.CANCELLED
+        assert "its request was not stored" in (found.task.error.message if found.task.error else "")
+        left = await ledger.adopt(ORIGIN, {"k1"}, "me")
+        assert [each.ticket for each in left] == ["sent", "half"]
+
+
+async def test_a_dead_process_is_found_by_the_next_one_that_opens_the_file(path: Path) -> None:
+    async with program(DRIVES_THREE, path, True) as other:
+        await other.line()
+        other.kill()
+
+    async with SQLiteLedger(path) as ledger:
+        async with asyncio.timeout(2):
+            while len(left := await ledger.adopt(ORIGIN, {"k1"}, "me")) < 3:
+                await asyncio.sleep(0.02)
+
+    assert [each.ticket for each in left] == ["sent", "half", "waiting"]
+
+
+async def test_a_client_goes_on_with_what_a_killed_one_has_left(path: Path) -> None:
+    drives = """
+    async def main():
+        service = ToyService()
+        async with service.client(ledger=SQLiteLedger(path)) as client:
+            handle = await client.submit(CAT, ticket="t1")
+            await handle.accepted()
+            say(service.count("POST"))
+            await asyncio.sleep(60)
+
+    asyncio.run(main())
+    """
+    service = ToyService(queries=[{"status": "succeeded"}])
+    async with service.client(ledger=SQLiteLedger(path)) as client, program(drives, path) as other:
+        assert await other.line() == "1"
+        handle = await client.attach(ticket="t1")
+        assert service.count("GET") == 0
+
+        other.kill()
+        task = await handle.result(timeout=5)
+
+        assert task.status is TaskStatus.SUCCEEDED
+        assert service.count("POST") == 0
+
+
+# Forks -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_forked_child_is_told_and_its_end_neither_frees_the_parents_lock_nor_harms_the_file(
+    path: Path,
+) -> None:
+    async with SQLiteLedger(path) as ledger, program(FORKS, path, "exits") as parent:
+        assert "fork before a ledger is first used" in await parent.line()
+        assert "after a fork each process needs a Client of its own" in await parent.line()
+        assert await parent.line() == "child goes on"
+        assert (await parent.line()).startswith("forked")
+        assert await parent.line() == "added"
+
+        await asyncio.sleep(1.0)
+
+        report = await ledger.report()
+        assert [each.is_alive for each in report.owners] == [True, True]
+        assert report.problems == ()
+        assert [each.ticket for each in await ledger.records()] == ["parents", "later"]
+
+
+async def test_a_forked_child_that_lives_on_does_not_hide_its_parents_death(path: Path) -> None:
+    async with SQLiteLedger(path) as ledger, program(FORKS, path, "stays") as parent:
+        lines = [await parent.line() for _ in range(5)]  # of both, as they come
+        (child,) = [int(each.split()[1]) for each in lines if each.startswith("forked")]
+        assert "added" in lines
+        assert len((await ledger.report()).owners) == 2
+
+        try:
+            parent.kill()
+            async with asyncio.timeout(2):
+                while len((await ledger.report()).owners) > 1:
+                    await asyncio.sleep(0.05)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+        await ledger.add(record("after"))
+        assert (await ledger.report()).problems == ()
+
+
+async def test_a_child_whose_parent_had_the_file_open_cannot_open_it_anew(path: Path) -> None:
+    """SQLite would take the parent's locks for its own, and write to files that the parent may remove."""
+    forks = """
+    async def add(ticket):
+        async with SQLiteLedger(path) as ledger:
+            await ledger.add(record(ticket))
+
+    async def main():
+        async with SQLiteLedger(path) as ledger:
+            await ledger.add(record("parents"))
+            child = os.fork()
+            if child == 0:
+                asyncio._set_running_loop(None)
+                try:
+                    asyncio.run(add("childs"))
+                except Exception as error:
+                    say(error)
+                os._exit(0)
+            await asyncio.to_thread(os.waitpid, child, 0)
+            say(*[each.ticket for each in await ledger.records()], *(await ledger.report()).problems)
+
+    asyncio.run(main())
+    """
+    async with program(forks, path) as parent:
+        assert "was open when this process was forked" in await parent.line()
+        assert await parent.line() == "parents"
+
+
+# Words -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_word_that_is_lost_is_made_up_for_within_a_second(path: Path) -> None:
+    lanes = terms(limits=Limits(1))
+    async with SQLiteLedger(path) as one, SQLiteLedger(path) as other:
+        me, them = await one.enter(ORIGIN, {"k1"}), await other.enter(ORIGIN, {"k1"})
+        got = await running(one, "t1", "x1", owner=me)
+        await other.add(record("t2", owner=them))
+        await other.follow("t1")
+        await asyncio.sleep(0.1)
+        for each in path.with_name("ledger.db-bide").glob("*.sock"):
+            each.unlink()
+        heard: list[Record | Hint] = []
+        other.subscribe(heard.append)
+
+        await one.finish("t1", state(got, TaskStatus.SUCCEEDED), owner=me)
+
+        await until(lambda: any(isinstance(each, Record) for each in heard), 1.0)
+        await until(lambda: Hint.SLOTS in heard, 1.0)
+        assert (await admitted(other, lanes, them)).ticket == "t2"
+
+
+async def test_words_arrive_under_a_path_longer_than_a_sockets_may_be(tmp_path: Path) -> None:
+    directory = tmp_path / ("a" * 100) / ("b" * 100)
+    directory.mkdir(parents=True)
+    path = directory / "ledger.db"
+    async with SQLiteLedger(path) as one, SQLiteLedger(path) as other:
+        await one.add(record("t1"))
+        await other.follow("t1")
+        assert len([each for each in names(path) if each.endswith(".sock")]) == 2
+        heard: list[TaskStatus] = []
+        other.subscribe(lambda news: heard.append(news.task.status) if isinstance(news, Record) else None)
+
+        await one.forget("t1")
+
+        await until(lambda: TaskStatus.CANCELLED in heard, 0.4)
+
+    assert names(path) == {"write.lock"}
+
+
+async def test_a_flood_of_words_harms_nobody(path: Path) -> None:
+    async with SQLiteLedger(path) as one, SQLiteLedger(path) as other:
+        me = await one.enter(ORIGIN, {"k1"})
+        await asyncio.gather(*(one.add(record(f"t{number}", owner=me)) for number in range(300)))
+        heard: set[str] = set()
+        one.subscribe(
+            lambda news: (
+                heard.add(news.ticket) if isinstance(news, Record) and news.task.status.is_final else None
+            )
+        )
+
+        await asyncio.gather(*(other.forget(f"t{number}") for number in range(300)))
+
+        await until(lambda: len(heard) == 300, 2.0)
+
+
+async def test_processes_take_turns_at_one_lane_and_break_no_cap(path: Path) -> None:
+    takes = """
+    async def main():
+        lanes = terms(limits=Limits(2))
+        async with SQLiteLedger(path) as ledger:
+            me = await ledger.enter(ORIGIN, {"k1"})
+            turn = asyncio.Event()
+            ledger.subscribe(lambda _: turn.set())
+            for number in range(15):
+                await ledger.add(record(f"{me}-{number}", owner=me))
+            most = done = 0
+            while done < 15:
+                turn.clear()
+                got = await admit(ledger, lanes, me)
+                if isinstance(got, Held):
+                    await turn.wait()
+                    continue
+                most = max(most, (await lane_of(ledger)).slots)
+                await asyncio.sleep(0.002)
+                await ledger.finish(got.ticket, state(got, TaskStatus.FAILED), owner=me)
+                done += 1
+            say("most", most)
+
+    asyncio.run(main())
+    """
+    async with program(takes, path) as one, program(takes, path) as two, program(takes, path) as three:
+        told = [await each.line() for each in (one, two, three)]
+
+    assert set(told) <= {"most 1", "most 2"}
+    async with SQLiteLedger(path) as ledger:
+        ended = await ledger.records(all=True)
+        assert len(ended) == 45
+        assert {each.task.status for each in ended} == {TaskStatus.FAILED}
+
+
+async def test_a_ticket_is_bought_once_though_two_clients_submit_it(path: Path) -> None:
+    services = [ToyService(), ToyService()]
+    services[1].name = "other"
+    clients = [each.client(ledger=SQLiteLedger(path)) for each in services]
+    async with clients[0], clients[1]:
+        cat = ImageRequest("a cat", model="m")
+        tickets = [f"t{number}" for number in range(20)]
+        handles = await asyncio.gather(
+            *(client.submit(cat, ticket=ticket) for ticket in tickets for client in clients)
+        )
+
+        await asyncio.gather(*(each.accepted() for each in handles))
+
+        bought = services[0].tickets + services[1].tickets
+        assert sorted(bought) == sorted(tickets)

@@ -1,0 +1,441 @@
+"""Every ledger against a plain model, over all orders of steps that Hypothesis can think of."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from attrs import evolve
+from hypothesis import HealthCheck, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from model import Model, Span, Ticket
+from worlds import ORIGIN, MemoryWorld, SQLitePairWorld, SQLiteWorld, World, record
+
+from bide.ledgers import Held, LaneTerms, Ledger, Record
+from bide.models import Limits, SavedFile, Task, TaskStatus
+
+_T = TypeVar("_T")
+
+Choose = Callable[[Sequence[Any]], Any]
+
+KEYS = ("k1", "k2")
+KINDS = ("image", "image", "image", "image", "video")
+SETS = (frozenset({"k1"}), frozenset({"k2"}), frozenset(KEYS))
+LANES = (["k1", "k2"], ["k2", "k1"], ["k1"], ["k2"])
+CAPS, RATES = (None, 1, 2, 3), (None, None, None, 1, 2, 30)
+# No sums of these come near to the round figures of pauses and windows.
+SECONDS = (0.937, 7.313, 7.313, 23.771, 71.19, 93.377, 93.377, 311.3)
+SETBACKS = ("slots", "slots", "rate", "capacity", "unreachable")
+ADVICE = (None, 0.0, 3.33, 90.7, 90.7)
+WHO = ("owner", "owner", "owner", "owner", "another", "gone")
+OPEN = ("submitting", "queued", "running")
+ENDS_AT_ONCE = ("succeeded", "failed", "rejected", "unknown", "unknown")
+ENDS_LATER = ("succeeded", "failed", "expired", "cancelled")
+SLOT_FOR, HOLD = 533.0, 47.0
+STEPS = (
+    *("add", "add", "add", "add_again", "admit", "admit", "admit", "admit", "accept", "accept", "accept"),
+    *("put_back", "put_back", "update", "finish", "finish", "finish", "withdraw", "cancelling"),
+    *("follow_and_save", "leave", "adopt", "adopt", "settle", "settle", "forget", "pass_time", "pass_time"),
+)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Steps of three owners with two keys. `world_of` names what is tested."""
+
+    world_of: type[World] = MemoryWorld
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._directory = Path(tempfile.mkdtemp())
+        self._runner = asyncio.Runner(loop_factory=self.world_of.loop_factory)
+        self._finals: dict[str, Record] = {}
+        self._numbers = iter(range(1, 10_000))
+        self._stale: list[str] = []
+
+    @initialize(cap=st.sampled_from(CAPS), rate=st.sampled_from(RATES))
+    def begin(self, cap: int | None, rate: int | None) -> None:
+        self.model = Model(Limits(cap, rate))
+        self.world = self.run(self._open())
+        self.owners = [self.run(self._face(number).enter(ORIGIN, KEYS)) for number in range(3)]
+
+    async def _open(self) -> World:
+        world = self.world_of(self._directory)
+        await world.open()
+        return world
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.run(self.world.aclose())
+        self._runner.close()
+        shutil.rmtree(self._directory)
+
+    def run(self, step: Awaitable[_T]) -> _T:
+        async def take() -> _T:
+            return await step
+
+        return self._runner.run(take())
+
+    def _face(self, number: int) -> Ledger:
+        """Where there are several ledgers on the same records, each owner has one of them."""
+        return self.world.ledgers[number % len(self.world.ledgers)]
+
+    def _timed(self, step: Awaitable[_T]) -> tuple[_T, Span]:
+        async def take() -> tuple[_T, Span]:
+            ledger = self.world.ledger
+            before = ledger.now()
+            result = await step
+            return result, Span(before - 0.001, ledger.now() + 0.001)
+
+        return self._runner.run(take())
+
+    def _who(self, choose: Choose, ticket: Ticket) -> tuple[str, Ledger]:
+        """Who takes a step on *ticket*, and with which ledger."""
+        who = choose(WHO)
+        if who == "gone" and self._stale:
+            return self._stale[-1], self._face(len(self._stale))
+        if who == "owner" and ticket.owner in self.owners:
+            return ticket.owner, self._face(self.owners.index(ticket.owner))
+        return self.owners[0], self._face(0)
+
+    def _pick(self, choose: Choose, *words: str) -> Ticket | None:
+        """One of the tickets, mostly one for which the step means something: its status is one of *words*."""
+        every = list(self.model.tickets.values())
+        fit = [each for each in every if each.status in words]
+        choice = every if not fit or choose(range(8)) == 0 else fit
+        return choose(choice) if choice else None
+
+    def _any_face(self, choose: Choose) -> Ledger:
+        return self._face(choose((0, 1)))
+
+    def _matches(self, got: Record, ticket: Ticket) -> None:
+        """*got* tells what the model does."""
+        seen = (got.ticket, str(got.task.status), got.owner, got.lane, got.task.task_id, got.cancelling)
+        known = (ticket.name, ticket.status, ticket.owner, ticket.lane, ticket.task_id, ticket.cancelling)
+        assert seen == known
+        if got.task.status.is_final:
+            self._finals.setdefault(got.ticket, got)
+            assert got.task == self._finals[got.ticket].task
+
+    # Steps --------------------------------------------------------------------------------------------------
+
+    @rule(name=st.sampled_from(STEPS), data=st.data())
+    def step(self, name: str, data: Any) -> None:
+        getattr(self, f"_{name}")(lambda options: data.draw(st.sampled_from(options)))
+
+    @rule(chance=st.randoms(use_true_random=True))
+    def many_steps(self, chance: Any) -> None:
+        """By chance: Hypothesis, left alone, tries few that go together."""
+        for _ in range(20):
+            name = chance.choice(STEPS)
+            note(name)
+            getattr(self, f"_{name}")(chance.choice)
+            self.all_agree()
+
+    def _add(self, choose: Choose) -> None:
+        kind, keys, can_be_sent = choose(KINDS), choose(SETS), choose((True, True, False))
+        for number in choose(((0,), (1,), (2,), (0, 1), (2, 0, 0), (1, 1, 1, 2))):
+            name, owner = f"t{next(self._numbers)}", self.owners[number]
+            new = record(name, kind=kind, keys=keys, owner=owner)
+            got = self.run(self._face(number).add(new if can_be_sent else evolve(new, request=None)))
+            ticket = Ticket(name, kind, keys, owner, got.sequence, can_be_sent=can_be_sent)
+            assert all(got.sequence > each.sequence for each in self.model.tickets.values())
+            self.model.tickets[name] = ticket
+            self._matches(got, ticket)
+
+    def _add_again(self, choose: Choose) -> None:
+        ticket = self._pick(choose)
+        if ticket is not None:
+            other = record(ticket.name, kind="video", owner=self.owners[0])
+            got = self.run(self._any_face(choose).add(other))
+            self._matches(got, ticket)
+            assert got.sequence == ticket.sequence
+
+    def _admit(self, choose: Choose) -> None:
+        """Of one owner, or of all as long as there is room."""
+        kind, lanes, owner = choose(KINDS), choose(LANES), choose((0, 1, 2, None, None))
+        if owner is not None:
+            self._admit_one(kind, owner, lanes)
+        else:
+            while any(self._admit_one(kind, each, lanes) for each in range(3)):
+                pass
+
+    def _admit_one(self, kind: str, owner: int, lanes: list[str]) -> bool:
+        me, limits = self.owners[owner], self.model.limits
+        terms = [LaneTerms(key, limits, SLOT_FOR) for key in lanes]
+        got, now = self._timed(self._face(owner).admit(ORIGIN, kind, me, terms))
+        answers = self.model.turn(kind, me, lanes, now)
+        if isinstance(got, Held):
+            assert None in answers, f"it was the turn of {answers}"
+            return False
+        assert (got.ticket, got.lane) in answers, f"it was the turn of {answers}"
+        ticket = self.model.tickets[got.ticket]
+        ticket.status, ticket.lane, ticket.slot_for = "submitting", got.lane, SLOT_FOR
+        ticket.slot_until = now.plus(SLOT_FOR)
+        self._matches(got, ticket)
+        return True
+
+    def _accept(self, choose: Choose) -> None:
+        ticket = self._pick(choose, "submitting")
+        if ticket is None or ticket.status == "waiting":
+            return
+        me, ledger = self._who(choose, ticket)
+        others = [e.task_id for e in self.model.tickets.values() if e.task_id and e is not ticket]
+        task_id = others[-1] if others and choose((False, False, True)) else f"x{next(self._numbers)}"
+        task = Task(ticket=ticket.name, task_id=ticket.task_id or task_id, status=TaskStatus.QUEUED)
+        got, now = self._timed(ledger.accept(ticket.name, task, owner=me))
+        is_taken = ticket.task_id is None and self.model.holder(task_id) is not None
+        if ticket.is_open and ticket.owner == me and not is_taken:
+            if ticket.status == "submitting":
+                self.model.answer(ticket, now, accepted=True)
+            ticket.status, ticket.task_id = "queued", task.task_id
+        self._matches(got, ticket)
+
+    def _put_back(self, choose: Choose) -> None:
+        ticket = self._pick(choose, "submitting")
+        if ticket is None:
+            return
+        (me, ledger), limits = self._who(choose, ticket), self.model.limits
+        setback, certain, retry_after = choose(SETBACKS), choose((True, False)), choose(ADVICE)
+        what: dict[str, Any] = {"limits": limits, "certain": certain, "retry_after": retry_after}
+        got, now = self._timed(ledger.put_back(ticket.name, setback, owner=me, **what))
+        if ticket.status == "submitting" and ticket.owner == me:
+            self.model.refuse(ticket, setback, now, certain=certain, retry_after=retry_after)
+            ticket.status = "cancelled" if ticket.cancelling else "waiting"
+            ticket.lane = ticket.lane if ticket.cancelling else None
+        self._matches(got, ticket)
+
+    def _update(self, choose: Choose) -> None:
+        ticket = self._pick(choose, "queued", "running")
+        if ticket is None or ticket.status in ("waiting", "submitting"):
+            return
+        me, ledger = self._who(choose, ticket)
+        moving, progress = TaskStatus.RUNNING, choose(range(101))
+        task = Task(ticket=ticket.name, task_id=ticket.task_id, status=moving, progress=progress)
+        got = self.run(ledger.update(ticket.name, task, owner=me))
+        if ticket.is_open and ticket.owner == me:
+            ticket.status = "running"
+            assert got.task.progress == progress
+        self._matches(got, ticket)
+
+    def _finish(self, choose: Choose) -> None:
+        ticket = self._pick(choose, *OPEN)
+        if ticket is None or ticket.status == "waiting":
+            return
+        me, ledger = self._who(choose, ticket)
+        word = choose(ENDS_AT_ONCE if ticket.status == "submitting" else ENDS_LATER)
+        hold = HOLD if word == "unknown" else 0.0
+        task = Task(ticket=ticket.name, task_id=ticket.task_id, status=TaskStatus(word))
+        got, now = self._timed(ledger.finish(ticket.name, task, owner=me, hold=hold))
+        if ticket.is_open and ticket.owner == me:
+            if ticket.status == "submitting":
+                self.model.answer(ticket, now, accepted=word in ("succeeded", "failed"))
+            ticket.status, ticket.slot_until = word, now.plus(hold)
+        self._matches(got, ticket)
+
+    def _withdraw(self, choose: Choose) -> None:
+        ticket = self._pick(choose, "waiting")
+        if ticket is None:
+            return
+        gone = Task(ticket=ticket.name, status=TaskStatus.CANCELLED)
+        got = self.run(self._any_face(choose).withdraw(ticket.name, gone))
+        if ticket.status == "waiting":
+            ticket.status = "cancelled"
+        self._matches(got, ticket)
+
+    def _cancelling(self, choose: Choose) -> None:
+        ticket = self._pick(choose, "submitting")
+        if ticket is None:
+            return
+        got = self.run(self._any_face(choose).cancelling(ticket.name))
+        ticket.cancelling = ticket.cancelling or ticket.status == "submitting"
+        self._matches(got, ticket)
+
+    def _follow_and_save(self, choose: Choose) -> None:
+        ticket = self._pick(choose)
+        if ticket is None:
+            return
+        followed = self.run(self._any_face(choose).follow(ticket.name))
+        assert followed is not None
+        assert followed.followed
+        self._matches(followed, ticket)
+        if not ticket.is_open:
+            files = [SavedFile(path=f"{ticket.name}.png", size=1)]
+            kept = self.run(self._any_face(choose).saved(ticket.name, files))
+            assert kept is not None
+            assert list(kept.files) == files
+            self._finals[ticket.name] = kept
+
+    # Owners -------------------------------------------------------------------------------------------------
+
+    def _leave(self, choose: Choose) -> None:
+        owner = choose((0, 1, 2))
+        me = self.owners[owner]
+        mine = [each for each in self.model.tickets.values() if each.is_open and each.owner == me]
+        ended = [each for each in mine if each.status == "waiting" and not each.can_be_sent]
+        for each in mine:
+            if each in ended:
+                each.status = "cancelled"
+            else:
+                each.owner = None
+        self._keep_finals_of(ended)
+        left = self.run(self._face(owner).leave(me))
+        assert {each.ticket for each in left} == {each.name for each in mine if each not in ended}
+        for each in ended:
+            self._heard[each.name]()
+        for got in left:
+            self._matches(got, self.model.tickets[got.ticket])
+        self._stale.append(me)
+        self.owners[owner] = self.run(self._face(owner).enter(ORIGIN, KEYS))
+
+    def _keep_finals_of(self, ended: list[Ticket]) -> None:
+        """What ends while its owner leaves is only heard of; a memory ledger forgets it when nobody holds it."""
+        names = {each.name for each in ended}
+        heard: dict[str, Record] = {}
+
+        def hear(news: object) -> None:
+            if isinstance(news, Record) and news.ticket in names:
+                heard[news.ticket] = news
+
+        ends = [each.subscribe(hear) for each in self.world.ledgers]
+
+        def told(name: str) -> None:
+            self._matches(heard[name], self.model.tickets[name])
+            for end in ends:
+                end()
+
+        self._heard = {name: lambda name=name: told(name) for name in names}
+        if not names:
+            for end in ends:
+                end()
+
+    def _adopt(self, choose: Choose) -> None:
+        owner, keys = choose((0, 1, 2)), choose(SETS)
+        me = self.owners[owner]
+        free = [each for each in self.model.open_of(keys) if each.owner is None]
+        for each in free:
+            each.owner = me
+        got = self.run(self._face(owner).adopt(ORIGIN, keys, me))
+        assert {each.ticket for each in got} == {each.name for each in free}
+        for each in got:
+            self._matches(each, self.model.tickets[each.ticket])
+
+    # What the user settles ----------------------------------------------------------------------------------
+
+    def _settle(self, choose: Choose) -> None:
+        ticket = self._pick(choose, "unknown")
+        if ticket is None:
+            return
+        name = ticket.name
+        others = [e.task_id for e in self.model.tickets.values() if e.task_id and e.name != name]
+        task_id = others[0] if others and choose((False, False, True)) else f"x{next(self._numbers)}"
+        step = self._any_face(choose).settle(name, task_id)
+        if ticket.status != "unknown" or self.model.holder(task_id) is not None:
+            with pytest.raises(ValueError, match=name):
+                self.run(step)
+            return
+        got, now = self._timed(step)
+        ticket.status, ticket.task_id, ticket.owner = "queued", task_id, None
+        ticket.slot_until = now.plus(ticket.slot_for)
+        del self._finals[name]
+        self._matches(got, ticket)
+
+    def _forget(self, choose: Choose) -> None:
+        ticket = self._pick(choose, "succeeded", "unknown", "running")
+        if ticket is None:
+            return
+        step = self._any_face(choose).forget(ticket.name)
+        if ticket.status == "waiting":
+            self._keep_finals_of([ticket])
+            self.run(step)
+            ticket.status = "cancelled"
+            self._heard[ticket.name]()
+            return
+        _, now = self._timed(asyncio.sleep(0))
+        if ticket.is_open and ticket.may_hold_slot(now):
+            with pytest.raises(ValueError, match=ticket.name):
+                self.run(step)
+            return
+        self._matches(self.run(step), ticket)
+        del self.model.tickets[ticket.name]
+        self._finals.pop(ticket.name, None)
+        for each in self.world.ledgers:
+            assert self.run(each.get(ticket.name)) is None
+
+    # Time, and what always holds ----------------------------------------------------------------------------
+
+    def _pass_time(self, choose: Choose) -> None:
+        self.run(self.world.pass_time(choose(SECONDS)))
+
+    @precondition(lambda self: hasattr(self, "world"))
+    @invariant()
+    def all_agree(self) -> None:
+        """What is open, in the order of arrival; slots; what has ended; and creates without a known task."""
+        self._agree_on_what_is_open()
+        self._agree_on_slots()
+        for number, (name, kept) in enumerate(tuple(self._finals.items())[-3:]):
+            got = self.run(self._face(number).get(name))
+            assert got is not None
+            assert evolve(got, version=0) == evolve(kept, version=0)
+
+    def _agree_on_what_is_open(self) -> None:
+        for number, keys in enumerate((frozenset({"k1"}), frozenset({"k2"}))):
+            told = self.run(self._face(number).open_records(ORIGIN, keys))
+            known = self.model.open_of(keys)
+            assert [each.ticket for each in told] == [each.name for each in known]
+            for got, ticket in zip(told, known, strict=True):
+                self._matches(got, ticket)
+
+    def _agree_on_slots(self) -> None:
+        views, now = self._timed(self.world.ledger.lanes(ORIGIN, KEYS))
+        for view in views:
+            records = self.model.of_lane(view.kind, view.fingerprint)
+            least = sum(each.surely_holds_slot(now) for each in records)
+            assert least <= view.slots <= sum(each.may_hold_slot(now) for each in records)
+        for key in KEYS:
+            told, now = self._timed(self.world.ledger.unsettled(ORIGIN, key))
+            of_key = [each for each in self.model.tickets.values() if each.lane == key]
+            submitting = {each.name for each in of_key if each.status == "submitting"}
+            unknown = [each for each in of_key if each.status == "unknown"]
+            surely = {each.name for each in unknown if each.surely_holds_slot(now)}
+            may = {each.name for each in unknown if each.may_hold_slot(now)}
+            assert submitting | surely <= {each.ticket for each in told} <= submitting | may
+
+
+class MemoryMachine(LedgerMachine):
+    """In virtual time."""
+
+    world_of = MemoryWorld
+
+
+class SQLiteMachine(LedgerMachine):
+    """On one file, in one thread."""
+
+    world_of = SQLiteWorld
+
+
+class SQLitePairMachine(LedgerMachine):
+    """On one file from two sides: what one remembers of a record must not outlive what the other writes."""
+
+    world_of = SQLitePairWorld
+
+
+ALIKE = settings(
+    derandomize=True,
+    deadline=None,
+    stateful_step_count=8,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+)
+
+TestMemory = MemoryMachine.TestCase
+TestMemory.settings = settings(ALIKE, max_examples=25)
+TestSQLite = SQLiteMachine.TestCase
+TestSQLite.settings = settings(ALIKE, max_examples=8)
+TestSQLitePair = SQLitePairMachine.TestCase
+TestSQLitePair.settings = settings(ALIKE, max_examples=8)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         UnexpectedReplyError,
         WaitTimeoutError,
     )
-    from bide.ledgers import MemoryLedger
+    from bide.ledgers import MemoryLedger, SQLiteLedger
     from bide.models import (
         Billing,
         Deadlines,
@@ -84,6 +84,7 @@ __all__ = [
     "RateLimitError",
     "RawRequest",
     "Request",
+    "SQLiteLedger",
     "SavedFile",
     "ServerError",
     "Statistics",
@@ -117,7 +118,7 @@ _HOMES = {
         "TaskCancelledError TaskError TaskExpiredError TaskFailedError TransportError UnexpectedReplyError "
         "WaitTimeoutError"
     ),
-    "ledgers": "MemoryLedger",
+    "ledgers": "MemoryLedger SQLiteLedger",
     "models": (
         "Billing Deadlines ErrorDetail ImageRequest Limits Output RawRequest Request SavedFile Task "
         "TaskStatus VideoRequest"

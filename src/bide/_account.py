@@ -18,7 +18,14 @@ from attrs import define, field
 
 from bide._limits import QueryBudget
 from bide._wire import shown
-from bide.errors import APIError, ClientClosedError, TransportError, UnexpectedReplyError
+from bide.errors import (
+    APIError,
+    ClientClosedError,
+    NotFoundError,
+    TransportError,
+    UnexpectedReplyError,
+)
+from bide.models import Task
 from bide.providers import Denied, Page, TryAgain, Unclear
 
 if TYPE_CHECKING:
@@ -28,7 +35,7 @@ if TYPE_CHECKING:
     from bide._wire import Call, Reply, Secret
     from bide.errors import BideError
     from bide.ledgers import Ledger, Record
-    from bide.models import Task
+    from bide.models import Request
     from bide.providers import CancelOutcome, CreateOutcome, ListedTask, Provider, QueryOutcome
 
 _T = TypeVar("_T")
@@ -36,6 +43,9 @@ _T = TypeVar("_T")
 CREATE_TIMEOUT = 60.0
 QUERY_TIMEOUT = 20.0
 """Seconds for one exchange, the connection included."""
+RAISE_AFTER = 2.5
+"""Seconds that others have to hear that their part of the query rate is smaller now (they ask every 0.6 s at the
+latest), and until what they sent before that counts no more (1 s)."""
 MOST_PAGES = 100
 """A list longer than this is not read to its end."""
 
@@ -84,13 +94,45 @@ class Turnstile:
 
     Whoever waits in `enter` goes before the poller, which asks with `try_enter` and hears of a free place
     through `on_free`.
+
+    Attributes:
+        rate: of the account, of which this process may have a part only; None is no limit.
     """
 
     def __init__(self, rate: float | None) -> None:
+        self.rate = rate
         self.budget = QueryBudget(rate)
         self.on_free: list[Callable[[], None]] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._raise_to: float | None = None
+        self._raising: asyncio.TimerHandle | None = None
+
+    def join(self, rate: float) -> None:
+        """Begin with a part of the account's rate: when those who have had it all will have heard of that."""
+        if self.budget.rate is not None and rate < self.budget.rate:
+            self.budget.set_rate(rate)
+            self.budget.pause(asyncio.get_running_loop().time() + RAISE_AFTER)
+
+    def limit(self, rate: float) -> None:
+        """Let only *rate* (in a second) through from now on. A higher one than before holds a little later: whoever has
+        to do with less for it may not have heard of that yet."""
+        now = self.budget.rate
+        if now is None or rate <= now:
+            if self._raising is not None:
+                self._raising.cancel()
+            self._raise_to = self._raising = None
+            self.budget.set_rate(rate)
+        elif self._raise_to is None:
+            self._raise_to = rate
+            self._raising = asyncio.get_running_loop().call_later(RAISE_AFTER, self._raise)
+        else:
+            self._raise_to = min(self._raise_to, rate)  # what is more will be told again
+
+    def _raise(self) -> None:
+        self.budget.set_rate(self._raise_to)
+        self._raise_to = self._raising = None
+        self._serve()
 
     def free_at(self, now: float) -> float:
         """When the poller may send a query: *now* or earlier if at once; infinity: `on_free` will tell."""
@@ -155,8 +197,9 @@ def turnstile_for(ledger: Ledger, origin: str, keys: Iterable[str], rate: float 
     there = next((known[name] for name in names if name in known), None)
     if there is None:
         there = Turnstile(rate)
-    elif rate is not None and (there.budget.rate is None or rate < there.budget.rate):
-        there.budget.lower(rate)
+    elif rate is not None and (there.rate is None or rate < there.rate):
+        there.rate = rate
+        there.budget.set_rate(rate)
     for name in names:
         known.setdefault(name, there)
     return there
@@ -243,6 +286,44 @@ class Account:
             if number >= page.pages or not page.tasks:
                 break
         return tasks
+
+    async def key_of(self, task_id: str) -> str:
+        """The fingerprint of the key that *task_id* was made with: the only one, or the one that can see it.
+
+        Raises:
+            NotFoundError: none of them can.
+            BideError: the service could not be asked.
+        """
+        if len(self._keys) == 1:
+            return next(iter(self._keys))
+        for fingerprint in self._keys:
+            async with self.place():
+                outcome = await self.query(fingerprint, task_id)
+            if isinstance(outcome, Task):
+                return fingerprint
+            if isinstance(outcome, TryAgain):
+                raise outcome.error.about(ticket=None, task_id=task_id)
+        raise NotFoundError(
+            f"none of the {len(self._keys)} keys of this client knows task {task_id}", task_id=task_id
+        )
+
+    def as_curl(self, task: Task, request: Request | None, *, create: bool) -> str:
+        """See `TaskHandle.as_curl`."""
+        if not create:
+            if task.task_id is None:
+                raise ValueError(
+                    f"ticket {task.ticket} has no task id: there is nothing to ask for. as_curl(create=True) gives the "
+                    f"create; running that makes, and bills, a new task"
+                )
+            call = self.provider.query_call(task.task_id)
+        elif request is None:
+            raise ValueError(
+                f"task {task.task_id} was made elsewhere, or stored without its request: its create is not known here"
+            )
+        else:
+            call = self.provider.create_call(request, task.ticket)
+        variable = next(iter(self.provider.key_variables), "API_KEY")
+        return self.transport.as_curl(call, key_variable=variable)
 
     def service_time(self, moment: float) -> datetime:
         """A *moment* of the ledger's clock by the service's own, as far as its answers have told."""

@@ -9,9 +9,12 @@ import re
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
 
-from bide._completed import AsCompleted, Completions
+import anyio
+
+from bide._account import origin_of, turnstile_for, unless_closed
+from bide._completed import AsCompleted, Completions, note_left, outcome_of
 from bide._engine import Engine
 from bide._events import Announcer, log_as_the_environment_says
 from bide._pace import Pace
@@ -56,7 +59,11 @@ class Client:
         queries_per_second: status queries that the account may make in any second, lists and cancels included;
             None is the provider's documented default, `math.inf` no limit.
         deadlines: how long a wait may last by state; None is `Deadlines()`.
-        ledger: where records are kept; None is the running loop's own `MemoryLedger`.
+        ledger: where records are kept; None is the running loop's own `MemoryLedger`. With a `SQLiteLedger` they
+            outlive the process, and all processes on the file share limits and tickets.
+        adopt: whether to take over, now and later, what other clients of the key leave open on the ledger, closed or
+            dead. Without it (for programs that run a short while) only `resume` does that; what was sent already is
+            watched if `attach` asks for it, or while requests of this client wait for its slots.
         http_client: an `httpx.AsyncClient` of yours (or one used alike, such as httpx2's) to send the API's calls
             with. It is not closed, carries at most 10 requests at once, and never downloads: its headers could leak.
         transport: an httpx transport to send with, such as `httpx.MockTransport` in tests.
@@ -83,21 +90,26 @@ class Client:
         queries_per_second: float | None = None,
         deadlines: Deadlines | None = None,
         ledger: Ledger | None = None,
+        adopt: bool = True,
         http_client: HTTPClient | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         proxy: str | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
+        # First of all: what is raised below can be shown with the locals of this frame.
+        secrets, api_key = _secrets_of(api_key), None
         if isinstance(provider, str | type) or not hasattr(provider, "create_call"):
             raise TypeError(
                 f"provider must be an instance such as DashScope(), not {shown(repr(provider), 60)}"
             )
         if deadlines is not None and not isinstance(deadlines, Deadlines):
             raise TypeError(f"deadlines must be a Deadlines(waiting=, queued=, running=), not {deadlines!r}")
-        if ledger is not None and not hasattr(ledger, "admit"):
-            raise TypeError(f"ledger must be a Ledger such as MemoryLedger(), not {type(ledger).__name__}")
+        if ledger is not None and (isinstance(ledger, type) or not hasattr(ledger, "admit")):
+            raise TypeError(
+                f"ledger must be a Ledger such as SQLiteLedger('tasks.db'), not {shown(repr(ledger), 60)}"
+            )
         self._provider = provider
-        self._keys = _checked_keys(provider, api_key)
+        self._keys = _checked_keys(provider, secrets)
         self._limits = _checked_limits(limits)
         if queries_per_second is not None:
             if isinstance(queries_per_second, bool) or not isinstance(queries_per_second, int | float):
@@ -108,6 +120,7 @@ class Client:
         self._rate = None if rate == math.inf else rate
         self._deadlines = Deadlines() if deadlines is None else deadlines
         self._ledger = ledger
+        self._adopts = adopt
         self._announcer = Announcer(provider.name, on_event)
         log_as_the_environment_says()
         self._transport = Transport(
@@ -118,6 +131,8 @@ class Client:
         self._closed = False
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_transport"):
+            return "<Client, not made>"
         return f"<Client {self._provider.name} at {self._transport.origin}, {len(self._keys)} key(s)>"
 
     async def __aenter__(self) -> Self:
@@ -144,10 +159,12 @@ class Client:
 
         Args:
             ticket: an id of your own (letters, digits, "." "_" "-"; it names files) that makes the call idempotent:
-                the same ticket gives the same handle, for as long as the task is open or somebody holds its handle.
+                the same ticket gives the same handle, for as long as the task is open or somebody holds its handle
+                (on a durable ledger: in all its processes, as long as the record is kept).
 
         Raises:
             TypeError, ValueError: the request cannot be sent to this service, or *ticket* names another request.
+            LedgerError: it could not be put on record; nothing will be sent.
             ClientClosedError: the client is closed.
         """
         engine = await self._started()
@@ -169,7 +186,7 @@ class Client:
             self._withdraw([handle])
             raise
         except WaitTimeoutError as error:
-            if not await engine.withdraw(handle.ticket):
+            if not await engine.leaving.withdraw(handle.ticket):
                 raise
             text = f"ticket {handle.ticket} got no slot in time and was withdrawn: nothing was sent"
             _, _, fault = str(error).partition(". The last fault: ")
@@ -211,13 +228,13 @@ class Client:
                 if ending is None:
                     await completions.wait()
                     continue
-                outcome = await _outcome(*ending)
+                outcome = await outcome_of(*ending)
                 if isinstance(outcome, BideError) and not return_exceptions:
                     raise outcome
                 ended[ending[0].ticket] = outcome
         except BaseException as error:
             self._withdraw(handles)
-            _note_left(error, handles)
+            note_left(error, handles)
             raise
         finally:
             completions.drop()
@@ -240,20 +257,39 @@ class Client:
             raise ValueError(f"window must be at least 1, not {window!r}")
         return AsCompleted(requests, self.submit, window)
 
-    async def attach(self, task_id: str, *, kind: str | None = None) -> TaskHandle:
-        """A handle for a task that was made elsewhere. The first look at it comes at once.
+    async def attach(
+        self, task_id: str | None = None, *, ticket: str | None = None, kind: str | None = None
+    ) -> TaskHandle:
+        """A handle for a task that was made elsewhere, or for a submission that is on record.
+
+        With *task_id* alone: a task that the ledger need not know; the first look at it comes at once. With *ticket*
+        alone: what was submitted with it, here or in another process on the ledger. A task that another process drives
+        is followed through the ledger, without looks of our own: its states are seen, but no progress between them.
+        With both: the submission of *ticket* ended as `unknown`, and you have found its task at the service; it is
+        open again and watched.
 
         Args:
             task_id: as the service gave it.
-            kind: "image" or "video": the task counts as a slot of that kind then. None counts as none.
+            ticket: as `submit` took or gave it.
+            kind: "image" or "video": a task made elsewhere counts as a slot of that kind then. None counts as none.
 
         Raises:
-            ValueError: *task_id* cannot be one.
+            ValueError: *task_id* cannot be one; *ticket* belongs to another service or key; or, with both, the
+                submission is not `unknown`, or the task is another one's.
+            LookupError: *ticket* is on no record.
             NotFoundError: several keys are held and none of them knows the task.
+            LedgerError: records cannot be read.
             ClientClosedError: the client is closed.
         """
-        quoted(task_id)
+        if task_id is not None:
+            quoted(task_id)
         engine = await self._started()
+        if ticket is not None:
+            return await (
+                engine.sharing.follow(ticket) if task_id is None else engine.sharing.settle(ticket, task_id)
+            )
+        if task_id is None:
+            raise TypeError("attach takes a task id, a ticket=, or both")
         ticket = secrets.token_hex(10)
         # Without a kind it is in no lane that anybody creates in, so its slot may last.
         slot_for = self._provider.profile(kind).longest if kind else math.inf
@@ -265,11 +301,26 @@ class Client:
                 request=None,
                 keys=engine.keys,
                 owner=engine.owner,
-                lane=await engine.key_of(task_id),
+                # In a task of our own: a cancel of the caller's must not carry frames that hold the key.
+                lane=await unless_closed(engine.spawn(engine.account.key_of(task_id))),
                 slot_until=engine.ledger.now() + slot_for,
                 task=Task(ticket=ticket, task_id=task_id, status=TaskStatus.QUEUED),
             )
         )
+
+    async def resume(self) -> list[TaskHandle]:
+        """The handles of all open submissions that the ledger has for the keys of this client, oldest first (and before
+        them those that have just ended, since taking them over showed that nobody knows whether they were made).
+
+        What a closed client, or a process that died, has left is taken over: what waits is submitted, what was
+        accepted is watched, and where nobody knows whether a create arrived it is looked up, else told as `unknown`.
+        What another live process drives is followed through the ledger.
+
+        Raises:
+            LedgerError: records cannot be read or written.
+            ClientClosedError: the client is closed.
+        """
+        return await (await self._started()).sharing.resume()
 
     # Results -----------------------------------------------------------------------------------------------
 
@@ -288,22 +339,25 @@ class Client:
 
     # The end -----------------------------------------------------------------------------------------------
 
-    async def aclose(self, grace: float = 10.0) -> None:
+    async def aclose(self, grace: float = 10.0, *, withdraw: bool = False) -> None:
         """End the client: admit nothing more, let creates under way finish, hand over what is open.
 
         Waits fail with `ClientClosedError`. Tasks at the service go on; a warning of the logger "bide" names their
-        ids. What was never sent is withdrawn, unless the ledger is durable. May be called twice, from any task of
-        the loop; a cancel does not cut it short.
+        ids (on a durable ledger, an information). What was never sent is withdrawn; on a durable ledger it stays, and
+        another client that holds the key goes on with all of it at once. May be called twice, from any task of the
+        loop; a cancel does not cut it short.
 
         Args:
-            grace: seconds that creates under way may take to be answered; after that they end as `unknown`.
+            grace: seconds that creates under way may take to be answered; after that they end as `unknown` (on a
+                durable ledger they are left for another client to look up).
+            withdraw: withdraw what was never sent on a durable ledger too.
         """
         self._closed = True
         if self._engine is None and self._starting is not None:
-            with suppress(Exception):
+            with suppress(Exception), anyio.CancelScope(shield=True):
                 self._engine = await asyncio.shield(self._starting)
         if self._engine is not None:
-            await self._engine.aclose(grace)
+            await self._engine.aclose(grace, withdraw=withdraw)
         else:
             await self._transport.aclose()
 
@@ -331,13 +385,26 @@ class Client:
 
     async def _make_engine(self) -> Engine:
         ledger = MemoryLedger.of_loop() if self._ledger is None else self._ledger
+        salt = await ledger.salt()
+        keys = {key.fingerprint(salt): key for key in self._keys}
+        origin = origin_of(self._provider, self._transport)
+        owner = await ledger.enter(origin, keys)
+        try:
+            turnstile = turnstile_for(ledger, origin, keys, self._rate)
+            if turnstile.rate is not None:
+                turnstile.join(await ledger.share(owner, turnstile.rate))
+        except BaseException:
+            await ledger.leave(owner)
+            raise
         return Engine(
             provider=self._provider,
             transport=self._transport,
             ledger=ledger,
-            keys={await ledger.fingerprint(key.reveal()): key for key in self._keys},
+            owner=owner,
+            keys=keys,
             limits=self._limits_of,
-            queries_per_second=self._rate,
+            turnstile=turnstile,
+            adopts=self._adopts,
             deadlines=self._deadlines,
             pace=Pace(),
             announcer=self._announcer,
@@ -380,47 +447,28 @@ class Client:
                 self._engine.withdraw_soon(handle)
 
 
-async def _outcome(handle: TaskHandle, told: BideError | None) -> Task | BideError:
-    """How a wait for *handle* ends: with its task, its error, or what its waiters were told."""
-    if told is not None:
-        return told
-    try:
-        return await handle.result()
-    except BideError as error:
-        return error
-
-
-def _note_left(error: BaseException, handles: Sequence[TaskHandle]) -> None:
-    """Name in *error*'s notes the tasks that go on without the caller."""
-    ids = [handle.task_id or handle.ticket for handle in handles if _goes_on(handle)]
-    if ids:
-        error.add_note(
-            f"{len(ids)} other tasks of this gather go on: {', '.join(ids)}; client.attach(id) follows one, "
-            f"return_exceptions=True waits for all"
-        )
-
-
-def _goes_on(handle: TaskHandle) -> bool:
-    return handle.task.status.is_accepted or handle.task.status is TaskStatus.SUBMITTING
-
-
-def _checked_keys(provider: Provider, api_key: str | Sequence[str] | None) -> tuple[Secret, ...]:
-    names = provider.key_variables
+def _secrets_of(api_key: Any) -> tuple[Secret, ...] | None:
+    """What was given as the key, or keys, wrapped; None if nothing was."""
     if api_key is None:
-        found = next((value for name in names if (value := os.environ.get(name))), None)
-        if found is None:
+        return None
+    return tuple(map(Secret, api_key if isinstance(api_key, list | tuple) else (api_key,)))
+
+
+def _checked_keys(provider: Provider, keys: tuple[Secret, ...] | None) -> tuple[Secret, ...]:
+    names = provider.key_variables
+    if keys is None:
+        keys = _secrets_of(next(filter(None, map(os.environ.get, names)), None))
+        if keys is None:
             raise ValueError(f"no API key: pass api_key=, or set ${' or $'.join(names)} in the environment")
-        api_key = found
-    keys = tuple(api_key) if isinstance(api_key, list | tuple) else (api_key,)
     if not keys:
         raise ValueError("no API key: api_key is an empty sequence")
     for number, key in enumerate(keys, 1):
-        if not isinstance(key, str) or not key or not key.isascii() or not key.isprintable() or " " in key:
+        if not key.is_sendable:
             raise ValueError(
-                f"API key {number} of {len(keys)} cannot be sent: expected printable ASCII without spaces, got a "
-                f"{type(key).__name__} of length {len(key) if isinstance(key, str) else '?'} (is there a line end?)"
+                f"API key {number} of {len(keys)} cannot be sent: expected printable ASCII without spaces, got "
+                f"{key.shape} (is there a line end?)"
             )
-    return tuple(Secret(key) for key in dict.fromkeys(keys))
+    return tuple(dict.fromkeys(keys))
 
 
 def _checked_limits(limits: Limiting) -> Limiting:

@@ -7,14 +7,14 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Self, TypeAlias
 
-from bide.errors import ClientClosedError
+from bide.errors import BideError, ClientClosedError
+from bide.models import TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from bide._handle import TaskHandle
-    from bide.errors import BideError
-    from bide.models import Request
+    from bide.models import Request, Task
 
     Ending: TypeAlias = tuple[TaskHandle, BideError | None]
 
@@ -169,3 +169,27 @@ class AsCompleted:
         except (StopIteration, StopAsyncIteration):
             self._source = None
             return None
+
+
+async def outcome_of(handle: TaskHandle, told: BideError | None) -> Task | BideError:
+    """How a wait for *handle* ends: with its task, its error, or what its waiters were told."""
+    if told is not None:
+        return told
+    try:
+        return await handle.result()
+    except BideError as error:
+        return error
+
+
+def note_left(error: BaseException, handles: Sequence[TaskHandle]) -> None:
+    """Name in *error*'s notes the tasks that go on without the caller."""
+    ids = [handle.task_id or handle.ticket for handle in handles if _goes_on(handle)]
+    if ids:
+        error.add_note(
+            f"{len(ids)} other tasks of this gather go on: {', '.join(ids)}; client.attach(id) follows one, "
+            f"return_exceptions=True waits for all"
+        )
+
+
+def _goes_on(handle: TaskHandle) -> bool:
+    return handle.task.status.is_accepted or handle.task.status is TaskStatus.SUBMITTING

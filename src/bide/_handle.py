@@ -37,6 +37,7 @@ class Engine(Protocol):
     async def refresh(self, handle: TaskHandle) -> None: ...
     async def save(self, task: Task, directory: str | os.PathLike[str]) -> list[SavedFile]: ...
     def as_curl(self, handle: TaskHandle, *, create: bool) -> str: ...
+    def how_to_go_on(self, ticket: str) -> str: ...
 
 
 class TaskHandle:
@@ -197,8 +198,12 @@ class TaskHandle:
 
     def _heard(self, record: Record) -> None:
         """The ledger has a new record of this submission."""
-        self._record = record
-        self._seen(record.task)
+        before, self._record = self._record, record
+        if record.cancel_taken is not before.cancel_taken:
+            self._notify(None)
+        # While it goes on the ledger knows less than looks have shown: it is not told of progress.
+        if not (record.task.status is self._task.status and record.task.status.is_accepted):
+            self._seen(record.task)
 
     def _seen(self, task: Task) -> None:
         """There is a new snapshot."""
@@ -246,7 +251,7 @@ class TaskHandle:
             raise self._closed() from None
         if self._unheard is not None:
             unheard, self._unheard = self._unheard, None
-            raise unheard.about(ticket=self.ticket, task_id=self.task_id)
+            raise unheard.about(ticket=self.ticket, task_id=self.task_id or unheard.task_id)
         future: asyncio.Future[BideError | None] = asyncio.get_running_loop().create_future()
 
         def wake(_: TaskHandle, error: BideError | None) -> None:
@@ -259,7 +264,7 @@ class TaskHandle:
         finally:
             self._off_change(wake)
         if error is not None:
-            raise error.about(ticket=self.ticket, task_id=self.task_id)
+            raise error.about(ticket=self.ticket, task_id=self.task_id or error.task_id)
 
     async def _wait(self, enough: Callable[[Task], bool], timeout: float | None) -> None:
         is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
@@ -295,6 +300,7 @@ class TaskHandle:
             text = f"{task.task_id} was {task.status}; it goes on: a new client's attach({task.task_id!r}) follows it"
         else:
             text = f"ticket {self.ticket} was {task.status}; it is on record with whoever else drives it"
+        text += self._engine.how_to_go_on(self.ticket)
         return ClientClosedError(
             f"the client was closed while {text}", ticket=self.ticket, task_id=task.task_id
         )
@@ -341,7 +347,7 @@ def _unknown(record: Record, task: Task) -> SubmissionUnknownError:
     return SubmissionUnknownError(
         f"nobody can say whether the create of ticket {task.ticket} arrived ({why}). It is not sent again, since that "
         f"could buy it twice. Look in the service's console or list for a task{of_model} made{at}: if it is there, "
-        f"client.attach(its id); if not, submit it again",
+        f"client.attach(its id, ticket={task.ticket!r}) goes on with it; if not, submit it again with a new ticket",
         request=record.request,
         sent_at=record.sent_at,
         model=task.model,

@@ -20,7 +20,7 @@ from attrs import define, evolve, field
 from bide._account import misread, retry_after_of, unless_closed
 from bide._events import note
 from bide._pace import RECHECK, Pace
-from bide.errors import APIError, BideError, WaitTimeoutError
+from bide.errors import APIError, BideError, LedgerError, WaitTimeoutError
 from bide.models import Deadlines, ErrorDetail, Task, TaskStatus
 from bide.providers import Denied, Gone
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 GONE_FOR = 60.0
 """Seconds over which "no such task" must repeat before it is believed."""
 GONE_RECHECK = 15.0
+RERECORD = 5.0
+"""Seconds until what could not be recorded is looked at again."""
 OLDEST = 24 * 3600.0
 """A task that was made elsewhere may be this old: services forget them after a day."""
 LOOKS_SHARE = 0.7
@@ -69,8 +71,11 @@ class _Watch:
 class Poller:
     """Looks at tasks when they are due, within the account's budget."""
 
-    def __init__(self, account: Account, deadlines: Deadlines, pace: Pace, listener: Listener) -> None:
+    def __init__(
+        self, account: Account, owner: str, deadlines: Deadlines, pace: Pace, listener: Listener
+    ) -> None:
         self._account = account
+        self._owner = owner
         self._ledger = account.ledger
         self._deadlines = deadlines
         self._pace = pace
@@ -255,7 +260,12 @@ class Poller:
             return await self._digest(watch, outcome)
         except Exception as fault:  # noqa: BLE001 - whatever goes wrong reaches who waits and stops nobody else
             error = fault if isinstance(fault, BideError) else misread(fault)
-            return self._tell(watch, error)
+            self._tell(watch, error)
+            if isinstance(
+                fault, LedgerError
+            ):  # the task may have ended, and holds its slot until that is recorded
+                watch.look_at = self._time() + RERECORD
+            return error
 
     async def _digest(self, watch: _Watch, outcome: QueryOutcome) -> BideError | None:
         """Take in what a look has told. Returns the fault, if it was one."""
@@ -288,9 +298,9 @@ class Poller:
         before = watch.task
         task = before.advanced(seen)
         if task.status.is_final:
-            await self._ledger.finish(watch.ticket, task)
+            await self._ledger.finish(watch.ticket, task, owner=self._owner)
         elif task.status is not before.status:
-            await self._ledger.update(watch.ticket, task)
+            await self._ledger.update(watch.ticket, task, owner=self._owner)
         watch.task = task
         if task.status is not before.status:
             self._start_clock(watch)

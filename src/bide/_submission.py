@@ -17,24 +17,26 @@ import asyncio
 import logging
 import math
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from attrs import evolve
 
-from bide._account import misread
+from bide._account import CREATE_TIMEOUT, misread
 from bide._events import note
-from bide.errors import APIError, BideError, LedgerError, TransportError
+from bide.errors import APIError, BideError, LedgerError, TransportError, UnexpectedReplyError
 from bide.ledgers import Held, Record
 from bide.models import Billing, ErrorDetail, TaskStatus
 from bide.providers import Accepted, NotNow, Refused, Unclear
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from bide._account import Account, Listener
     from bide.ledgers import LaneTerms, Ledger
     from bide.models import Limits, Task
     from bide.providers import ListedTask
+
+_T = TypeVar("_T")
 
 POSTS_SHARE = 0.3
 """The share of the transport's places that creates may take. Each has a place at once: one that waited for it could
@@ -76,25 +78,44 @@ class Submitter:
         self._listener = listener
         self._failed = failed
         self._most_posts = max(1, int(account.transport.places * POSTS_SHARE))
-        self._kinds: set[str] = set()
+        self._kinds: dict[str, int] = {}  # of what waits here, and how often that was heard
+        self._stopping = False
         self._wake = asyncio.Event()
         self._posts: dict[asyncio.Task[None], Record] = {}
         self._first_post: float | None = None
         self._loop = asyncio.create_task(self._run(), name="bide submitter")
 
-    def wake(self, kind: str | None = None) -> None:
+    def heard(self, record: Record) -> None:
+        """A record of this service has changed, whoever drives it."""
+        if record.owner == self._owner and record.task.status is TaskStatus.WAITING:
+            self._kinds[record.kind] = self._kinds.get(record.kind, 0) + 1
+        self.wake()
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether something of this client may wait for a slot."""
+        return bool(self._kinds)
+
+    def wake(self) -> None:
         """Something has changed: a record waits, a slot is free, a create was answered."""
-        if kind is not None:
-            self._kinds.add(kind)
         self._wake.set()
 
+    def recover(self, record: Record) -> None:
+        """Find out what became of a create that somebody has sent who is gone now."""
+        if self._stopping:
+            return  # it is handed over with the rest
+        gone = TransportError("whoever sent it was gone before it was answered")
+        self._start(record, self._find_out(record, gone, since=record.admitted))
+
     async def stop(self) -> None:
-        """Admit nothing more."""
-        self._loop.cancel()
+        """Admit nothing more. A step of the ledger under way is not cut off: what it admits is sent."""
+        self._stopping = True
+        self._wake.set()
         await asyncio.wait([self._loop])
 
     async def aclose(self, grace: float) -> None:
-        """Let POSTs under way finish for *grace* seconds. The rest ends as `unknown`."""
+        """Let POSTs under way finish for *grace* seconds. The rest ends as `unknown`; on a durable ledger it stays, for
+        another client to look up."""
         await self.stop()
         if self._posts:
             await asyncio.wait(self._posts, timeout=grace)
@@ -103,7 +124,7 @@ class Submitter:
             post.cancel()
         if rest:
             await asyncio.wait(rest)
-        for record in rest.values():
+        for record in () if self._ledger.durable else rest.values():
             cut = TransportError("the client was closed before the create was answered")
             with suppress(TimeoutError):
                 async with asyncio.timeout(RETRY):
@@ -111,7 +132,7 @@ class Submitter:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._stopping:
             self._wake.clear()
             try:
                 until = await self._admit_all()
@@ -121,7 +142,8 @@ class Submitter:
             timer = None
             if until < math.inf:
                 timer = loop.call_later(max(0.0, until - self._ledger.now()), self._wake.set)
-            await self._wake.wait()
+            if not self._stopping:
+                await self._wake.wait()
             if timer is not None:
                 timer.cancel()
 
@@ -129,79 +151,113 @@ class Submitter:
         """Admit what can be. Returns when to try again, by the ledger's clock."""
         until = math.inf
         for kind in tuple(self._kinds):
-            while len(self._posts) < self._most_posts:
+            while len(self._posts) < self._most_posts and not self._stopping:
+                heard = self._kinds[kind]
                 admitted = await self._ledger.admit(self._origin, kind, self._owner, self._terms(kind))
                 if isinstance(admitted, Held):
                     until = min(until, admitted.until)
+                    if admitted.is_idle and self._kinds[kind] == heard:
+                        del self._kinds[kind]
                     break
-                post = asyncio.create_task(self._post(admitted), name=f"bide create {admitted.ticket}")
-                self._posts[post] = admitted
-                post.add_done_callback(self._posted)
+                self._start(admitted, self._create(admitted))
         return until
+
+    def _start(self, record: Record, work: Coroutine[object, object, None]) -> None:
+        post = asyncio.create_task(self._post(record, work), name=f"bide create {record.ticket}")
+        self._posts[post] = record
+        post.add_done_callback(self._posted)
 
     def _posted(self, post: asyncio.Task[None]) -> None:
         self._posts.pop(post, None)
         self._wake.set()
 
-    async def _post(self, record: Record) -> None:
+    async def _post(self, record: Record, work: Coroutine[object, object, None]) -> None:
         try:
-            await self._create(record)
+            await work
         except Exception as fault:  # noqa: BLE001 - whatever it is, it reaches whoever waits, and no slot is lost
             await self._finish_unknown(record, fault if isinstance(fault, BideError) else misread(fault))
 
-    async def _keep(
-        self, ticket: str, step: Callable[[], Awaitable[object]], task_id: str | None = None
-    ) -> None:
+    async def _keep(self, ticket: str, step: Callable[[], Awaitable[_T]], task_id: str | None = None) -> _T:
         """Take *step* of the ledger, again and again if need be: what the service has told is not to be lost."""
         while True:
             try:
-                await step()
-                return
+                return await step()
             except Exception as fault:  # noqa: BLE001 - a ledger may be anybody's
                 error = fault if isinstance(fault, BideError) else LedgerError(f"the ledger failed: {fault}")
+                if task_id is not None:
+                    error = LedgerError(
+                        f"the service has accepted ticket {ticket} as task {task_id}, which could not be recorded yet: "
+                        f"that is tried again, so do not submit it anew. {error}"
+                    )
                 note(logging.ERROR, f"{ticket}: could not be recorded (task id {task_id}): {error}")
                 self._listener.told(ticket, error.about(ticket=ticket, task_id=task_id))
                 await asyncio.sleep(RETRY)
 
+    async def _accept(self, record: Record, task: Task) -> Record:
+        """The create was answered with *task*."""
+        if task.status.is_final:
+            return await self._ledger.finish(record.ticket, task, owner=self._owner)
+        return await self._ledger.accept(record.ticket, task, owner=self._owner, admitted=record.admitted)
+
+    async def _finish(self, record: Record, task: Task) -> None:
+        """The create has made no task, for good."""
+        await self._keep(record.ticket, lambda: self._ledger.finish(record.ticket, task, owner=self._owner))
+
     async def _create(self, record: Record) -> None:
         if not await self._listener.is_wanted(record.ticket):
             gone = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE)
-            await self._keep(record.ticket, lambda: self._ledger.finish(record.ticket, gone))
+            await self._finish(record, gone)
             return
         if self._first_post is None:
             self._first_post = self._ledger.now()
-        repeats = iter(REPEATS if self._account.provider.idempotent else ())
-        lost: BideError | None = None
-        while True:
+        try:
+            outcome = await self._account.create(record)
+        except TransportError as fault:
+            await self._not_sent(record, fault)
+            return
+        if isinstance(outcome, Unclear):
+            self._listener.stumbled(record.ticket, outcome.error)
+            await self._find_out(record, outcome.error)
+        else:
+            await self._record(record, outcome)
+
+    async def _find_out(self, record: Record, lost: BideError, since: float | None = None) -> None:
+        """The create may have arrived. It is sent again only where the provider declares that harmless.
+
+        Args:
+            since: when it was lost, if not just now: however often it changes hands, there is an end to looking for it.
+        """
+        advised = 0.0
+        for pause in REPEATS if self._account.provider.idempotent and record.request is not None else ():
+            await asyncio.sleep(max(pause, advised))
             try:
                 outcome = await self._account.create(record)
-            except TransportError as fault:
-                if lost is None:
-                    await self._not_sent(record, fault)
-                    return
-                outcome = Unclear(lost)
-            # Once a create may have arrived, a refusal of its repetition says nothing about it: only an id does.
-            if isinstance(outcome, Accepted) or (lost is None and not isinstance(outcome, Unclear)):
+            except TransportError:
+                continue
+            # A refusal of the repetition says nothing about the first one: only an id does.
+            if isinstance(outcome, Accepted):
                 await self._record(record, outcome)
                 return
-            advised = outcome.error.retry_after if isinstance(outcome, NotNow) else None
-            lost = outcome.error if isinstance(outcome, Unclear) or lost is None else lost
+            advised = (outcome.error.retry_after or 0.0) if isinstance(outcome, NotNow) else 0.0
+            lost = outcome.error if isinstance(outcome, Unclear) else lost
             self._listener.stumbled(record.ticket, lost)
-            pause = next(repeats, None)
-            if pause is None:
-                await self._look_up(record, lost)
-                return
-            await asyncio.sleep(max(pause, advised or 0.0))
+        await self._look_up(record, lost, since)
 
     async def _record(self, record: Record, outcome: Accepted | Refused | NotNow) -> None:
         ticket, ledger = record.ticket, self._ledger
         match outcome:
             case Accepted(seen):
                 task = record.task.advanced(seen)
-                step = ledger.finish if task.status.is_final else ledger.accept
-                await self._keep(ticket, lambda: step(ticket, task), task.task_id)
+                kept = await self._keep(ticket, lambda: self._accept(record, task), task.task_id)
+                if kept.task.status is TaskStatus.SUBMITTING and kept.owner == self._owner:
+                    await self._finish_unknown(record, _taken(task.task_id))
+                elif kept.task.task_id != task.task_id:
+                    note(
+                        logging.ERROR,
+                        f"{ticket}: task id {task.task_id} came too late: it is {kept.task.status}",
+                    )
             case Refused(error):
-                await self._keep(ticket, lambda: ledger.finish(ticket, rejected(record.task, error)))
+                await self._finish(record, rejected(record.task, error))
             case NotNow(error, reason, certain):
                 self._listener.stumbled(ticket, error)
                 limits = self._limits(record)
@@ -209,7 +265,12 @@ class Submitter:
                 await self._keep(
                     ticket,
                     lambda: ledger.put_back(
-                        ticket, reason, limits=limits, certain=certain, retry_after=after
+                        ticket,
+                        reason,
+                        owner=self._owner,
+                        limits=limits,
+                        certain=certain,
+                        retry_after=after,
                     ),
                 )
                 await self._tell_pause(record, error)
@@ -226,15 +287,19 @@ class Submitter:
                 may_have_arrived=False,
             )
         if never or fault.permanent:
-            ended = rejected(record.task, fault)
-            await self._keep(record.ticket, lambda: self._ledger.finish(record.ticket, ended))
+            await self._finish(record, rejected(record.task, fault))
             return
         self._listener.stumbled(record.ticket, fault)
         limits = self._limits(record)
         await self._keep(
             record.ticket,
             lambda: self._ledger.put_back(
-                record.ticket, "unreachable", limits=limits, certain=False, retry_after=None
+                record.ticket,
+                "unreachable",
+                owner=self._owner,
+                limits=limits,
+                certain=False,
+                retry_after=None,
             ),
         )
         await self._tell_pause(record, fault)
@@ -255,12 +320,17 @@ class Submitter:
     def _limits(self, record: Record) -> Limits:
         return next(each.limits for each in self._terms(record.kind) if each.fingerprint == record.lane)
 
-    async def _look_up(self, record: Record, fault: BideError) -> None:
+    async def _look_up(self, record: Record, fault: BideError, since: float | None) -> None:
         """The create may have arrived: find its task in the service's list, or call it unknown."""
-        cut = self._ledger.now()
+        now = self._ledger.now()
+        began = now if since is None else since
+        # It may have been sent by a process that died long ago, but no later than a create may take.
+        cut = min(now, (record.admitted or now) + CREATE_TIMEOUT)
         if self._account.provider.lists:
-            for moment in LOOKUPS:
-                await asyncio.sleep(cut + moment - self._ledger.now())
+            # Of the looks that are past by now one is made, at once.
+            to_come = [moment for moment in LOOKUPS if began + moment > now]
+            for moment in to_come if len(to_come) == len(LOOKUPS) else [0.0, *to_come]:
+                await asyncio.sleep(began + moment - self._ledger.now())
                 found = await self._orphan(record, cut)
                 if found is not None:
                     # A list tells no results: what has ended there is still to be looked at.
@@ -313,9 +383,15 @@ class Submitter:
             # Of this attempt: it may have been put back and admitted anew meanwhile.
             is_this = now is not None and now.admitted == record.admitted
             if is_this and now is not None and now.task.status is TaskStatus.SUBMITTING:
-                await self._ledger.finish(record.ticket, task, hold=hold)
+                await self._ledger.finish(record.ticket, task, owner=self._owner, hold=hold)
 
         await self._keep(record.ticket, finish)
+
+
+def _taken(task_id: str | None) -> UnexpectedReplyError:
+    return UnexpectedReplyError(
+        f"the service answered with task id {task_id}, which belongs to another ticket"
+    )
 
 
 def rejected(task: Task, error: APIError | TransportError) -> Task:
@@ -347,7 +423,7 @@ def _could_be_mixed_up(other: Record, record: Record, until: float) -> bool:
         return False
     sent, mine = other.admitted or 0.0, record.admitted or 0.0
     still = other.task.status is TaskStatus.SUBMITTING
-    return sent <= until and (still or mine <= sent + 60 + 2 * CLOCK_SLACK)
+    return sent <= until and (still or mine <= sent + CREATE_TIMEOUT + 2 * CLOCK_SLACK)
 
 
 def _same_work(listed: ListedTask, record: Record) -> bool:

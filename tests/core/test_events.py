@@ -387,7 +387,8 @@ async def test_each_way_of_ending_is_told_once() -> None:
             await client.run(image())
     async with ToyService(queries=[RUNNING, DONE]).client(on_event=events.append) as client:
         await (await client.attach("task-1")).result()
-    async with ToyService().client(on_event=events.append, limits=Limits(concurrency=1)) as client:
+    open_end = ToyService(creates=[{"id": "other-1", "status": "queued"}])
+    async with open_end.client(on_event=events.append, limits=Limits(concurrency=1)) as client:
         await (await client.submit(image())).accepted()
         waiting = await client.submit(image())
         await waiting.cancel()

@@ -9,15 +9,15 @@ import re
 import shlex
 import signal
 import sys
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from world import emulator_with
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from bide.emulator import Emulator
 
 KEY = "sk-canary-0123456789"
@@ -52,15 +52,32 @@ class Ended:
         return self.out.splitlines()
 
 
+HOMES = tempfile.TemporaryDirectory(prefix="bide-homes-")
+"""No command here sees the real home, nor a ledger of another test: each emulator has a home of its own."""
+
+
+def home_of(emulator: Emulator) -> Path:
+    """The home of who uses *emulator*."""
+    home = Path(HOMES.name) / emulator.dashscope_url.rpartition(":")[2].partition("/")[0] / str(id(emulator))
+    home.mkdir(parents=True, exist_ok=True)
+    return home
+
+
+def ledger_of(emulator: Emulator) -> Path:
+    """The default ledger of the commands at *emulator*."""
+    return home_of(emulator) / ".local" / "state" / "bide" / "ledger.db"
+
+
 def environment(emulator: Emulator, **more: str) -> dict[str, str]:
     """Only a key of DashScope's is set."""
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name in ("PATH", "HOME", "LANG") or name.startswith("COVERAGE")
+        if name in ("PATH", "LANG") or name.startswith("COVERAGE")
     }
     return {
         **kept,
+        "HOME": str(home_of(emulator)),
         "DASHSCOPE_BASE_URL": emulator.dashscope_url,
         "DIEYUYUN_BASE_URL": emulator.dieyuyun_url,
         "DASHSCOPE_API_KEY": KEY,
@@ -154,6 +171,11 @@ def quick(**options: Any) -> Emulator:
 def watch_command(err: str) -> list[str]:
     """The last one that was printed."""
     return shlex.split(re.findall("to watch on: (.*)", err)[-1])
+
+
+def left_ids(err: str) -> list[str]:
+    """The tasks that were named last as left running."""
+    return re.findall(r"left as they are: (.*)", err)[-1].strip().split(", ")
 
 
 def statuses(emulator: Emulator) -> list[str]:

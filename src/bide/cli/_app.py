@@ -1,28 +1,40 @@
 """The commands and their options. Annotations are read at run time here, so this file does not postpone them."""
 
 import asyncio
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
 from bide import ImageRequest, Request, VideoRequest, __version__
-from bide.cli import _exits
-from bide.cli._run import Wishes
-from bide.cli._services import NoKeyError, ServiceName, model_or_refusal, provider_named
+from bide.cli import _ledger_app
+from bide.cli._ledger import Place
+from bide.cli._options import (
+    NO_FOLLOWING,
+    NO_MAKING,
+    Following,
+    LedgerOption,
+    Making,
+    ServiceOption,
+    refuse,
+    told,
+)
+from bide.cli._services import model_or_refusal, provider_named
 
 app = App(
     name="bide",
     version=__version__,
     help="Await slow generations: image and video tasks behind create-and-poll APIs. Keys are read from "
-    "$DASHSCOPE_API_KEY and $DIEYUYUN_API_KEY. Exit codes: 0 ok, 1 a task failed, 2 usage, 3 the key was refused, "
-    "4 rate or billing, 5 timeout, 130 interrupted. BIDE_LOG=debug shows every step.",
+    "$DASHSCOPE_API_KEY and $DIEYUYUN_API_KEY. What is made is on record in the ledger, a file: --ledger PATH, else "
+    "$BIDE_LEDGER, else $XDG_STATE_HOME/bide/ledger.db (usually ~/.local/state/bide/ledger.db). Exit codes: 0 ok, "
+    "1 a task failed, 2 usage, 3 the key was refused, 4 rate or billing, 5 timeout, 130 interrupted. BIDE_LOG=debug "
+    "shows every step.",
     help_format="plaintext",
 )
 app.register_install_completion_command(help="Complete commands and options in this shell from now on.")
+for _command in _ledger_app.COMMANDS:
+    app.command(_command)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -32,50 +44,6 @@ def run(arguments: Sequence[str]) -> int:
     except CycloptsError:
         return 2  # the error has been shown
     return status if isinstance(status, int) else 0
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Following:
-    """What every command that follows tasks takes."""
-
-    provider: Annotated[
-        ServiceName | None, Parameter(help="The service; by default the one whose key is set.")
-    ] = None
-    save: Annotated[
-        Path | None,
-        Parameter(help="The directory to write the files to, instead of printing their addresses."),
-    ] = None
-    json: Annotated[
-        bool, Parameter(help="Print one JSON object for each task instead, a line each.", negative="")
-    ] = False
-    timeout: Annotated[
-        float | None, Parameter(help="Seconds to wait for each task; it goes on after that.")
-    ] = None
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Making(Following):
-    """What every command that makes tasks takes besides."""
-
-    model: Annotated[
-        str | None, Parameter(help="The service's name of the model. Never guessed, since it sets the price.")
-    ] = None
-    file: Annotated[
-        Path | None,
-        Parameter(help='A file of prompts, one a line; "-" is standard input.', allow_leading_hyphen=True),
-    ] = None
-    concurrency: Annotated[
-        int | None,
-        Parameter(
-            help="Tasks in flight at most; by default what the service's documents allow, if they say."
-        ),
-    ] = None
-
-
-NO_MAKING = Making()
-NO_FOLLOWING = Following()
 
 
 @app.command
@@ -88,8 +56,8 @@ def image(
 ) -> int:
     """Make images: prints the address of each, or with --save the path of its file.
 
-    Each prompt is a task; many are sent as the key's limits allow. Ctrl-C leaves the tasks alone, and says how to
-    watch on.
+    Each prompt is a task; many are sent as the key's limits allow. Ctrl-C leaves the tasks alone, and so does the
+    end of the program, whatever it is: bide resume goes on with them.
 
     Args:
         prompts: What to show. Without any, they are read from --file or standard input, one a line.
@@ -117,8 +85,8 @@ def video(
 ) -> int:
     """Make videos: prints the address of each, or with --save the path of its file.
 
-    Each prompt is a task; many are sent as the key's limits allow. Ctrl-C leaves the tasks alone, and says how to
-    watch on.
+    Each prompt is a task; many are sent as the key's limits allow. Ctrl-C leaves the tasks alone, and so does the
+    end of the program, whatever it is: bide resume goes on with them.
 
     Args:
         prompts: What to show. Without any, they are read from --file or standard input, one a line.
@@ -144,28 +112,27 @@ def watch(*ids: str, following: Following = NO_FOLLOWING) -> int:
     """Wait for tasks that exist already: prints the addresses of their results, or with --save the files' paths.
 
     Args:
-        ids: The tasks' ids, as the service gave them.
+        ids: The tasks' ids, as the service gave them, or tickets of what is on record.
     """
     from bide.cli import _tasks
 
-    return _told(lambda: _tasks.watch(provider_named(following.provider), ids, _wishes(following)))
+    return told(
+        lambda: _tasks.watch(
+            provider_named(following.provider), ids, following.wishes(), Place.named(following.ledger)
+        )
+    )
 
 
 @app.command
-def cancel(
-    *ids: str,
-    provider: Annotated[
-        ServiceName | None, Parameter(help="The service; by default the one whose key is set.")
-    ] = None,
-) -> int:
+def cancel(*ids: str, provider: ServiceOption = None, ledger: LedgerOption = None) -> int:
     """Cancel tasks where the service allows that, and print the ids; exits with 1 if it is too late for one.
 
     Args:
-        ids: The tasks' ids, as the service gave them.
+        ids: The tasks' ids, as the service gave them, or tickets of what is on record.
     """
     from bide.cli import _tasks
 
-    return _told(lambda: _tasks.cancel(provider_named(provider), ids))
+    return told(lambda: _tasks.cancel(provider_named(provider), ids, Place.named(ledger)))
 
 
 @app.command
@@ -231,9 +198,9 @@ def emulator(
             )
         )
     except ValueError as error:
-        return _refuse(error, 2)
+        return refuse(error, 2)
     except OSError as error:
-        return _refuse(error, 1)
+        return refuse(error, 1)
 
 
 @app.command
@@ -251,9 +218,9 @@ def demo(*, output: Path = Path("demo-output"), speed: float = 1.0) -> int:
     try:
         return _demo.run(output, speed=speed)
     except ValueError as error:
-        return _refuse(error, 2)
+        return refuse(error, 2)
     except OSError as error:
-        return _refuse(error, 1)
+        return refuse(error, 1)
 
 
 def _generate(
@@ -269,30 +236,10 @@ def _generate(
     def run() -> int:
         provider = provider_named(making.provider)
         model = model_or_refusal(making.model, provider, kind)
-        wishes = _wishes(making, making.concurrency)
+        wishes = making.wishes(making.concurrency, detach=making.detach)
+        place = Place.named(making.ledger)
         return _tasks.generate(
-            provider, lambda prompt: request(prompt, model), prompts, making.file, wishes, times=times
+            provider, lambda prompt: request(prompt, model), prompts, making.file, wishes, place, times=times
         )
 
-    return _told(run)
-
-
-def _wishes(following: Following, concurrency: int | None = None) -> Wishes:
-    return Wishes(following.save, following.json, following.timeout, concurrency)
-
-
-def _told(command: Callable[[], int]) -> int:
-    """Run *command*; what it cannot even begin with is told on standard error."""
-    try:
-        return command()
-    except NoKeyError as error:
-        return _refuse(error, _exits.AUTH)
-    except (ValueError, TypeError) as error:
-        return _refuse(error, _exits.USAGE)
-    except OSError as error:
-        return _refuse(error, _exits.USAGE)
-
-
-def _refuse(error: Exception, status: int) -> int:
-    print(f"bide: {error}", file=sys.stderr)
-    return status
+    return told(run)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import sys
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import TextIO
 
 
@@ -82,3 +83,19 @@ class Stream:
                 tell(None)
             except OSError as fault:
                 tell(fault)
+
+
+def show(lines: Iterable[str]) -> None:
+    """Write *lines* to standard output, for as long as somebody reads there. What it cannot encode is escaped.
+
+    Raises:
+        ValueError: whoever started the program has closed it.
+        OSError: the disk is full.
+    """
+    if sys.stdout is None:
+        raise ValueError("standard output is closed: there is nowhere to write to")
+    encoding = sys.stdout.encoding or "utf-8"
+    data = "".join(f"{line}\n" for line in lines).encode(encoding, "backslashreplace")
+    with suppress(BrokenPipeError):
+        while data:
+            data = data[os.write(sys.stdout.fileno(), data) :]

@@ -35,8 +35,8 @@ class Display(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def name(self, ticket: str, label: str) -> None:
-        """Call the submission *ticket* so."""
+    def name(self, task: Task, label: str) -> None:
+        """Call *task* so, and show where it stands."""
 
     def heard(self, event: Event) -> None:
         """Something has happened: the `on_event` of the client."""
@@ -92,19 +92,26 @@ class Bars:
     ) -> None:
         self._progress.stop()
 
-    def name(self, ticket: str, label: str) -> None:
-        """Call the submission *ticket* so."""
-        self._labels[ticket] = plain(label, LABEL)
+    def name(self, task: Task, label: str) -> None:
+        """Call *task* so, and show where it stands."""
+        self._labels[task.ticket] = plain(label, LABEL)
+        row = self._rows.get(task.ticket)
+        if row is not None:
+            self._progress.update(row, description=self._labels[task.ticket])
+        self._show(task)
 
     def heard(self, event: Event) -> None:
         """Move the bar of a task."""
-        ticket, task = event.ticket, event.task
         if event.name is EventName.PAUSED:
             self._progress.update(self._all, status=f"paused for {event.seconds:.0f} s: {_why(event)}")
             self._paused_until = time.monotonic() + (event.seconds or 0.0)
         elif self._paused_until is not None and time.monotonic() > self._paused_until:
             self._paused_until = None
             self._progress.update(self._all, status="")
+        self._show(event.task)
+
+    def _show(self, task: Task) -> None:
+        ticket = task.ticket
         if task.status.is_accepted and ticket not in self._rows and len(self._rows) < self._most_rows:
             label = self._labels.get(ticket) or task.task_id or ticket
             self._rows[ticket] = self._progress.add_task(label, total=None, status=task.status)
@@ -154,7 +161,7 @@ class Lines:
         """There is nothing in the way."""
         return nullcontext()
 
-    def name(self, ticket: str, label: str) -> None:
+    def name(self, task: Task, label: str) -> None:
         """Nobody is shown it."""
 
     def heard(self, event: Event) -> None:

@@ -1,23 +1,24 @@
 """Following many tasks to their ends: results on standard output, everything else on standard error.
 
 The first Ctrl-C (SIGTERM and SIGHUP alike) stops the waiting, never a task: nothing more is sent, the ids known so far
-are printed at once with the command that watches on, creates under way are answered, and what they add is printed too.
+are printed at once with the command that goes on, creates under way are answered, and what they add is printed too.
 The second one ends the program at once.
+
+All of it is on the ledger: what a program leaves that is killed, `bide resume` goes on with.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import shlex
 import signal
 import sys
 import tempfile
-from contextlib import nullcontext, suppress
+from contextlib import AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from attrs import evolve
 
@@ -26,8 +27,10 @@ from bide import (
     Client,
     ClientClosedError,
     DownloadError,
+    Event,
+    EventName,
+    LedgerError,
     Limits,
-    SubmissionUnknownError,
     TaskStatus,
     WaitTimeoutError,
 )
@@ -35,12 +38,16 @@ from bide.cli._exits import AUTH, FAILED, INTERRUPTED, LIMITED, status_of, worst
 from bide.cli._out import Stream
 from bide.cli._progress import display
 from bide.cli._text import plain
+from bide.cli._words import as_json, in_other_words, is_withdrawn, name_of, what_to_do
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
-    from bide import Provider, SavedFile, Task, TaskHandle
+    from bide import Provider, SavedFile, SQLiteLedger, Task, TaskHandle
+    from bide.cli._ledger import Place
+
+    Items: TypeAlias = Callable[[Client], AsyncIterator["Item"]]
 
 WINDOW = 100
 """Prompts that are under way at once; further ones are not even read."""
@@ -57,12 +64,14 @@ class Wishes:
         json: one JSON object for each task instead.
         timeout: seconds to wait for each at most.
         concurrency: tasks in flight at most; None is the service's documented limit.
+        detach: do not wait for more than its acceptance.
     """
 
     save: Path | None = None
     json: bool = False
     timeout: float | None = None
     concurrency: int | None = None
+    detach: bool = False
 
     def check(self) -> None:
         """Raise ValueError or OSError if they cannot be fulfilled: before anything is sent."""
@@ -70,6 +79,8 @@ class Wishes:
             raise ValueError(f"--timeout is a number of seconds above 0, not {self.timeout:g}")
         if self.concurrency is not None and self.concurrency < 1:
             raise ValueError(f"--concurrency is at least 1, not {self.concurrency}")
+        if self.detach and self.save is not None:
+            raise ValueError("--detach does not wait for results: bide resume --save DIR brings them home")
         if self.save is not None:
             self.save.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.save):
@@ -78,14 +89,32 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Item:
-    """One task to follow: what to call it, how to get its handle, and its id where it exists already."""
+    """One task to follow: what to call it, how to get its handle, and its name where it is there already."""
 
     label: str
     start: Callable[[Client], Awaitable[TaskHandle]]
-    task_id: str | None = None
+    name: str | None = None
 
 
-def run(provider: Provider, wishes: Wishes, items: AsyncIterator[Item], total: int | None) -> int:
+@dataclass(frozen=True)
+class Manner:
+    """How a command goes about its tasks.
+
+    Attributes:
+        goes_on: the command that goes on with what is left.
+        place: where the ledger is; None where there is none. The same for *ledger*, which is opened here.
+        makes: whether the tasks are the command's own: what was not sent is withdrawn with it.
+        adopts: whether what nobody drives is taken over.
+    """
+
+    goes_on: Literal["watch", "resume"]
+    place: Place | None = None
+    ledger: SQLiteLedger | None = None
+    makes: bool = False
+    adopts: bool = False
+
+
+def run(provider: Provider, wishes: Wishes, items: Items, total: int | None, manner: Manner) -> int:
     """Follow all *items*; returns the exit status.
 
     Args:
@@ -93,10 +122,11 @@ def run(provider: Provider, wishes: Wishes, items: AsyncIterator[Item], total: i
 
     Raises:
         ValueError, OSError: the wishes cannot be fulfilled. Nothing was sent.
+        LedgerError: the ledger cannot be opened. Nothing was sent.
     """
     wishes.check()
     keep_the_log_quiet()
-    return asyncio.run(_Run(provider, wishes, total).follow_all(items))
+    return asyncio.run(_Run(provider, wishes, total, manner).follow_all(items))
 
 
 def keep_the_log_quiet() -> None:
@@ -108,9 +138,10 @@ def keep_the_log_quiet() -> None:
 class _Run:
     """One command's tasks."""
 
-    def __init__(self, provider: Provider, wishes: Wishes, total: int | None) -> None:
+    def __init__(self, provider: Provider, wishes: Wishes, total: int | None, manner: Manner) -> None:
         self._provider = provider
         self._wishes = wishes
+        self._manner = manner
         self._total = total
         self._stdout = Stream(sys.stdout, "standard output")
         self._stderr = Stream(sys.stderr, "standard error")
@@ -118,6 +149,10 @@ class _Run:
         self._window = asyncio.Semaphore(WINDOW)
         self._open: dict[int, tuple[Item, TaskHandle | None]] = {}  # what has not been told yet
         self._left: list[str] = []  # ids of tasks that go on, or whose files are still to be fetched
+        self._kept: list[str] = []  # tickets on record that have no task yet
+        self._mine: set[str] = set()  # tickets; others are watched only since their slots are waited for
+        self._detached = 0
+        self._taking: asyncio.Task[None] | None = None
         self._told_left = 0
         self._statuses: set[int] = set()
         self._taken = 0
@@ -127,22 +162,37 @@ class _Run:
         self._interrupts = 0
         self._closing: asyncio.Task[None] | None = None
 
-    async def follow_all(self, items: AsyncIterator[Item]) -> int:
+    async def follow_all(self, items: Items) -> int:
         """Follow each of *items*; returns the exit status."""
-        self._client = Client(self._provider, limits=self._limits(), on_event=self._display.heard)
-        try:
-            with self._display:
-                self._following = asyncio.create_task(self._follow_each(items))
-                self._catch_signals()
-                try:
-                    await self._following
-                except asyncio.CancelledError:
-                    self._stopped = self._stopped or INTERRUPTED
-        finally:
-            self._tell_left()
-            self._stdout.flush(LAST_WORDS)
-            self._stderr.flush(LAST_WORDS)
+        async with AsyncExitStack() as stack:
+            if self._manner.ledger is not None:
+                await stack.enter_async_context(self._manner.ledger)
+            self._client = Client(
+                self._provider,
+                limits=self._limits(),
+                ledger=self._manner.ledger,
+                adopt=self._manner.adopts,
+                on_event=self._heard,
+            )
+            try:
+                with self._display:
+                    self._following = asyncio.create_task(self._follow_each(items))
+                    self._catch_signals()
+                    try:
+                        await self._following
+                    except asyncio.CancelledError:
+                        self._stopped = self._stopped or INTERRUPTED
+            finally:
+                self._tell_left()
+                self._stdout.flush(LAST_WORDS)
+                self._stderr.flush(LAST_WORDS)
         return worst(self._statuses) if self._stopped is None else self._stopped
+
+    def _heard(self, event: Event) -> None:
+        if event.name is EventName.WAITING:
+            self._mine.add(event.ticket)
+        if event.ticket in self._mine or not self._manner.makes:
+            self._display.heard(event)
 
     def _limits(self) -> dict[str, Limits] | None:
         """The service's documented limits, with the user's in the place of one of them."""
@@ -154,22 +204,24 @@ class _Run:
 
     # Following ---------------------------------------------------------------------------------------------
 
-    async def _follow_each(self, items: AsyncIterator[Item]) -> None:
+    async def _follow_each(self, items: Items) -> None:
         async with self._client, asyncio.TaskGroup() as group:
             self._group = group
             self._taking = group.create_task(self._take_each(items))
 
-    async def _take_each(self, items: AsyncIterator[Item]) -> None:
+    async def _take_each(self, items: Items) -> None:
         """Begin with each item, as far as the window has room."""
         try:
-            async for item in items:
-                if item.task_id is None:
+            async for item in items(self._client):
+                if item.name is None:
                     await self._window.acquire()
                 self._taken += 1
                 following = self._group.create_task(self._follow(item))
-                if item.task_id is None:
+                if item.name is None:
                     following.add_done_callback(lambda _: self._window.release())
-        except ValueError as error:  # there are no more of them; what was begun goes on
+        except ClientClosedError:
+            return  # it is told at the end
+        except (BideError, ValueError) as error:  # there are no more of them; what was begun goes on
             self._tell(error)
 
     async def _follow(self, item: Item) -> None:
@@ -181,8 +233,8 @@ class _Run:
         try:
             handle = await item.start(self._client)
             self._open[id(item)] = (item, handle)
-            self._display.name(handle.ticket, item.label)
-            if self._hopeless:
+            self._display.name(handle.task, item.label)
+            if self._hopeless and self._manner.makes:
                 await _withdraw(handle)
             await self._wait(handle)
             if self._wishes.save is not None:
@@ -194,46 +246,56 @@ class _Run:
             self._told_or_not_sent(item, handle, error)
         if handle is not None:
             self._display.ended(handle.ticket)
-            if _is_left(handle, fault):
+            if self._wishes.detach and fault is None:
+                self._detached += 1
+            elif _is_left(handle, fault):
                 self._left.append(str(handle.task_id))
-        elif item.task_id is not None:
-            self._left.append(item.task_id)
+            elif not handle.task.status.is_final:
+                self._kept.append(handle.ticket)
+        elif item.name is not None:
+            self._left.append(item.name)
         del self._open[id(item)]
         await self._print(item, handle, files, fault)
 
     async def _wait(self, handle: TaskHandle) -> None:
-        """Wait until it has succeeded.
+        """Wait until it has succeeded, or was accepted.
 
         Raises:
             BideError: it has not, or its time is up.
         """
+        wait = handle.accepted if self._wishes.detach else handle.result
         try:
-            await handle.result(timeout=self._wishes.timeout)
+            await wait(timeout=self._wishes.timeout)
         except WaitTimeoutError:
-            await _settle(handle)
-            if _is_withdrawn(handle) or not handle.task.status.is_final:
+            if self._manner.makes:
+                await _settle(handle)
+            if self._wishes.detach and handle.task.status.is_accepted:
+                return
+            if is_withdrawn(handle) or not handle.task.status.is_final:
                 raise
             await handle.result()  # it has ended meanwhile: what came of it says more
 
     def _told_or_not_sent(self, item: Item, handle: TaskHandle | None, error: Exception) -> None:
         """Tell the *error*, unless it is only that the request was withdrawn with others."""
-        if handle is None and item.task_id is None:
+        if handle is None and item.name is None:
             self._not_sent += 1
-        elif handle is not None and _is_withdrawn(handle):
+        elif handle is not None and is_withdrawn(handle) and self._manner.makes:
             self._not_sent += 1
             if self._hopeless:
                 return
-        self._tell(error, _in_other_words(item, handle, error, self._wishes.timeout))
+        words = in_other_words(item.label, handle, error, self._wishes.timeout, self._manner.place)
+        self._tell(error, words)
 
     def _tell(self, error: Exception, text: str | None = None) -> None:
         """Tell what went wrong. Where the next ones would fare no better, they are not sent."""
         status = status_of(error)
         self._statuses.add(status)
         self._display.say(f"bide: {plain(text or str(error), 2000)}")
-        if status in (AUTH, LIMITED) and not self._hopeless:
+        if (status in (AUTH, LIMITED) or isinstance(error, LedgerError)) and not self._hopeless:
             self._hopeless = True
-            self._taking.cancel()
-            for _, handle in self._open.values():
+            if self._taking is not None:
+                self._taking.cancel()
+            for _, handle in self._open.values() if self._manner.makes else ():
                 if handle is not None:
                     self._group.create_task(_withdraw(handle))
 
@@ -246,7 +308,9 @@ class _Run:
         task = None if handle is None else handle.task
         lines = [str(file.path) for file in files]
         if self._wishes.json:
-            lines = [_as_json(item, task, files, fault)]
+            lines = [as_json(item.label, task, files, fault)]
+        elif self._wishes.detach and task is not None and fault is None:
+            lines = [f"{task.ticket} {task.task_id or '-'}"]
         elif task is not None and fault is None:
             lines += self._addresses(task)
         if lines:
@@ -257,11 +321,13 @@ class _Run:
         addresses = []
         for output in task.outputs:
             if output.error is not None:
-                self._display.say(f"bide: {_name(task)}: a part failed: {plain(str(output.error.message))}")
+                self._display.say(f"bide: {name_of(task)}: a part failed: {plain(str(output.error.message))}")
             elif self._wishes.save is None and output.url is not None:
                 addresses.append(plain(output.url, 10_000))
+            elif self._wishes.save is None and output.data is not None:
+                self._display.say(f"bide: {name_of(task)}: the file came inline; --save DIR writes it")
             elif self._wishes.save is None:
-                self._display.say(f"bide: {_name(task)}: the file came inline; --save DIR writes it")
+                self._display.say(f"bide: {name_of(task)}: the address of its file has expired")
         return addresses
 
     async def _write(self, line: str) -> None:
@@ -293,13 +359,13 @@ class _Run:
         self._stop(INTERRUPTED)
         self._display.say("bide: stopping: what was sent goes on. Once more ends this at once")
         known = [str(handle.task_id) for _, handle in self._open.values() if handle and handle.task_id]
-        self._tell_watch_command([*self._left, *known])
+        self._tell_how_to_go_on([*self._left, *known])
 
     def _stop(self, status: int) -> None:
         """Send nothing more, and wait for nothing but the answers of creates under way."""
         if self._stopped is None:
             self._stopped = status
-            self._closing = asyncio.create_task(self._client.aclose())
+            self._closing = asyncio.create_task(self._client.aclose(withdraw=self._manner.makes))
             self._following.cancel()
 
     def _tell_left(self) -> None:
@@ -308,34 +374,58 @@ class _Run:
         if self._total is not None:
             not_sent += self._total - self._taken
         for item, handle in self._open.values():
-            task_id = item.task_id if handle is None else handle.task_id
-            if handle is not None and self._wishes.json:
-                self._stdout.put(_as_json(item, handle.task, (), None))
-            if task_id is not None:
-                self._left.append(task_id)
-            elif handle is not None and handle.task.status is TaskStatus.UNKNOWN:
-                self._stderr.put(
-                    f"bide: {plain(item.label, 60)}: its create may have arrived; look in the service's console"
-                )
+            if handle is None:
+                if item.name is not None:
+                    self._left.append(item.name)
+                else:
+                    not_sent += 1
+                continue
+            status = handle.task.status
+            if self._wishes.json:
+                self._stdout.put(as_json(item.label, handle.task, ()))
+            if handle.task_id is not None:
+                self._left.append(handle.task_id)
+            elif status is TaskStatus.UNKNOWN:
+                advice = what_to_do(handle.ticket, self._manner.place)
+                self._stderr.put(f"bide: {plain(item.label, 60)}: its create may have arrived")
+                self._stderr.put(f"bide: look in the service's console: {advice}")
+            elif not status.is_final and self._manner.ledger is not None:
+                self._kept.append(handle.ticket)
+                if status is TaskStatus.SUBMITTING:
+                    self._stderr.put(f"bide: {plain(item.label, 60)}: its create may have arrived")
             else:
                 not_sent += 1
         if not_sent:
             self._stderr.put(f"bide: {not_sent} not sent")
-        if len(self._left) > self._told_left:
-            self._tell_watch_command(self._left)
+        if len(self._left) + len(self._kept) > self._told_left:
+            self._tell_how_to_go_on(self._left)
+        if self._detached:
+            command = self._command(["resume", "--save", "DIR"])
+            self._display.say(f"bide: {self._detached} run on; to bring them home: {command}")
 
-    def _tell_watch_command(self, ids: Sequence[str]) -> None:
+    def _tell_how_to_go_on(self, ids: Sequence[str]) -> None:
         """Name what is left, and how to go on with it."""
-        self._told_left = len(ids)
-        if not ids:
+        self._told_left = len(ids) + len(self._kept)
+        if not self._told_left:
             return
-        words = ["bide", "watch", "--provider", self._provider.name]
+        words: list[str] = [self._manner.goes_on]
         if self._wishes.save is not None:
             words += ["--save", str(self._wishes.save)]
         if self._wishes.json:
             words.append("--json")
-        self._display.say(f"bide: {len(ids)} left as they are: {', '.join(ids)}")
-        self._display.say(f"bide: to watch on: {shlex.join([*words, *ids])}")
+        if ids:
+            self._display.say(f"bide: {len(ids)} left as they are: {', '.join(ids)}")
+        if self._kept:
+            self._display.say(f"bide: {len(self._kept)} stay on record: {', '.join(self._kept)}")
+        if self._manner.goes_on == "watch":
+            words += [*ids, *self._kept]
+        self._display.say(f"bide: to watch on: {self._command(words)}")
+
+    def _command(self, words: Sequence[str]) -> str:
+        """A command of ours for this service and ledger."""
+        with_service = [*words[:1], "--provider", self._provider.name, *words[1:]]
+        place = self._manner.place
+        return shlex.join(["bide", *with_service]) if place is None else place.command(*with_service)
 
 
 async def _withdraw(handle: TaskHandle) -> None:
@@ -357,55 +447,8 @@ async def _settle(handle: TaskHandle) -> None:
                 return
 
 
-def _is_withdrawn(handle: TaskHandle) -> bool:
-    return handle.task.status is TaskStatus.CANCELLED and handle.task_id is None
-
-
 def _is_left(handle: TaskHandle, fault: Exception | None) -> bool:
     """Whether there is still something to wait for, or to fetch."""
     return handle.task_id is not None and (
         not handle.task.status.is_final or isinstance(fault, DownloadError)
-    )
-
-
-def _in_other_words(
-    item: Item, handle: TaskHandle | None, error: Exception, timeout: float | None
-) -> str | None:
-    """*error* in the terms of the command line, where the library's own would be those of Python."""
-    label = f'"{plain(item.label, 60)}"'
-    if isinstance(error, WaitTimeoutError) and handle is not None and timeout is not None:
-        if _is_withdrawn(handle):
-            return f"{label} got no slot within {timeout:g} s: withdrawn, nothing was sent"
-        return f"{_name(handle.task)} is {handle.task.status} after {timeout:g} s; it goes on"
-    if isinstance(error, SubmissionUnknownError):
-        return (
-            f"nobody can say whether the create of {label} arrived; it is not sent again, since that could buy it "
-            f"twice. Look in the service's console: if the task is there, bide watch its id"
-        )
-    return None
-
-
-def _name(task: Task) -> str:
-    return task.task_id or task.ticket
-
-
-def _as_json(item: Item, task: Task | None, files: Sequence[SavedFile], fault: Exception | None) -> str:
-    """One task as one line."""
-    error: dict[str, Any] | None = None
-    if fault is not None:
-        error = {
-            "type": type(fault).__name__,
-            "message": str(fault),
-            "code": getattr(fault, "code", None),
-            "exit_status": status_of(fault),
-        }
-    return json.dumps(
-        {
-            "input": item.label,
-            "task": None if task is None else task.to_dict(),
-            "files": [
-                {"path": str(file.path), "size": file.size, "media_type": file.media_type} for file in files
-            ],
-            "error": error,
-        }
     )

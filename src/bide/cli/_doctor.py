@@ -1,0 +1,153 @@
+"""`bide doctor`: how the ledger is, who uses it, and what the user has to decide."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from bide.cli._exits import FAILED, OK
+from bide.cli._out import show
+from bide.cli._run import keep_the_log_quiet
+from bide.cli._text import plain
+from bide.cli._words import what_to_do
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bide.cli._ledger import Place
+    from bide.ledgers import LaneView, LedgerReport, OwnerView, Record
+
+FOR_OTHERS = 0o077
+"""The bits of a mode that let others in."""
+
+
+def doctor(place: Place, *, as_json: bool) -> int:
+    """Tell how the ledger is; returns the exit status: 1 if the file is damaged.
+
+    Raises:
+        LedgerError: it cannot be used.
+    """
+    if not place.exists:
+        print(f"bide: nothing yet: there is no ledger at {place.path}", file=sys.stderr)
+        return OK
+    keep_the_log_quiet()
+    report = asyncio.run(_report(place))
+    show([json.dumps(_plain(report))] if as_json else _told(report, place))
+    return FAILED if report.problems else OK
+
+
+async def _report(place: Place) -> LedgerReport:
+    async with place.ledger() as ledger:
+        return await ledger.report()
+
+
+def _told(report: LedgerReport, place: Place) -> Iterator[str]:
+    yield _line("file", f"{report.path}, {report.size / 1024:.0f} KiB, mode {report.mode:o}")
+    if report.mode & FOR_OTHERS:
+        yield _line("", f"others may read it, and the prompts in it: chmod 600 {report.path}")
+    yield _line("sqlite", f"{report.sqlite_version}, journal mode {report.journal_mode}")
+    if report.journal_mode != "wal":
+        yield _line(
+            "",
+            "its file system has no write-ahead log: every step waits for the disk; move it to a local one",
+        )
+    for number, problem in enumerate(report.problems or ("sound",)):
+        yield _line("" if number else "check", plain(problem))
+    if report.problems:
+        yield _line("", "the file is damaged: end what uses it, keep a copy, and save what can be saved with")
+        yield _line("", f"sqlite3 {report.path} .recover")
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(report.counts.items()))
+    yield _line("records", counts or "none")
+    if report.unowned:
+        yield _line("", f"{report.unowned} open that nobody drives: {place.command('resume')}")
+    others = _others(report)
+    for number, owner in enumerate(others):
+        yield _line("" if number else "used by", _owner(owner))
+    if not others:
+        yield _line("used by", "nobody else")
+    for number, lane in enumerate(report.lanes):
+        yield _line("" if number else "lanes", _lane(lane, report.now))
+    for number, record in enumerate(report.unknown):
+        yield _line("" if number else "unknown", _unknown(record))
+        yield _line("", f"look in the service's console: {what_to_do(record.ticket, place)}")
+
+
+def _line(title: str, text: str) -> str:
+    return f"{title:<9}{text}"
+
+
+def _others(report: LedgerReport) -> list[OwnerView]:
+    """Who uses it besides this command."""
+    return [owner for owner in report.owners if owner.pid != os.getpid()]
+
+
+def _owner(owner: OwnerView) -> str:
+    state = "alive" if owner.is_alive else "dead: the next client of the key takes over"
+    return (
+        f"pid {owner.pid} on {owner.host} since {owner.started:%Y-%m-%d %H:%M:%S} UTC, {state}, "
+        f"{owner.clients} clients, {owner.open} open"
+    )
+
+
+def _lane(lane: LaneView, now: float) -> str:
+    parts = [
+        f"{lane.origin} {lane.kind or 'made elsewhere'}, key {lane.fingerprint}: {lane.slots} slots in use"
+    ]
+    if lane.state.paused_until > now:
+        parts.append(f"paused for {lane.state.paused_until - now:.0f} s more")
+    if lane.state.learned is not None:
+        parts.append(f"a 429 has shown that {lane.state.learned} at a time are allowed")
+    return ", ".join(parts)
+
+
+def _unknown(record: Record) -> str:
+    sent = "" if record.sent_at is None else f", sent {record.sent_at:%Y-%m-%d %H:%M:%S} UTC"
+    return f"{record.ticket}: {plain(record.task.model or record.kind, 60)}{sent}"
+
+
+def _plain(report: LedgerReport) -> dict[str, Any]:
+    """The report as JSON data."""
+    return {
+        "path": report.path,
+        "size": report.size,
+        "mode": f"{report.mode:o}",
+        "sqlite_version": report.sqlite_version,
+        "journal_mode": report.journal_mode,
+        "problems": list(report.problems),
+        "records": report.counts,
+        "unowned": report.unowned,
+        "owners": [
+            {
+                "pid": owner.pid,
+                "host": owner.host,
+                "started": owner.started.isoformat(),
+                "alive": owner.is_alive,
+                "clients": owner.clients,
+                "open": owner.open,
+            }
+            for owner in _others(report)
+        ],
+        "lanes": [
+            {
+                "origin": lane.origin,
+                "kind": lane.kind,
+                "key": lane.fingerprint,
+                "slots": lane.slots,
+                "paused_for": max(0.0, lane.state.paused_until - report.now),
+                "learned": lane.state.learned,
+            }
+            for lane in report.lanes
+        ],
+        "unknown": [
+            {
+                "ticket": record.ticket,
+                "model": record.task.model,
+                "kind": record.kind,
+                "sent_at": None if record.sent_at is None else record.sent_at.isoformat(),
+            }
+            for record in report.unknown
+        ],
+    }

@@ -4,7 +4,7 @@
 BIN := .venv/bin
 export PYTHON
 
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test lint types crash bench clean
 .NOTPARALLEL:
 
 help: ## Say what there is
@@ -14,7 +14,7 @@ demo: .venv/.ready-demo ## Run 18 tasks through the emulator, with live bars (ab
 	@$(BIN)/python -m bide demo
 
 test: .venv/.ready-test ## Run the tests, with the coverage gate
-	$(BIN)/python -m pytest -n auto --cov --cov-report=term
+	$(BIN)/python -m pytest -n 3 --dist worksteal --cov --cov-report=term
 
 lint: .venv/.ready-lint ## Check style, format, import contracts and docstrings
 	$(BIN)/ruff check
@@ -27,7 +27,10 @@ types: .venv/.ready-types ## Check the types, and that the public ones are compl
 	$(BIN)/pyright tests/typecheck
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes bide --ignoreexternal
 
-bench: .venv/.ready-benchmarks ## Run the benchmarks and check their goals (about six minutes)
+crash: .venv/.ready-test ## Kill the processes of one ledger two hundred times and check what became of each task (about five minutes)
+	$(BIN)/python tests/crash/crash.py --kills 200
+
+bench: .venv/.ready-benchmarks ## Run the benchmarks and check their goals (about seven minutes)
 	@missed=0; for file in $$(grep -l __main__ benchmarks/*.py); do $(BIN)/python "$$file" --check || missed=1; done; exit $$missed
 
 clean: ## Remove .venv and everything else that was made here

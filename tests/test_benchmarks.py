@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-NAMED = {"slots", "budget", "overhead", "flat", "peer", "scale", "cancel", "import"}
+NAMED = {"slots", "budget", "overhead", "flat", "peer", "scale", "cancel", "import", "ledger"}
 
 
 @pytest.fixture

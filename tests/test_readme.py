@@ -13,6 +13,7 @@ import pytest
 
 from bide import errors
 from bide.emulator import Emulator
+from virtual_time import wait_for_ledgers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -56,6 +57,7 @@ async def executed(block: str) -> dict[str, Any]:
 async def emulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Emulator]:
     """An emulator that the environment points at, in a directory that is empty."""
     monkeypatch.chdir(tmp_path)
+    wait_for_ledgers(monkeypatch)
     async with Emulator() as emulator:
         monkeypatch.setenv("DIEYUYUN_BASE_URL", emulator.dieyuyun_url)
         monkeypatch.setenv("DASHSCOPE_BASE_URL", emulator.dashscope_url)
@@ -97,7 +99,7 @@ async def test_the_web_service_answers(emulator: Emulator) -> None:
         key = {"Idempotency-Key": "order-7"}
         first = await browser.post("/videos", json={"prompt": "a boat"}, headers=key)
         again = await browser.post("/videos", json={"prompt": "a boat"}, headers=key)
-        await names["handles"]["order-7"].result()
+        await (await app.state.client.attach(ticket="order-7")).result()
         done = (await browser.get("/videos/order-7")).json()
         missing = await browser.get("/videos/order-8")
 

@@ -14,7 +14,7 @@ demo: .venv/.ready-demo ## Run 18 tasks through the emulator, with live bars (ab
 	@$(BIN)/python -m bide demo
 
 test: .venv/.ready-test ## Run the tests, with the coverage gate
-	$(BIN)/python -m pytest -n 3 --dist worksteal --cov --cov-report=term
+	$(BIN)/python -m pytest -n 4 --dist worksteal --cov --cov-report=term
 
 lint: .venv/.ready-lint ## Check style, format, import contracts and docstrings
 	$(BIN)/ruff check

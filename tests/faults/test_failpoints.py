@@ -294,11 +294,10 @@ class Grave:
         await asyncio.wait(self._tasks)
 
 
-IN_ONE_LOOP = [point for point in POINTS if not point.startswith("within")]
+IN_ONE_LOOP = [(point, service) for point, service in DEATHS if not point.startswith("within")]
 
 
-@pytest.mark.parametrize("service", SERVICES)
-@pytest.mark.parametrize("point", IN_ONE_LOOP)
+@pytest.mark.parametrize(("point", "service"), IN_ONE_LOOP)
 async def test_what_a_client_leaves_that_is_gone_ends_as_promised(
     point: str, service: str, tmp_path: Path
 ) -> None:

@@ -72,7 +72,7 @@ class SQLiteLedger(Face):
             raise ValueError(
                 f"path must name a file, not {name!r}; to keep nothing on disk use MemoryLedger()"
             )
-        self.path = Path(path).resolve()  # by whatever name, one file has one folder of locks
+        self.path: Path = Path(path).resolve()  # by whatever name, one file has one folder of locks
         self._full = durability == "power"
         self._store_prompts = store_prompts
         self._keep = keep

@@ -36,7 +36,7 @@ REMOVED_KEPT = 2 * 24 * 3600.0
 """Seconds that the ids of removed records are known: longer than a service lists its tasks."""
 
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM records"  # noqa: S608 - our own names
-_INSERT = f"INSERT INTO records ({', '.join(COLUMNS)}) VALUES (:{', :'.join(COLUMNS)})"  # noqa: S608
+_INSERT = f"INSERT INTO records ({', '.join(COLUMNS)}) VALUES (:{', :'.join(COLUMNS)})"  # noqa: S608 - our own names
 # The oldest one of each set of keys: as many steps in the index as there are sets, however long the queue is.
 _WAITING = "status = 'waiting' AND owner IS NOT NULL AND origin = ? AND kind = ?"
 _FIRST = f"""
@@ -268,7 +268,7 @@ class SQLiteStore:
         state = self._lanes.get((origin, kind, key))
         if state is None:
             row = self._connection.execute(
-                f"SELECT {', '.join(_LANE)} FROM lanes WHERE origin = ? AND kind = ? AND key = ?",  # noqa: S608
+                f"SELECT {', '.join(_LANE)} FROM lanes WHERE origin = ? AND kind = ? AND key = ?",  # noqa: S608 - our own names
                 (origin, kind, key),
             ).fetchone()
             state = self._lanes[origin, kind, key] = LaneState() if row is None else _lane(row)
@@ -276,7 +276,7 @@ class SQLiteStore:
 
     def keep_lane(self, origin: str, kind: str, key: str, state: LaneState) -> None:
         self._connection.execute(
-            f"INSERT OR REPLACE INTO lanes (origin, kind, key, {', '.join(_LANE)}) "  # noqa: S608
+            f"INSERT OR REPLACE INTO lanes (origin, kind, key, {', '.join(_LANE)}) "  # noqa: S608 - our own names
             f"VALUES (?, ?, ?, {', '.join('?' * len(_LANE))})",
             (origin, kind, key, *(getattr(state, name) for name in _LANE)),
         )
@@ -317,7 +317,7 @@ class SQLiteStore:
 
     def lanes(self, origin: str) -> list[tuple[str, str, LaneState]]:
         rows = self._connection.execute(
-            f"SELECT kind, key, {', '.join(_LANE)} FROM lanes WHERE origin = ?",  # noqa: S608
+            f"SELECT kind, key, {', '.join(_LANE)} FROM lanes WHERE origin = ?",  # noqa: S608 - our own names
             (origin,),
         )
         return [(row[0], row[1], _lane(row[2:])) for row in rows]

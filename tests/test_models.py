@@ -39,7 +39,7 @@ MOMENT = datetime(2026, 6, 5, 10, 30, tzinfo=UTC)
 words = st.none() | st.text(max_size=20)
 moments = st.none() | st.datetimes(
     min_value=datetime(2000, 1, 1),  # noqa: DTZ001 - Hypothesis adds the zone
-    max_value=datetime(2200, 1, 1),  # noqa: DTZ001
+    max_value=datetime(2200, 1, 1),  # noqa: DTZ001 - here too
     timezones=st.just(UTC),
 )
 plain_json = st.recursive(

@@ -24,7 +24,7 @@ STATS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("service", "kills"), [("dashscope", 6)])
+@pytest.mark.parametrize(("service", "kills"), [("dashscope", 10), ("dieyuyun", 4)])
 def test_workers_that_are_killed_at_any_moment_lose_nothing_and_buy_nothing_twice(
     service: str, kills: int
 ) -> None:

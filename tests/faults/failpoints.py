@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 import httpx
 
-from bide import Client, DashScope, Dieyuyun, Limits, Provider, TaskHandle, VideoRequest
+from bide import Client, DashScope, Dieyuyun, Limits, Pace, Provider, TaskHandle, VideoRequest
 from bide.ledgers import Held, Ledger, SQLiteLedger
 from bide.ledgers._book import Book
 from bide.ledgers._sqlite_file import File
@@ -35,6 +35,8 @@ FIRST, SECOND = "first", "second"
 """The tickets. One slot is all there is, so the second one waits while the first one is open."""
 PROMPTS = {FIRST: "a kitten [queue 0.2] [seconds 0.6]", SECOND: "a puppy [seconds 0]"}
 DEAD = 137
+PACE = Pace.fixed(0.1)
+"""So often that each state of a task is seen."""
 
 
 def provider_at(service: str, url: str) -> Provider:
@@ -167,7 +169,7 @@ async def live(
 async def main(point: str, service: str, url: str, folder: Path, how: str = "die") -> None:
     when, name = point.split()
     path = folder / "tasks.db"
-    at: dict[str, Any] = {"limits": Limits(1), "queries_per_second": 40}
+    at: dict[str, Any] = {"limits": Limits(1), "queries_per_second": 40, "pace": PACE}
     end = crash if how == "crash" else die
     if name == "adopt":  # somebody else has to leave something first
         before = Client(provider_at(service, url), ledger=SQLiteLedger(path), **at)

@@ -80,6 +80,8 @@ POINTS = {
     "before saved": KNOWN,
     "within saved": KNOWN,
     "after saved": KNOWN,
+    "before learn": KNOWN,
+    "within learn": KNOWN,
     "before leave": GOES_ON,
     "within leave": GOES_ON,
     "after leave": GOES_ON,
@@ -114,7 +116,8 @@ def url_of(emulator: Emulator, service: str) -> str:
 
 def next_client(emulator: Emulator, service: str, ledger: Ledger, **options: Any) -> Client:
     provider = provider_at(service, url_of(emulator, service))
-    return Client(provider, api_key=KEY, ledger=ledger, limits=Limits(1), queries_per_second=40, **options)
+    at: dict[str, Any] = {"limits": Limits(1), "queries_per_second": 40, "pace": failpoints.PACE, **options}
+    return Client(provider, api_key=KEY, ledger=ledger, **at)
 
 
 def made(emulator: Emulator, ticket: str) -> list[str]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bide import Client, TaskHandle
     from bide.emulator import Emulator
 
-TASKS, SLOTS = 400, 16
+TASKS, SLOTS = 1000, 40
 
 
 def plague(emulator: Emulator, chance: random.Random) -> None:

@@ -101,10 +101,12 @@ class Model:
     def is_free(self, kind: str, key: str, now: Span) -> bool | None:
         """Whether the lane surely takes one more create, surely does not (False), or may (None)."""
         lane, records = self.lane(kind, key), self.of_lane(kind, key)
-        submitting = sum(each.status == "submitting" for each in records)
-        if lane.probing and submitting:
-            return False
-        must, may = True, True
+        # A create that nobody has heard of for as long as a task may last counts for nothing any more.
+        sent = [each for each in records if each.status == "submitting"]
+        surely_sent = sum(each.surely_holds_slot(now) for each in sent)
+        may_be_sent = sum(each.may_hold_slot(now) for each in sent)
+        must = not (lane.probing and may_be_sent)
+        may = not (lane.probing and surely_sent)
         must = must and lane.paused_until.high <= now.low
         may = may and lane.paused_until.low <= now.high
         least, most = self._caps(lane, now)
@@ -112,8 +114,8 @@ class Model:
         may = may and sum(each.surely_holds_slot(now) for each in records) < most
         if self.limits.creates_per_minute is not None:
             whole, seconds = self.window()
-            must = must and submitting + sum(e.high > now.low - seconds for e in lane.answered) < whole
-            may = may and submitting + sum(e.low > now.high - seconds for e in lane.answered) < whole
+            must = must and may_be_sent + sum(e.high > now.low - seconds for e in lane.answered) < whole
+            may = may and surely_sent + sum(e.low > now.high - seconds for e in lane.answered) < whole
         return True if must else None if may else False
 
     def window(self) -> tuple[int, float]:

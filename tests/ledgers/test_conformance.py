@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
 from worlds import ORIGIN, World, admit, admitted, record, state, terms
 
 from bide.errors import LedgerError
-from bide.ledgers import Held, Ledger, Record
+from bide.ledgers import Held, Ledger, MemoryLedger, Record, SQLiteLedger
 from bide.models import ImageRequest, Limits, Task, TaskStatus
 
 
@@ -133,6 +134,28 @@ async def test_a_record_that_is_put_back_is_first_in_the_queue_and_its_lane_paus
     await world.pass_time(held.until - ledger.now())
     assert (await admitted(ledger)).ticket == "t1"
     assert isinstance(await admit(ledger), Held), "after a pause one create at a time"
+
+
+async def test_an_id_that_is_answered_late_is_recorded_though_the_outcome_was_called_unknown(
+    ledger: Ledger,
+) -> None:
+    """It was bought: whoever holds the key watches it from now on."""
+    await ledger.add(record("t1"))
+    got = await admitted(ledger)
+    assert got.admitted is not None
+    kept = await ledger.finish("t1", state(got, TaskStatus.UNKNOWN), hold=120, owner="me")
+    late = state(got, TaskStatus.QUEUED, task_id="x1")
+
+    earlier = await ledger.accept("t1", late, owner="me", admitted=got.admitted - 1)
+    accepted = await ledger.accept("t1", late, owner="gone", admitted=got.admitted)
+
+    assert earlier == kept
+    assert (accepted.task.status, accepted.task.task_id) == (TaskStatus.QUEUED, "x1")
+    assert accepted.owner is None
+    assert await ledger.find(ORIGIN, "x1") == accepted
+    assert isinstance(await admit(ledger, terms(limits=Limits(1))), Held)
+    adopted = await ledger.adopt(ORIGIN, {"k1"}, "other")
+    assert [each.ticket for each in adopted] == ["t1"]
 
 
 async def test_a_cancel_that_was_asked_for_meanwhile_ends_a_record_that_is_put_back(ledger: Ledger) -> None:
@@ -312,3 +335,14 @@ async def test_the_lanes_in_use_can_be_seen(ledger: Ledger) -> None:
 async def test_a_step_on_a_ticket_that_is_on_no_record_is_an_error(ledger: Ledger) -> None:
     with pytest.raises(LedgerError, match="no record of ticket 't9'"):
         await ledger.finish("t9", Task(ticket="t9", status=TaskStatus.FAILED), owner="me")
+
+
+@pytest.mark.parametrize("made", [MemoryLedger, SQLiteLedger])
+def test_help_on_a_step_of_a_ledger_tells_what_the_protocol_says_of_it(made: type[Ledger]) -> None:
+    steps = [name for name in vars(Ledger) if not name.startswith("_")]
+
+    told = {name: inspect.getdoc(getattr(made, name)) for name in steps}
+
+    assert len(steps) > 20
+    assert told == {name: inspect.getdoc(getattr(Ledger, name)) for name in steps}
+    assert None not in told.values()

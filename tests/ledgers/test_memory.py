@@ -8,7 +8,8 @@ from attrs import evolve
 
 from bide.ledgers import MemoryLedger, Record
 from bide.ledgers import memory as memory_module
-from bide.models import Task, TaskStatus
+from bide.models import ImageRequest, SavedFile, Task, TaskStatus
+from toy import ToyService
 
 
 def final(ticket: str, task_id: str) -> Record:
@@ -36,6 +37,41 @@ async def test_a_finished_record_leaves_with_the_last_that_holds_it() -> None:
     gc.collect()
 
     assert await ledger.get("t1") is None
+
+
+async def test_an_ended_record_that_changes_stays_with_who_holds_it_as_it_was() -> None:
+    """A ticket whose files were saved must not be bought again while its handle lives."""
+    ledger = MemoryLedger()
+    running = final("t1", "x1")
+    await ledger.add(evolve(running, task=evolve(running.task, status=TaskStatus.RUNNING)))
+    kept = await ledger.finish("t1", running.task, owner="me")
+
+    await ledger.saved("t1", [SavedFile(path="t1.png", size=1)])
+    await ledger.follow("t1")
+    gc.collect()
+
+    found = await ledger.get("t1")
+    assert found is not None
+    assert found.followed
+    assert [each.path for each in found.files] == ["t1.png"]
+    del kept, found
+    gc.collect()
+    assert await ledger.get("t1") is None
+
+
+async def test_a_ticket_whose_files_were_saved_is_not_bought_again_by_another_client() -> None:
+    service, ledger = ToyService(queries=[{"status": "succeeded"}]), MemoryLedger()
+    cat = ImageRequest("a cat", model="m")
+    async with service.client(ledger=ledger) as one, service.client(ledger=ledger) as other:
+        handle = await one.submit(cat, ticket="t1")
+        await handle.result()
+        await ledger.saved("t1", [SavedFile(path="t1.png", size=1)])
+        gc.collect()
+
+        again = await other.submit(cat, ticket="t1")
+
+        assert (await again.result()).task_id == handle.task_id
+        assert service.count("POST") == 1
 
 
 async def test_only_the_newest_ids_of_ended_tasks_are_remembered(monkeypatch: object) -> None:

@@ -15,7 +15,7 @@ from programs import until
 from worlds import ORIGIN, admitted, in_thread, put_back, record, running, set_forward, state, terms
 
 from bide import ImageRequest
-from bide.errors import TaskCancelledError
+from bide.errors import LedgerError, TaskCancelledError
 from bide.ledgers import Hint, Record, SQLiteLedger, digest_of
 from bide.models import Limits, Task, TaskStatus
 from toy import ToyService
@@ -309,6 +309,60 @@ async def test_a_loss_of_power_is_stood_where_it_was_asked_for(
         assert set(usual) == {levels[1]}
 
 
+async def test_what_was_not_heard_can_be_asked_for(path: Path) -> None:
+    async with SQLiteLedger(path) as one, SQLiteLedger(path) as other:
+        for ticket in ("t1", "t2"):
+            await one.add(record(ticket))
+        before = [await other.get(ticket) for ticket in ("t1", "t2")]
+        versions = {each.ticket: each.version for each in before if each is not None}
+        gone = await one.withdraw("t1", Task(ticket="t1", status=TaskStatus.CANCELLED))
+
+        newer = await other.newer(versions)
+
+        assert newer == [gone]
+        assert await other.newer({**versions, "t1": gone.version, "t9": 0}) == []
+
+
+async def test_news_that_were_read_in_a_step_that_is_undone_are_heard_all_the_same(path: Path) -> None:
+    async with SQLiteLedger(path) as one, SQLiteLedger(path) as other:
+        await one.add(record("t1"))
+        await other.follow("t1")
+        for each in path.with_name("ledger.db-bide").glob("*.sock"):
+            each.unlink()
+        heard: list[Record | Hint] = []
+        other.subscribe(heard.append)
+        await one.withdraw("t1", Task(ticket="t1", status=TaskStatus.CANCELLED))
+
+        def read_and_fail(hands: Any) -> None:
+            assert [each.ticket for each in hands.store.news()] in (["t1"], [])
+            raise RuntimeError("what broke it")
+
+        with pytest.raises(LedgerError, match="what broke it"):
+            await in_thread(other, read_and_fail, writes=True)
+
+        await until(lambda: any(isinstance(each, Record) for each in heard), 2.0)
+
+
+async def test_a_row_that_cannot_be_read_is_in_no_others_way(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with SQLiteLedger(path) as ledger:
+        for ticket in ("t1", "broken", "t2"):
+            await ledger.add(record(ticket, owner=None))
+        spoil = "UPDATE records SET task = '{' WHERE ticket = 'broken'"
+        await in_thread(ledger, lambda hands: hands.file.connection.execute(spoil) and None, writes=True)
+
+    async with SQLiteLedger(path) as ledger:
+        adopted = await ledger.adopt(ORIGIN, {"k1"}, "other")
+
+        assert [each.ticket for each in adopted] == ["t1", "t2"]
+        assert [each.ticket for each in await ledger.records()] == ["t1", "t2"]
+        assert (await admitted(ledger, owner="other")).ticket == "t1"
+        assert "the record of ticket 'broken' cannot be read" in caplog.text
+        with pytest.raises(LedgerError, match="was it changed by hand"):
+            await ledger.get("broken")
+
+
 # What is kept of a request ---------------------------------------------------------------------------------
 
 
@@ -388,3 +442,19 @@ async def test_a_ticket_names_one_request_in_every_process(path: Path, store_pro
         assert same.ticket == "t1"
         await same.accepted()
         assert service.count("POST") == 1
+
+
+async def test_whoever_stores_prompts_stores_none_of_a_request_that_came_without(path: Path) -> None:
+    async with SQLiteLedger(path, store_prompts=False) as one, SQLiteLedger(path) as other:
+        asked = ImageRequest(CANARY, model="m")
+        got = await running(one, "t1", "x1", request=asked, digest=digest_of(asked))
+        await one.leave("me")
+        await other.adopt(ORIGIN, {"k1"}, "other")
+
+        ended = state(got, TaskStatus.SUCCEEDED, raw={"prompt": CANARY})
+        await other.finish("t1", ended, owner="other")
+        mine = ImageRequest("one of its own", model="m")
+        await other.add(record("t2", request=mine, digest=digest_of(mine)))
+
+        assert CANARY.encode() not in all_bytes(path)
+        assert raw_rows(path, "SELECT json_extract(body, '$.prompt') FROM requests") == [("one of its own",)]

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 from programs import program, until
-from worlds import in_thread, record, running
+from worlds import allow_writes, in_thread, record, refuse_writes, running
 
-from bide import ImageRequest, Limits, _submission
+from bide import ImageRequest, Limits, _polling, _submission
 from bide.errors import LedgerError
 from bide.ledgers import SQLiteLedger, _sqlite_file
 from bide.models import TaskStatus
@@ -347,22 +347,9 @@ async def test_a_fault_of_one_step_keeps_no_other_from_its_result(path: Path) ->
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What failed is tried again soon, and the service is asked often."""
+    """What could not be recorded is tried again soon."""
     monkeypatch.setattr(_submission, "RETRY", 0.2)
-
-
-async def refuse_writes(ledger: SQLiteLedger) -> None:
-    """As on a full disk, but for the smallest change too."""
-
-    def authorize(action: int, *_: object) -> int:
-        writes = (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE)
-        return sqlite3.SQLITE_DENY if action in writes else sqlite3.SQLITE_OK
-
-    await in_thread(ledger, lambda hands: hands.file.connection.set_authorizer(authorize))
-
-
-async def allow_writes(ledger: SQLiteLedger) -> None:
-    await in_thread(ledger, lambda hands: hands.file.connection.set_authorizer(None))
+    monkeypatch.setattr(_polling, "RERECORD", 0.2)
 
 
 async def lock(path: Path) -> sqlite3.Connection:
@@ -452,7 +439,9 @@ async def test_an_id_that_cannot_be_recorded_at_once_is_recorded_when_it_can_and
         handle = await client.submit(CAT)
         await until(lambda: service.count("POST") == 1)
         await refuse_writes(ledger)
-        await asyncio.sleep(0.5)
+        with pytest.raises(LedgerError, match=r"accepted ticket .* as task toy-1") as told:
+            await handle.accepted()
+        assert (told.value.ticket, told.value.task_id) == (handle.ticket, "toy-1")
         row = await ledger.get(handle.ticket)
         assert row is not None
         assert row.task.status is TaskStatus.SUBMITTING
@@ -476,3 +465,19 @@ async def test_a_client_over_a_file_that_cannot_be_used_says_so_and_sends_nothin
             await client.submit(CAT)
 
     assert service.seen == []
+
+
+async def test_an_owner_that_could_not_leave_leaves_when_the_ledger_works_again(path: Path) -> None:
+    async with SQLiteLedger(path) as ledger:
+        me, other = await ledger.enter("toy", {"k1"}), await ledger.enter("toy", {"k1"})
+        await ledger.add(record("t1", owner=me, origin="toy"))
+        await refuse_writes(ledger)
+
+        with pytest.raises(LedgerError):
+            await ledger.leave(me)
+        await allow_writes(ledger)
+
+        async with asyncio.timeout(3):
+            while not await ledger.adopt("toy", {"k1"}, other):
+                await asyncio.sleep(0.05)
+        assert [each.clients for each in (await ledger.report()).owners] == [1]

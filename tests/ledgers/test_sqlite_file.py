@@ -15,7 +15,7 @@ from worlds import ORIGIN, admitted, in_thread, record, running, state
 
 from bide.errors import LedgerError
 from bide.ledgers import SQLiteLedger, _sqlite_file, _sqlite_rows
-from bide.models import Output, SavedFile, Task, TaskStatus
+from bide.models import ImageRequest, Output, SavedFile, Task, TaskStatus
 
 pytestmark = pytest.mark.real_time
 
@@ -149,6 +149,28 @@ async def test_an_older_file_is_brought_up_to_date_and_keeps_its_records(
 
     assert raw_rows(path, "PRAGMA user_version") == [(len(_sqlite_file.SCHEMA),)]
     assert raw_rows(path, "SELECT colour FROM records") == [(None,)]
+
+
+async def test_a_file_of_the_first_version_goes_on_with_its_records_and_learns(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.executescript(Path(__file__).with_name("version_1.sql").read_text())
+    connection.close()
+
+    for texts in ({}, {"wan": "1"}):
+        async with SQLiteLedger(path) as ledger:
+            assert [each.ticket for each in await ledger.records()] == ["running", "submitting", "waiting"]
+            assert await ledger.learned() == texts
+            await ledger.learn({"wan": lambda before: f"{before or ''}1"})
+
+    async with SQLiteLedger(path) as ledger:
+        await ledger.adopt(ORIGIN, {"k1"}, "me")
+        found = await ledger.find(ORIGIN, "task-1")
+        assert found is not None
+        ended = await ledger.finish("running", state(found, TaskStatus.SUCCEEDED), owner="me")
+        assert ended.task.status is TaskStatus.SUCCEEDED
+        waiting = await admitted(ledger)
+        assert (waiting.ticket, waiting.request) == ("waiting", ImageRequest("a dog", model="m"))
+    assert raw_rows(path, "PRAGMA user_version") == [(len(_sqlite_file.SCHEMA),)]
 
 
 async def test_a_step_of_the_schema_that_fails_leaves_the_file_as_it_was(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from programs import program, until
-from worlds import ORIGIN, admitted, record, running, state, terms
+from worlds import ORIGIN, admitted, in_thread, record, running, state, terms
 
 from bide import ImageRequest
 from bide.ledgers import Hint, Record, SQLiteLedger
@@ -54,7 +56,7 @@ FORKS = """
             del ledger, client
             gc.collect()
             if sys.argv[3] == "exits":
-                os._exit(0)  # what else an interpreter does at its end may wait for threads that a fork has lost
+                os._exit(0)  # to leave `asyncio.run` is to close the selector of the parent, who then hears of nothing
             time.sleep(60)
         if sys.argv[3] == "exits":
             os.waitpid(child, 0)
@@ -171,6 +173,35 @@ async def test_a_client_goes_on_with_what_a_killed_one_has_left(path: Path) -> N
         assert service.count("POST") == 0
 
 
+async def test_who_has_no_file_descriptor_left_takes_nobody_for_dead(path: Path) -> None:
+    def look_without(hands: Any) -> list[str]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                os.open(path, os.O_RDONLY)
+            dead: list[str] = hands.look_around().dead
+            return dead
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    async with SQLiteLedger(path) as one, SQLiteLedger(path):
+        assert await in_thread(one, look_without) == []
+        assert len((await one.report()).owners) == 2
+
+
+async def test_by_way_of_a_link_it_is_the_same_ledger(path: Path, tmp_path: Path) -> None:
+    """Each name would have a folder of locks otherwise, and each side take the other one for dead."""
+    link, folder = tmp_path / "link.db", tmp_path / "folder"
+    link.symlink_to(path)
+    folder.symlink_to(tmp_path, target_is_directory=True)
+    ledgers = [SQLiteLedger(each) for each in (path, link, folder / "link.db")]
+    async with ledgers[0], ledgers[1], ledgers[2]:
+        assert {each.path for each in ledgers} == {path.resolve()}
+        assert [each.is_alive for each in (await ledgers[0].report()).owners] == [True] * 3
+        assert [each.name for each in tmp_path.glob("*-bide")] == ["ledger.db-bide"]
+
+
 # Forks -----------------------------------------------------------------------------------------------------
 
 
@@ -237,6 +268,63 @@ async def test_a_child_whose_parent_had_the_file_open_cannot_open_it_anew(path: 
     async with program(forks, path) as parent:
         assert "was open when this process was forked" in await parent.line()
         assert await parent.line() == "parents"
+
+
+async def test_a_forked_child_that_leaves_the_blocks_of_its_parent_ends(path: Path) -> None:
+    """It has no thread that could close the ledger, and the file is its parent's."""
+    forks = """
+    async def main():
+        async with SQLiteLedger(path) as ledger:
+            await ledger.enter(ORIGIN, {"k1"})
+            child = os.fork()
+            if child == 0:
+                try:
+                    ledger.aclose().send(None)
+                except StopIteration:
+                    sys.exit(7)
+            status = None
+            for _ in range(300):
+                ended, status = os.waitpid(child, os.WNOHANG)
+                if ended:
+                    break
+                time.sleep(0.01)
+            else:
+                os.kill(child, 9)
+            say(ended == child, os.waitstatus_to_exitcode(status))
+            os._exit(0)  # the child has closed the selector of this loop
+
+    asyncio.run(main())
+    """
+    async with program(forks, path) as parent:
+        assert await parent.line() == "True 7"
+
+
+async def test_no_process_is_forked_while_the_ledgers_thread_is_inside_sqlite(path: Path) -> None:
+    """SQLite's locks outlive a fork: a child that uses SQLite for anything would wait for ever for the lost thread."""
+    forks = """
+    async def main():
+        async with SQLiteLedger(path) as ledger:
+            has_begun, steps = threading.Event(), []
+
+            def slow(hands):
+                has_begun.set()
+                time.sleep(0.3)
+                steps.append(slow)
+
+            step = asyncio.create_task(in_thread(ledger, slow, writes=True))
+            await asyncio.to_thread(has_begun.wait)
+            child = os.fork()
+            if child == 0:
+                os._exit(len(steps))
+            await step
+            await ledger.add(record("t1"))
+            say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), *[each.ticket for each in await ledger.records()])
+
+    import threading
+    asyncio.run(main())
+    """
+    async with program(forks, path) as parent:
+        assert await parent.line() == "1 t1"
 
 
 # Words -----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ A further ledger joins by a row in `WORLDS`.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,20 @@ async def set_forward(ledger: SQLiteLedger, seconds: float) -> None:
         hands.file._before += seconds
 
     await in_thread(ledger, shift)
+
+
+async def refuse_writes(ledger: SQLiteLedger) -> None:
+    """As on a full disk, but for the smallest change too."""
+
+    def authorize(action: int, *_: object) -> int:
+        writes = (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE)
+        return sqlite3.SQLITE_DENY if action in writes else sqlite3.SQLITE_OK
+
+    await in_thread(ledger, lambda hands: hands.file.connection.set_authorizer(authorize))
+
+
+async def allow_writes(ledger: SQLiteLedger) -> None:
+    await in_thread(ledger, lambda hands: hands.file.connection.set_authorizer(None))
 
 
 def record(ticket: str, **changes: Any) -> Record:

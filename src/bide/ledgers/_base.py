@@ -25,12 +25,18 @@ if TYPE_CHECKING:
     from bide.models import Limits, Request, SavedFile, Task
 
 
+MOST_LEARNED = 1000
+"""Names under which a ledger keeps what was learned; those that were changed longest ago go."""
+
+
 @frozen
 class Record:
     """What is known of one submission. A change is a new record.
 
     Attributes:
+        ticket: our id, in use from before the create on.
         origin: the provider's name and origin; with `kind` it names the queue.
+        kind: "image" or "video".
         request: what to send; None for a task that was made elsewhere, or where the ledger keeps no requests.
         keys: fingerprints of the keys that may create it.
         digest: names the request where a ledger keeps no requests, see `digest_of`.
@@ -39,11 +45,12 @@ class Record:
         task: the last snapshot on record; looks that change nothing of weight are not recorded.
         lane: fingerprint of the key that creates it or has created it; None while it waits.
         added_at: when it was put on record, UTC.
-        admitted: when it was admitted, by the ledger's clock; `sent_at` is the same by the wall clock.
+        admitted: when it was admitted, by the ledger's clock.
+        sent_at: the same by the wall clock, UTC.
         slot_for: seconds that it may use its slot, as its admission said.
         slot_until: until when it counts as a slot, by the ledger's clock.
-        cancelling: a cancel was asked for while it was submitting; `cancel_taken` is what the service said to it: None
-            while it has said nothing.
+        cancelling: a cancel was asked for while it was submitting.
+        cancel_taken: what the service said to that cancel: whether it was in time; None while it has said nothing.
         followed: somebody who does not drive it wants to hear of its changes.
         files: what was saved of its results.
         version: how often it has changed: of two, the higher one is the newer.
@@ -102,6 +109,8 @@ class LaneTerms:
     """What a client knows of a lane that it may use.
 
     Attributes:
+        fingerprint: of the key.
+        limits: how many tasks and creates the lane takes.
         slot_for: seconds that a task may use its slot at most.
     """
 
@@ -125,7 +134,14 @@ class Held:
 
 @frozen
 class LaneView:
-    """A lane at a moment, for `client.statistics()`."""
+    """A lane at a moment, for `client.statistics()`.
+
+    Attributes:
+        fingerprint: of the key.
+        slots: how many are in use.
+        state: what was learned of it; its moments are by the ledger's clock.
+        origin: the provider's name and origin.
+    """
 
     fingerprint: str
     kind: str
@@ -152,15 +168,14 @@ class Ledger(Protocol):
     `update` and `finish` return it as it stands if it is final or *owner* is not its owner. A ledger is hashable and
     can be weakly referenced, as plain classes are.
 
-    Attributes:
-        durable: whether records outlive the process, so that another can go on with them.
-
     Raises:
         LedgerError: (each method) it could not read or write; nothing has changed then.
     """
 
     @property
-    def durable(self) -> bool: ...
+    def durable(self) -> bool:
+        """Whether records outlive the process, so that another can go on with them."""
+        ...
 
     def now(self) -> float:
         """Seconds by the ledger's clock, which all its processes share."""
@@ -320,4 +335,16 @@ class Ledger(Protocol):
 
     async def lanes(self, origin: str, keys: Collection[str]) -> list[LaneView]:
         """The lanes of these keys that have been used."""
+        ...
+
+    async def learned(self, names: Collection[str] | None = None) -> dict[str, str]:
+        """What was learned under these names (all of them with None): JSON text that only `_learned` reads."""
+        ...
+
+    async def learn(self, changes: Mapping[str, Callable[[str | None], str]]) -> dict[str, str]:
+        """Change what was learned under each name, in one atomic step. Returns what stands there now.
+
+        A change gets the text on record, or None. It is a pure function: it may be called in another thread, and again.
+        What it raises is raised here, and nothing has changed then. At most `MOST_LEARNED` names are kept.
+        """
         ...

@@ -15,11 +15,11 @@ from attrs import evolve
 from bide._limits import LaneState, cap, may_start_at, refused, window
 from bide._limits import accepted as after_accept
 from bide.errors import LedgerError
-from bide.ledgers._base import Held, LaneView, Record
+from bide.ledgers._base import MOST_LEARNED, Held, LaneView, Record
 from bide.models import Billing, ErrorDetail, TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from bide._limits import LaneLoad, Setback
     from bide.ledgers._base import LaneTerms
@@ -98,6 +98,14 @@ class Store(Protocol):
 
     def lanes(self, origin: str) -> list[tuple[str, str, LaneState]]:
         """Kind, key and state of each lane that was used."""
+        ...
+
+    def learned(self, names: Collection[str] | None) -> dict[str, str]:
+        """What was learned under these names, or all."""
+        ...
+
+    def keep_learned(self, texts: Mapping[str, str], most: int) -> None:
+        """These have changed now; of all names the *most* that were changed last stay."""
         ...
 
 
@@ -371,6 +379,21 @@ class Book:
             if key in keys
         ]
 
+    # What was learned ---------------------------------------------------------------------------------------
+
+    def learned(self, names: Collection[str] | None) -> dict[str, str]:
+        return self.store.learned(names)
+
+    def learn(self, changes: Mapping[str, Callable[[str | None], str]]) -> dict[str, str] | Exception:
+        """What a change raises is returned: it concerns nobody whose step shares the transaction."""
+        before = self.store.learned(changes)
+        try:
+            after = {name: _text(change(before.get(name))) for name, change in changes.items()}
+        except Exception as fault:  # noqa: BLE001 - it is raised where the step is waited for
+            return fault
+        self.store.keep_learned(after, MOST_LEARNED)
+        return after
+
     def _change(self, record: Record, **changes: Any) -> Record:
         return self.store.replace(record, evolve(record, version=record.version + 1, **changes))
 
@@ -413,6 +436,14 @@ class Book:
 
 def _has_request(record: Record) -> bool:
     return record.request is not None
+
+
+def _text(value: object) -> str:
+    """*value* if it is text that can be stored."""
+    if not isinstance(value, str):
+        raise TypeError(f"what is learned is kept as text, not as {type(value).__name__}")
+    value.encode()
+    return value
 
 
 def _is_of_keys(record: Record, keys: frozenset[str]) -> bool:

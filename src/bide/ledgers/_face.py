@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from bide.ledgers._base import Ledger
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from bide._limits import Setback
     from bide.ledgers._base import Held, Hint, LaneTerms, LaneView, Record
@@ -15,8 +17,11 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-class Face:
-    """The methods of `Ledger` as steps of a `Book`, which `_step` takes one by one, each whole or not at all."""
+class Face(Ledger):
+    """The methods of `Ledger` as steps of a `Book`, which `_step` takes one by one, each whole or not at all.
+
+    It is a `Ledger` by name, too: so `help()` on a method of a ledger tells what the protocol says of it.
+    """
 
     def __init__(self) -> None:
         self._listeners: list[Callable[[Record | Hint], None]] = []
@@ -125,3 +130,12 @@ class Face:
 
     async def lanes(self, origin: str, keys: Collection[str]) -> list[LaneView]:
         return await self._step(lambda book: book.lanes(origin, keys), writes=False)
+
+    async def learned(self, names: Collection[str] | None = None) -> dict[str, str]:
+        return await self._step(lambda book: book.learned(names), writes=False)
+
+    async def learn(self, changes: Mapping[str, Callable[[str | None], str]]) -> dict[str, str]:
+        learned = await self._step(lambda book: book.learn(changes))
+        if isinstance(learned, Exception):
+            raise learned
+        return learned

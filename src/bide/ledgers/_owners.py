@@ -11,10 +11,15 @@ import fcntl
 import os
 import secrets
 import socket
-from contextlib import suppress
+import threading
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bide.errors import LedgerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LONGEST_ADDRESS = 100
 """Bytes of a socket's path that every system takes."""
@@ -125,6 +130,36 @@ def close(number: int) -> None:
         os.close(number)
 
 
+FORK_WAITS = 1.0
+"""Seconds that a fork waits at most for a thread that is at work: it may itself be waiting for another process."""
+_AT_WORK: set[threading.Lock] = set()
+_HELD: list[threading.Lock] = []
+
+
+@contextmanager
+def no_fork() -> Iterator[threading.Lock]:
+    """Gives a thread a lock to hold whenever it is inside SQLite: no fork happens meanwhile.
+
+    SQLite's own locks do not know of forks. What a thread held of them would stay locked in the child, and the child's
+    first use of SQLite, for whatever it be, would wait for ever.
+    """
+    lock = threading.Lock()
+    _AT_WORK.add(lock)
+    try:
+        yield lock
+    finally:
+        _AT_WORK.discard(lock)
+
+
+def _before_fork() -> None:
+    _HELD.extend(lock for lock in tuple(_AT_WORK) if lock.acquire(timeout=FORK_WAITS))
+
+
+def _after_fork_in_parent() -> None:
+    while _HELD:
+        _HELD.pop().release()
+
+
 _OPEN: dict[tuple[int, int], int] = {}
 """How often each database file (by device and number) is open in this process."""
 _INHERITED: set[tuple[int, int]] = set()
@@ -162,6 +197,8 @@ def _after_fork() -> None:
     _OPEN.clear()
     for number in tuple(_FOR_PARENTS_ONLY):
         close(number)
+    _AT_WORK.clear()  # of threads that are not here
+    _HELD.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork)

@@ -18,6 +18,9 @@ class OwnerView:
     """A process that has the ledger open, or has died while it had.
 
     Attributes:
+        instance: what names it in the names of its clients, as owners of records, and in those of its lock and socket.
+        pid: its number on *host*.
+        host: the machine that it runs on.
         started: when it opened the ledger, UTC.
         is_alive: whether it holds its lock; what a dead one has left is adopted by the next client that holds the key.
         clients: how many clients it has.
@@ -38,14 +41,18 @@ class LedgerReport:
     """How a ledger is.
 
     Attributes:
-        size: of the file, in bytes; `mode`: its permissions, such as 0o600.
+        path: the file.
+        size: its size in bytes.
+        mode: its permissions, such as 0o600.
+        sqlite_version: of the library that this process uses.
         journal_mode: "wal", unless the file system cannot do that.
         problems: what SQLite's check of the whole file has found; empty if it is sound.
         owners: the processes that have it open, this one included.
-        lanes: the lanes that have been used; `now` is the ledger's clock, to compare their pauses with.
+        lanes: the lanes that have been used.
         unknown: submissions of which nobody knows whether their create arrived.
         counts: records by status.
         unowned: open records that nobody drives.
+        now: the ledger's clock, to compare the pauses of lanes with.
     """
 
     path: str

@@ -22,7 +22,7 @@ from bide.ledgers._book import Book
 from bide.ledgers._owners import Presence
 from bide.ledgers._sqlite_file import File, explained
 from bide.ledgers._sqlite_store import SQLiteStore
-from bide.ledgers._worker import Worker
+from bide.ledgers._worker import Hands, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -57,7 +57,7 @@ class Around:
     is_buried: bool
 
 
-class SQLiteHands:
+class SQLiteHands(Hands):
     """What the ledger's thread works with: the file, the book over it, and the other processes on it."""
 
     def __init__(self, path: Path, *, full: bool, store_prompts: bool, keep: float) -> None:
@@ -281,7 +281,7 @@ class Session:
 
     def check(self) -> None:
         """Raise unless this is the process and the loop that it was opened in."""
-        if os.getpid() != self._pid:
+        if self.is_inherited:
             raise RuntimeError(
                 f"this ledger was opened in process {self._pid}, and this is {os.getpid()}: fork before a "
                 f"ledger is first used, and give each process a SQLiteLedger of its own; they share the file"
@@ -290,6 +290,11 @@ class Session:
             raise RuntimeError(
                 "this ledger is open in another event loop: make a SQLiteLedger for each loop; they share the file"
             )
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process is a fork of the one that it was opened in: it has no thread here."""
+        return os.getpid() != self._pid
 
     @property
     def is_of_this_loop(self) -> bool:

@@ -59,6 +59,10 @@ SCHEMA = (
     CREATE TABLE removed (origin TEXT, task_id TEXT, ticket TEXT, at REAL, PRIMARY KEY (origin, task_id)) WITHOUT ROWID;
     CREATE TABLE news (id INTEGER PRIMARY KEY AUTOINCREMENT, ticket TEXT, instance TEXT, at REAL);
     """,
+    """
+    CREATE TABLE learned (name TEXT PRIMARY KEY, state TEXT NOT NULL, changed REAL NOT NULL) WITHOUT ROWID;
+    CREATE INDEX learned_to_clean ON learned (changed);
+    """,
 )
 """Each step takes a file from one version of the schema to the next. They are only ever added to."""
 
@@ -215,7 +219,8 @@ def _newest(connection: sqlite3.Connection) -> float:
     """The newest moment on record."""
     (newest,) = connection.execute(
         "SELECT max(at) FROM (SELECT max(admitted) AS at FROM records UNION ALL SELECT max(answered) FROM creates "
-        "UNION ALL SELECT max(at) FROM news UNION ALL SELECT max(at) FROM removed)"
+        "UNION ALL SELECT max(at) FROM news UNION ALL SELECT max(at) FROM removed "
+        "UNION ALL SELECT max(changed) FROM learned)"
     ).fetchone()
     return float(newest or 0.0)
 

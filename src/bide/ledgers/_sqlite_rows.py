@@ -167,6 +167,7 @@ def _files_text(record: Record) -> str | None:
 
 
 def text_of(moment: datetime | None) -> str | None:
+    """*moment* as it stands in a column."""
     return None if moment is None else moment.isoformat()
 
 

@@ -15,12 +15,13 @@ from attrs import evolve
 from bide._limits import LaneLoad, LaneState
 from bide.errors import LedgerError
 from bide.ledgers._base import Record, digest_of_plain, plain_of
+from bide.ledgers._book import Store
 from bide.ledgers._sqlite_rows import COLUMNS, blanked, changes, record_of, row_of, task_text, text_of
 from bide.models import TaskStatus, request_from_dict
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from bide.ledgers._sqlite_file import File
     from bide.models import Request
@@ -54,7 +55,7 @@ _ADDED_AT = COLUMNS.index("added_at")
 _LANE = tuple(each.name for each in attrs.fields(LaneState))
 
 
-class SQLiteStore:
+class SQLiteStore(Store):
     """The rows behind one connection, with what must be told to others when the transaction is through.
 
     Attributes:
@@ -325,6 +326,28 @@ class SQLiteStore:
     def origins(self) -> list[str]:
         """The services that lanes are of."""
         return [row[0] for row in self._connection.execute("SELECT DISTINCT origin FROM lanes")]
+
+    # What was learned ---------------------------------------------------------------------------------------
+
+    def learned(self, names: Collection[str] | None) -> dict[str, str]:
+        if names is None:
+            return dict(self._connection.execute("SELECT name, state FROM learned ORDER BY changed"))
+        rows = [
+            self._connection.execute("SELECT name, state FROM learned WHERE name = ?", (name,)).fetchone()
+            for name in names
+        ]
+        return dict(row for row in rows if row is not None)
+
+    def keep_learned(self, texts: Mapping[str, str], most: int) -> None:
+        now = self.now()
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO learned (name, state, changed) VALUES (?, ?, ?)",
+            [(name, text, now) for name, text in texts.items()],
+        )
+        self._connection.execute(
+            "DELETE FROM learned WHERE name IN (SELECT name FROM learned ORDER BY changed DESC LIMIT -1 OFFSET ?)",
+            (most,),
+        )
 
     # Retention ----------------------------------------------------------------------------------------------
 

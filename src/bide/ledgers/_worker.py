@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from attrs import define, field
 
 from bide.errors import LedgerError
+from bide.ledgers._owners import no_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,11 +101,16 @@ class Worker:
         self._steps.put(None)
 
     def _run(self, make: Callable[[], Hands]) -> None:
+        with no_fork() as inside:
+            self._work(make, inside)
+
+    def _work(self, make: Callable[[], Hands], inside: AbstractContextManager[object]) -> None:
         # The hands are a variable of this frame alone: in a forked child nobody ever reaches, and so closes, them.
         hands: Hands | None = None
         broken: Exception | None = None
         try:
-            hands = make()
+            with inside:
+                hands = make()
         except Exception as fault:  # noqa: BLE001 - it is raised where a step is waited for
             broken = fault
         while (step := self._next(wait=True)) is not None:
@@ -112,10 +118,11 @@ class Worker:
                 step.fault = broken
                 steps = [step]
             else:
-                steps = self._take(hands, step)
+                with inside:
+                    steps = self._take(hands, step)
             self._call(partial(self._deliver, steps))
         if hands is not None:
-            with suppress(Exception):
+            with suppress(Exception), inside:
                 hands.close()
         self._call(self._end)
 

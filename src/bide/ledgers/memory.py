@@ -9,12 +9,12 @@ import math
 import secrets
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, TypeVar
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 
 from attrs import Factory, define, evolve
 
 from bide._limits import LaneLoad, LaneState
-from bide.ledgers._book import Book
+from bide.ledgers._book import Book, Store
 from bide.ledgers._face import Face
 from bide.models import TaskStatus
 
@@ -58,7 +58,7 @@ class _Lane:
         return LaneLoad(len(self.slots), submitting, self.answered, next_free)
 
 
-class MemoryStore:
+class MemoryStore(Store):
     """Records and lanes as plain objects, with the indexes that `Book` asks for."""
 
     def __init__(self, tell: Callable[[Record], None]) -> None:
@@ -70,6 +70,7 @@ class MemoryStore:
         self._tickets: dict[tuple[str, str], str] = {}
         self._recent: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._lanes: dict[tuple[str, str, str], _Lane] = {}
+        self._learned: dict[str, str] = {}  # what was changed last stands last
         # Waiting records by origin and kind, then by their sets of keys: first come, first served.
         self._queues: dict[tuple[str, str], dict[frozenset[str], list[tuple[int, str]]]] = {}
 
@@ -88,6 +89,9 @@ class MemoryStore:
             lane.submitting.discard(before.ticket)
             if after.lane != before.lane or after.task.status.is_final:
                 lane.slots.pop(before.ticket, None)
+        if before.task.status.is_final:
+            # Whoever holds an ended record as it was keeps it on record as it is.
+            finalize(before, _let_go, after).atexit = False
         return self._write(after)
 
     def drop(self, record: Record) -> None:
@@ -158,6 +162,18 @@ class MemoryStore:
             (kind, key, lane.state) for (where, kind, key), lane in self._lanes.items() if where == origin
         ]
 
+    def learned(self, names: Collection[str] | None) -> dict[str, str]:
+        if names is None:
+            return dict(self._learned)
+        return {name: self._learned[name] for name in names if name in self._learned}
+
+    def keep_learned(self, texts: Mapping[str, str], most: int) -> None:
+        for name, text in texts.items():
+            self._learned.pop(name, None)
+            self._learned[name] = text
+        while len(self._learned) > most:
+            del self._learned[next(iter(self._learned))]
+
     def _write(self, record: Record) -> Record:
         """Put *record* in the place of the one before, and tell everybody."""
         status, ticket = record.task.status, record.ticket
@@ -211,6 +227,10 @@ class MemoryStore:
             and record.sequence == sequence
             and record.task.status is TaskStatus.WAITING
         )
+
+
+def _let_go(record: Record) -> None:
+    """Nobody holds the one before *record* any more."""
 
 
 class MemoryLedger(Face):

@@ -174,11 +174,14 @@ class SQLiteLedger(Face):
         Raises:
             RuntimeError: clients use it still: close them first.
         """
-        if self._owners and self._session is not None and self._session.is_of_this_loop:
+        session = self._session
+        if self._owners and session is not None and session.is_of_this_loop and not session.is_inherited:
             raise RuntimeError(f"{len(self._owners)} clients use this ledger: close them first")
         await self._close()
 
     async def _close(self) -> None:
+        if self._session is not None and self._session.is_inherited:
+            return  # on its way out a forked child must not wait for a thread that it does not have
         session, self._session = self._session, None
         if session is None:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -161,3 +162,41 @@ class ToyService:
     def client(self, provider: Toy | None = None, **options: Any) -> Client:
         options.setdefault("api_key", "sk-toy")
         return Client(provider or Toy(), transport=httpx.MockTransport(self), **options)
+
+
+class TimedService(ToyService):
+    """A service whose tasks end by the clock: after so many seconds in its queue and at work.
+
+    A prompt orders them, as "20" or "5 20"; a word behind them is how it ends, as "20 failed".
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks: dict[str, tuple[float, float, float, str]] = {}
+        self.looks: dict[str, list[float]] = {}
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
+        now, task_id = asyncio.get_running_loop().time(), request.url.path.rpartition("/")[2]
+        self.seen.append((request.method, now))
+        await asyncio.sleep(0.01)
+        if request.method == "POST":
+            *seconds, word = f"{json.loads(request.content)['prompt']} succeeded".split()[:3]
+            if not seconds[-1].isdigit():
+                word = seconds.pop()
+            queue, run = ([0.0, *map(float, seconds)])[-2:]
+            task_id = f"toy-{len(self.tasks) + 1}"
+            self.tasks[task_id] = (now, queue, run, word)
+            return httpx.Response(200, json={"id": task_id, "status": "queued"})
+        created, queue, run, word = self.tasks[task_id]
+        if request.method == "DELETE":
+            self.tasks[task_id] = (created, 0.0, now - created, "cancelled")
+            return httpx.Response(200, json={})
+        self.looks.setdefault(task_id, []).append(now)
+        age = now - created
+        status = "queued" if age < queue else "running" if age < queue + run else word
+        return httpx.Response(200, json={"id": task_id, "status": status})
+
+    def end(self, task_id: str) -> float:
+        """When a task has ended or will."""
+        created, queue, run, _ = self.tasks[task_id]
+        return created + queue + run

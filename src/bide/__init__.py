@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from bide._completed import AsCompleted
     from bide._events import Event, EventName
     from bide._handle import TaskEvents, TaskHandle
-    from bide._statistics import LaneStatistics, Statistics
+    from bide._pace import Pace
+    from bide._statistics import LaneStatistics, ModelStatistics, Statistics
     from bide.errors import (
         APIError,
         AuthenticationError,
@@ -78,8 +79,10 @@ __all__ = [
     "LedgerError",
     "Limits",
     "MemoryLedger",
+    "ModelStatistics",
     "NotFoundError",
     "Output",
+    "Pace",
     "Provider",
     "RateLimitError",
     "RawRequest",
@@ -111,7 +114,8 @@ _HOMES = {
     "_completed": "AsCompleted",
     "_events": "Event EventName",
     "_handle": "TaskEvents TaskHandle",
-    "_statistics": "LaneStatistics Statistics",
+    "_pace": "Pace",
+    "_statistics": "LaneStatistics ModelStatistics Statistics",
     "errors": (
         "APIError AuthenticationError BideError BillingError ClientClosedError DownloadError "
         "InvalidRequestError LedgerError NotFoundError RateLimitError ServerError SubmissionUnknownError "

@@ -46,6 +46,8 @@ QUERY_TIMEOUT = 20.0
 RAISE_AFTER = 2.5
 """Seconds that others have to hear that their part of the query rate is smaller now (they ask every 0.6 s at the
 latest), and until what they sent before that counts no more (1 s)."""
+CLOCK_SLACK = 3.0
+"""Seconds: a service tells its clock in whole ones, and an answer takes a moment to come."""
 MOST_PAGES = 100
 """A list longer than this is not read to its end."""
 
@@ -58,6 +60,13 @@ class Listener(Protocol):
 
     def told(self, ticket: str, error: BideError) -> None:
         """Whoever waits must hear this now; the submission is not ended by it."""
+
+    def pressure(self, kind: str) -> float:
+        """How many requests of *kind* wait for each slot that there is; 0 where slots are not what they wait for."""
+        ...
+
+    def held(self, kind: str) -> None:
+        """Requests of *kind* wait for a slot from now on."""
 
     async def is_wanted(self, ticket: str) -> bool:
         """Wait until whoever submitted *ticket* has its handle; False if it was cancelled before that."""

@@ -59,6 +59,7 @@ class Client:
         queries_per_second: status queries that the account may make in any second, lists and cancels included;
             None is the provider's documented default, `math.inf` no limit.
         deadlines: how long a wait may last by state; None is `Deadlines()`.
+        pace: when tasks are looked at; None is `Pace()`, which decides by what was learned. `Pace.fixed(3.0)` does not.
         ledger: where records are kept; None is the running loop's own `MemoryLedger`. With a `SQLiteLedger` they
             outlive the process, and all processes on the file share limits and tickets.
         adopt: whether to take over, now and later, what other clients of the key leave open on the ledger, closed or
@@ -74,7 +75,7 @@ class Client:
     $BIDE_LOG (debug, info, warning or error) shows what happens on standard error, or in the application's own log.
 
     Raises:
-        ValueError: no key, an unusable key, or arguments that exclude each other.
+        TypeError, ValueError: no key, an unusable key, arguments of a wrong type or that exclude each other.
 
     Example:
         async with Client(DashScope()) as client:
@@ -89,6 +90,7 @@ class Client:
         limits: Limiting = None,
         queries_per_second: float | None = None,
         deadlines: Deadlines | None = None,
+        pace: Pace | None = None,
         ledger: Ledger | None = None,
         adopt: bool = True,
         http_client: HTTPClient | None = None,
@@ -104,6 +106,10 @@ class Client:
             )
         if deadlines is not None and not isinstance(deadlines, Deadlines):
             raise TypeError(f"deadlines must be a Deadlines(waiting=, queued=, running=), not {deadlines!r}")
+        if pace is not None and not isinstance(pace, Pace):
+            raise TypeError(
+                f"pace must be a Pace(price=, floor=, cap=) or Pace.fixed(3.0), not {shown(repr(pace), 60)}"
+            )
         if ledger is not None and (isinstance(ledger, type) or not hasattr(ledger, "admit")):
             raise TypeError(
                 f"ledger must be a Ledger such as SQLiteLedger('tasks.db'), not {shown(repr(ledger), 60)}"
@@ -119,6 +125,7 @@ class Client:
         rate = provider.queries_per_second if queries_per_second is None else queries_per_second
         self._rate = None if rate == math.inf else rate
         self._deadlines = Deadlines() if deadlines is None else deadlines
+        self._pace = Pace() if pace is None else pace
         self._ledger = ledger
         self._adopts = adopt
         self._announcer = Announcer(provider.name, on_event)
@@ -147,6 +154,8 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and self._engine is not None and self._engine.is_inherited:
+            return  # a forked child leaves: the client is its parent's, and the error its own
         await self.aclose()
 
     # Submitting --------------------------------------------------------------------------------------------
@@ -406,7 +415,7 @@ class Client:
             turnstile=turnstile,
             adopts=self._adopts,
             deadlines=self._deadlines,
-            pace=Pace(),
+            pace=self._pace,
             announcer=self._announcer,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -89,10 +89,11 @@ class Engine:
         self._recordings: dict[str, asyncio.Task[tuple[TaskHandle, bool]]] = {}
         self._unheard: set[str] = set()  # tickets on record whose submitter has not run again since
         self._abandoned: set[str] = set()
+        self._waiting: Counter[str] = Counter()  # what waits for a slot, by its kind
         self._create_faults: dict[str, BideError] = {}  # by kind, until a create of it is accepted
         self.leaving = Leaving(self)
         self.sharing = Sharing(self, adopts=adopts)
-        self.poller = Poller(self.account, owner, deadlines, pace, self)
+        self.poller = Poller(self.account, owner, deadlines, pace, self, self.spawn)
         self._submitter = Submitter(self.account, self.owner, self._terms, self, self._admission_failed)
         self._unsubscribe = ledger.subscribe(self._heard)
         self.sharing.look_around_soon()
@@ -105,9 +106,14 @@ class Engine:
         if self._closing is not None:
             raise ClientClosedError("the client is closed; make a new one")
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is another process than the client's: a fork of it."""
+        return os.getpid() != self._pid
+
     def check_place(self) -> None:
         """Raise unless this is the loop and the process of the client."""
-        if os.getpid() != self._pid:
+        if self.is_inherited:
             raise RuntimeError(
                 f"this client belongs to process {self._pid}, and this is {os.getpid()}: after a fork each process "
                 f"needs a Client of its own, made after the fork"
@@ -203,14 +209,14 @@ class Engine:
         if handle is None or was_settled:
             handle = TaskHandle(self, record)
             (self._ended if record.task.status.is_final else self._open)[record.ticket] = handle
+            self._waiting[record.kind] += record.task.status is TaskStatus.WAITING
             self._watch(record)
         return handle
 
-    def _watch(self, record: Record) -> None:
+    def _watch(self, record: Record, *, answered: bool = False) -> None:
         if record.owner == self.owner and record.task.status.is_accepted:
-            self.poller.watch(
-                record, now=not record.is_submission
-            )  # made elsewhere, it may have ended long ago
+            # What was made elsewhere may have ended long ago.
+            self.poller.watch(record, now=not record.is_submission, answered=answered)
 
     def _heard(self, news: Record | Hint) -> None:
         """The ledger has changed a record, ours or one of another client, or gives a hint."""
@@ -231,8 +237,10 @@ class Engine:
         elif handle is not None and record.version >= handle._record.version:
             before = handle.task.status
             handle._heard(record)
+            waits = record.task.status is TaskStatus.WAITING
+            self._waiting[record.kind] += waits - (before is TaskStatus.WAITING)
             if record.owner == self.owner:
-                self._watch(record)
+                self._watch(record, answered=before is TaskStatus.SUBMITTING)
             else:
                 self.poller.forget(record.ticket)
             if record.task.status.is_accepted and not before.is_accepted:
@@ -285,6 +293,16 @@ class Engine:
         handle = self._open.get(ticket)
         if handle is not None and seconds > 0:
             self._tell(EventName.PAUSED, handle, key=lane, seconds=seconds, error=error)
+
+    def pressure(self, kind: str) -> float:
+        """See `Listener.pressure`."""
+        slots = self._limits(kind).concurrency
+        return self._waiting[kind] / (slots * len(self.keys)) if slots else 0.0
+
+    def held(self, kind: str) -> None:
+        """See `Listener.held`."""
+        if self.pressure(kind):
+            self.poller.hurry(kind)
 
     def _tell(self, name: EventName, handle: TaskHandle, *, key: str | None = None, **what: Any) -> None:
         """Announce what has happened to *handle*'s submission."""
@@ -398,6 +416,7 @@ class Engine:
             if rest:
                 await asyncio.wait(rest)
             await self.poller.aclose()
+            await self.poller.experience.aclose()
             left = await self.ledger.leave(self.owner)
         except LedgerError as fault:
             note(logging.ERROR, f"open records could not be handed over: {shown(str(fault), 1000)}")

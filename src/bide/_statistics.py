@@ -1,20 +1,22 @@
-"""`client.statistics()`: what a client is doing and has done, as plain numbers."""
+"""`client.statistics()`: what a client is doing and has done, as plain numbers; and what a ledger has learned."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from attrs import frozen
 
+from bide._learned import duration_of, learned_from
 from bide._limits import cap
+from bide._wire import shown
 from bide.models import TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bide._engine import Engine
-    from bide.ledgers import LaneView
+    from bide.ledgers import LaneView, Ledger
     from bide.models import Limits
 
 
@@ -80,6 +82,54 @@ class Statistics:
     connections: int
     connections_busy: int
     connections_opened: int
+
+
+@frozen
+class ModelStatistics:
+    """What was learned of the tasks of a model, or of one variant of its requests.
+
+    Attributes:
+        name: provider and origin, kind and model, and what tells a variant from others, such as "duration=5"; between
+            them two spaces, and "-" for what is not known.
+        tasks: how many have ended.
+        median: seconds from the create within which half of the last of them have ended; None where none has.
+        p90: the same for nine out of ten.
+        lag: seconds from an end to the look that saw it, a slow average; None where no task has ended.
+        problem: why nothing can be read, or None. It is learned anew then.
+    """
+
+    name: str
+    tasks: int = 0
+    median: float | None = None
+    p90: float | None = None
+    lag: float | None = None
+    problem: str | None = None
+
+    @classmethod
+    async def of(cls, ledger: Ledger) -> list[Self]:
+        """All that *ledger* knows, by name. It must be open, or in use by a client.
+
+            for model in await ModelStatistics.of(ledger):
+                print(model.name, model.median)
+
+        Raises:
+            LedgerError: it could not be read.
+        """
+        return [cls._read(name, text) for name, text in sorted((await ledger.learned()).items())]
+
+    @classmethod
+    def _read(cls, name: str, text: str) -> Self:
+        try:
+            learned = learned_from(text)
+        except ValueError as fault:
+            return cls(name, problem=shown(str(fault), 300))
+        return cls(
+            name=name,
+            tasks=learned.seen,
+            median=duration_of(learned, 0.5),
+            p90=duration_of(learned, 0.9),
+            lag=learned.lag if learned.seen else None,
+        )
 
 
 async def statistics_of(engine: Engine, limits: Callable[[str], Limits]) -> Statistics:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from attrs import evolve
 
-from bide._account import CREATE_TIMEOUT, misread
+from bide._account import CLOCK_SLACK, CREATE_TIMEOUT, misread
 from bide._events import note
 from bide.errors import APIError, BideError, LedgerError, TransportError, UnexpectedReplyError
 from bide.ledgers import Held, Record
@@ -47,8 +47,6 @@ LOOKUPS = (1.0, 3.0, 8.0, 15.0)
 """When to look for a create that may have arrived, in seconds after the fault: a list may lag behind."""
 REPEATS = (1.0, 3.0, 8.0, 20.0)
 """When to send a create again that the provider declares idempotent, in seconds after the fault."""
-CLOCK_SLACK = 3.0
-"""The service tells its clock in whole seconds, and an answer takes a moment to come."""
 RETRY = 5.0
 """Seconds until admission is tried again after a fault of the ledger, or of an adapter."""
 
@@ -79,6 +77,7 @@ class Submitter:
         self._failed = failed
         self._most_posts = max(1, int(account.transport.places * POSTS_SHARE))
         self._kinds: dict[str, int] = {}  # of what waits here, and how often that was heard
+        self._held: set[str] = set()  # kinds of which something waits for a slot, as was told already
         self._stopping = False
         self._wake = asyncio.Event()
         self._posts: dict[asyncio.Task[None], Record] = {}
@@ -156,8 +155,13 @@ class Submitter:
                 admitted = await self._ledger.admit(self._origin, kind, self._owner, self._terms(kind))
                 if isinstance(admitted, Held):
                     until = min(until, admitted.until)
-                    if admitted.is_idle and self._kinds[kind] == heard:
-                        del self._kinds[kind]
+                    if admitted.is_idle:
+                        self._held.discard(kind)
+                        if self._kinds[kind] == heard:
+                            del self._kinds[kind]
+                    elif kind not in self._held:
+                        self._held.add(kind)
+                        self._listener.held(kind)
                     break
                 self._start(admitted, self._create(admitted))
         return until
@@ -195,6 +199,10 @@ class Submitter:
 
     async def _accept(self, record: Record, task: Task) -> Record:
         """The create was answered with *task*."""
+        if task.status is TaskStatus.SUCCEEDED and task.task_id is not None and not task.outputs:
+            task = evolve(
+                task, status=TaskStatus.RUNNING
+            )  # done, but where the result is only a look will tell
         if task.status.is_final:
             return await self._ledger.finish(record.ticket, task, owner=self._owner)
         return await self._ledger.accept(record.ticket, task, owner=self._owner, admitted=record.admitted)

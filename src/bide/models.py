@@ -165,6 +165,9 @@ class Task:
         request_id: the service's id of the exchange that made the task, for its support.
         raw_status: the service's own word.
         progress: percent from 0 to 100, or None where the service tells none. It never goes backwards.
+        eta: seconds from this snapshot at which half of such tasks have ended, as those before have taught (until any
+            has, the documented range does). A new one is no event: read `handle.task.eta`. None where it has ended, was
+            not looked at yet, or is driven by another process.
         created_at: when the service says that it made the task; likewise `started_at` and `finished_at`. UTC.
         outputs: the results, once `succeeded`; a part that failed has its `error`.
         usage: what the service counted, as it came.
@@ -179,6 +182,7 @@ class Task:
     status: TaskStatus = TaskStatus.WAITING
     raw_status: str | None = None
     progress: float | None = None
+    eta: float | None = None
     model: str | None = None
     created_at: datetime | None = None
     started_at: datetime | None = None
@@ -232,6 +236,7 @@ class Task:
             task_id=self.task_id or seen.task_id,
             request_id=self.request_id or seen.request_id,
             progress=progress,
+            eta=None if seen.status.is_final else seen.eta,
             model=seen.model or self.model,
             created_at=seen.created_at or self.created_at,
             started_at=seen.started_at or self.started_at,

@@ -56,7 +56,7 @@ async def test_the_key_is_read_from_the_environment(monkeypatch: pytest.MonkeyPa
     async with Client(Toy(), transport=httpx.MockTransport(answer)) as client:
         await client.run(image())
 
-    assert seen == ["Bearer sk-from-env"]
+    assert set(seen) == {"Bearer sk-from-env"}
 
 
 @pytest.mark.parametrize("key", ["", "sk with space", "sk-line\n", "sk-schlüssel", 7, [], ["ok", ""]])
@@ -340,7 +340,7 @@ async def test_the_statistics_add_up() -> None:
 
             assert (statistics.open, statistics.waiting, statistics.running) == (8, 5, 3)
             assert (statistics.creates, statistics.creates_429, statistics.queries_429) == (3, 0, 0)
-            assert statistics.queries >= 3
+            assert statistics.queries + statistics.lists >= 3
             (lane,) = statistics.lanes
             assert (lane.kind, lane.slots, lane.cap, lane.learned, lane.paused_for) == (
                 "video",

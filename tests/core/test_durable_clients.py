@@ -21,6 +21,7 @@ from bide import (
     ClientClosedError,
     Dieyuyun,
     Limits,
+    Pace,
     SubmissionUnknownError,
     TaskCancelledError,
     TaskStatus,
@@ -94,7 +95,7 @@ async def queries(client: Client) -> int:
 async def test_a_follower_sees_the_states_and_the_end_without_a_query_of_its_own(path: Path) -> None:
     async with (
         emulator_with() as emulator,
-        at(emulator, path) as driver,
+        at(emulator, path, pace=Pace.fixed(0.05)) as driver,
         at(emulator, path) as follower,
     ):
         driven = await driver.submit(video("a [queue 0.2] [seconds 0.5]"), ticket="t")
@@ -317,7 +318,7 @@ async def test_a_clean_close_hands_all_over_at_once(path: Path) -> None:
     service = ToyService(queries=[RUNNING])
     site = Site(path, service)
     first = site.client(limits=Limits(2))
-    async with site.client(limits=Limits(2)) as second:
+    async with site.client(limits=Limits(2), pace=Pace.fixed(0.05)) as second:
         accepted = await first.submit(video("accepted"), ticket="accepted")
         await accepted.accepted()
         service.delay["POST"] = 0.2
@@ -449,6 +450,17 @@ async def test_one_ticket_in_two_clients_is_one_create(path: Path) -> None:
 
     assert {task.task_id for task in tasks} == {"toy-1"}
     assert service.tickets == ["t"]
+
+
+async def test_a_client_has_one_handle_of_a_ticket_however_often_it_asks(path: Path) -> None:
+    site = Site(path, ToyService(queries=[DONE]))
+    async with site.client() as first, site.client() as second:
+        mine = await first.submit(video(), ticket="t")
+
+        theirs = await asyncio.gather(*(second.attach(ticket="t") for _ in range(3)))
+
+        assert theirs[0] is theirs[1] is theirs[2]
+        assert await first.attach(ticket="t") is mine
 
 
 async def test_a_ticket_names_one_request_for_all_clients(path: Path) -> None:

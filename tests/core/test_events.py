@@ -378,7 +378,7 @@ async def test_the_create_of_a_task_made_elsewhere_is_not_known() -> None:
 
 async def test_each_way_of_ending_is_told_once() -> None:
     events: list[Event] = []
-    at_once = ToyService(creates=[{"status": "succeeded"}])
+    at_once = ToyService(creates=[{"id": None, "status": "succeeded"}])
     lost = ToyService(creates=[httpx.ReadError("cut")])
     async with at_once.client(on_event=events.append) as client:
         await client.run(image())

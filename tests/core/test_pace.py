@@ -1,51 +1,204 @@
-"""When to look again, as plain functions."""
+"""When to look again, as plain functions: what holds for any history, and one example for each part of the rule."""
 
 from __future__ import annotations
 
-from hypothesis import given
+import math
+
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bide._pace import LONGEST_BACKOFF, Pace
-from bide.providers import Profile
+from bide import Pace
+from bide._learned import Learned, Lesson
+from bide._pace import (
+    LONGEST_BACKOFF,
+    Look,
+    Sight,
+    after_fault,
+    bounds,
+    eta,
+    finished,
+    next_list,
+    next_poll,
+    outlook,
+    unseen_now,
+)
 
-IMAGE = Profile(floor=3.0, typical=(10, 30), longest=3600, unknown_hold=120)
+# Any history -----------------------------------------------------------------------------------------------------
+
+unhurried = settings(deadline=None, max_examples=60)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+usual = st.floats(-1e3, 1e5)
+ages = usual | st.floats(-1e12, 1e12)
+wild = ages | finite
 chances = st.floats(0, 1)
+spans = st.floats(1e-3, 1e4)
+lessons = st.builds(
+    Lesson,
+    queue=wild,
+    run=wild,
+    lag=wild,
+    late=st.none() | wild,
+    ratios=st.lists(st.tuples(st.integers(0, 4), st.floats(0, 10) | finite), max_size=3).map(tuple),
+)
 
 
-def test_intervals_grow_by_a_fifth_up_to_ten_seconds_while_nothing_changes() -> None:
-    pace, interval, seen = Pace(), 3.0, []
-    for _ in range(9):
-        interval = pace.next(IMAGE, interval, changed=False, chance=0.0)
-        seen.append(round(interval, 2))
-
-    assert seen == [3.6, 4.32, 5.18, 6.22, 7.46, 8.96, 10, 10, 10]
-
-
-def test_a_change_brings_the_interval_back_to_the_floor() -> None:
-    assert Pace().next(IMAGE, 9.0, changed=True, chance=0.0) == 3.0
+@st.composite
+def experiences(draw: st.DrawFn) -> Learned:
+    """What any finite lessons have taught, up to more than are remembered."""
+    learned = Learned.documented(draw(wild), draw(wild))
+    for lesson in draw(st.lists(lessons, max_size=12)) * draw(st.sampled_from([1, 2, 15])):
+        learned.learn(lesson)
+    return learned
 
 
-@given(chance=chances, interval=st.floats(0, 1000), changed=st.booleans())
-def test_no_look_comes_sooner_than_the_floor_or_much_later_than_the_cap(
-    chance: float, interval: float, changed: bool
+@st.composite
+def sights(draw: st.DrawFn, ages: st.SearchStrategy[float] = ages) -> Sight:
+    """A task after any looks, in any order of ages."""
+    sight = Sight()
+    look = st.tuples(ages, st.booleans(), st.none() | st.floats(0, 100) | wild, st.none() | wild)
+    for age, running, progress, started in draw(st.lists(look, max_size=6)):
+        sight.looked(age, running=running, progress=progress, started=started)
+    return sight
+
+
+paces = st.builds(
+    lambda price, floor, cap, fixed: Pace.fixed(*fixed) if fixed else Pace(price, floor, cap),
+    st.floats(1e-6, 1e6),
+    st.none() | spans,
+    st.none() | spans,
+    st.just(()) | st.lists(spans, max_size=3),
+)
+views = st.builds(Look, st.floats(0, 60), st.floats(0, 100) | finite, chances)
+
+
+@unhurried
+@given(pace=paces, sight=sights(wild), learned=experiences(), look=views)
+def test_no_look_comes_under_the_floor_or_over_the_cap_whatever_has_happened(
+    pace: Pace, sight: Sight, learned: Learned, look: Look
 ) -> None:
-    pace = Pace()
+    following = next_poll(pace, sight, learned, look)
+    floor = max(look.floor, pace.floor or 0.0)
+    cap = max(5.0, sight.seen / 2) if pace.cap is None else pace.cap
 
-    assert 3.0 <= pace.first(IMAGE, chance) <= 6.0
-    assert 3.0 <= pace.next(IMAGE, interval, changed=changed, chance=chance) <= 10.5
+    assert math.isfinite(following)
+    assert following >= sight.seen + floor
+    if pace.gaps:
+        cap = max(pace.gaps)
+        assert following <= sight.seen + max(floor, cap * 1.025)
+    else:
+        assert following <= sight.seen + max(floor, cap)
+    assert bounds(pace, sight.seen, look.floor) == (floor, max(floor, cap))
 
 
-def test_a_floor_above_the_cap_wins() -> None:
-    slow = Profile(floor=15.0, typical=(60, 300), longest=3600, unknown_hold=120)
+@unhurried
+@given(prices=st.tuples(spans, spans), sight=sights(), learned=experiences(), look=views)
+def test_a_dearer_look_never_comes_sooner(
+    prices: tuple[float, float], sight: Sight, learned: Learned, look: Look
+) -> None:
+    cheap, dear = (next_poll(Pace(price), sight, learned, look) for price in sorted(prices))
 
-    assert Pace().next(slow, 15.0, changed=False, chance=0.0) == 15.0
+    assert dear >= cheap - 1e-6 * max(1.0, cheap)
 
 
+@unhurried
+@given(
+    pressures=st.tuples(st.floats(0, 9), st.floats(0, 9)),
+    sight=sights(),
+    learned=experiences(),
+    floor=st.floats(0, 10),
+    price=spans,
+)
+def test_the_more_requests_wait_for_the_slots_the_sooner_is_the_look(
+    pressures: tuple[float, float], sight: Sight, learned: Learned, floor: float, price: float
+) -> None:
+    calm, pressed = (next_poll(Pace(price), sight, learned, Look(floor, each)) for each in sorted(pressures))
+
+    assert pressed <= calm + 1e-6 * max(1.0, calm)
+
+
+@unhurried
+@given(
+    sight=sights(),
+    learned=experiences(),
+    gaps=st.lists(st.floats(0, 1e4), min_size=3, max_size=3, unique=True),
+)
+def test_what_is_expected_unseen_begins_at_nothing_and_grows_ever_faster(
+    sight: Sight, learned: Learned, gaps: list[float]
+) -> None:
+    ahead = outlook(sight, learned)
+    low, middle, high = sorted(gaps)
+    (first, _), (second, slope), (third, _) = (ahead.unseen(ahead.since + gap) for gap in (low, middle, high))
+    slack = 1e-9 * max(1.0, abs(ahead.since - ahead.origin) + high + ahead.points.xs[-1])
+
+    assert abs(ahead.unseen(ahead.since)[0]) <= slack
+    assert -slack <= first <= second + slack <= third + 2 * slack
+    part = (middle - low) / (high - low)
+    assert second <= first + part * (third - first) + 4 * slack, "convex"
+    assert -1e-9 <= slope <= 1 + 1e-9, "no more than one second is added in a second"
+
+
+@unhurried
+@given(
+    tasks=st.lists(st.tuples(sights(), experiences(), st.floats(0, 1e4)), min_size=1, max_size=4),
+    price=spans,
+    floor=st.floats(0.1, 10),
+    cap=st.floats(0.1, 100),
+)
+def test_a_list_comes_no_later_than_the_first_of_the_single_looks_that_it_replaces(
+    tasks: list[tuple[Sight, Learned, float]], price: float, floor: float, cap: float
+) -> None:
+    ends = [(outlook(sight, learned), sight.seen + later) for sight, learned, later in tasks]
+    together = next_list(ends, price, floor, cap)
+
+    assert floor <= together <= max(floor, cap)
+    assert together <= min(next_list([end], price, floor, cap) for end in ends) + 1e-6 * max(1.0, cap)
+
+
+@unhurried
+@given(sight=sights(), age=ages, started=st.none() | wild, ended=st.none() | wild)
+def test_an_end_lies_between_the_last_two_looks_whatever_is_told(
+    sight: Sight, age: float, started: float | None, ended: float | None
+) -> None:
+    lesson = finished(sight, age, started, ended)
+    end, last = lesson.queue + lesson.run, max(age, sight.seen)
+    slack = 1e-9 * max(1.0, last)
+
+    assert sight.sure - slack <= end <= last + slack
+    assert lesson.lag == pytest.approx(last - end, abs=4 * slack)
+    assert lesson.queue >= 0
+    assert lesson.run >= 0
+    assert all(math.isfinite(ratio) and ratio > 0 for _, ratio in lesson.ratios)
+
+
+@unhurried
+@given(sight=sights(), learned=experiences(), age=ages)
+def test_the_time_that_is_left_is_a_finite_number_of_seconds(
+    sight: Sight, learned: Learned, age: float
+) -> None:
+    left = eta(sight, learned, age)
+
+    assert math.isfinite(left)
+    assert left >= 0
+    assert math.isfinite(unseen_now(sight, learned, age))
+
+
+@unhurried
+@given(sight=sights(), learned=experiences(), later=st.floats(0, 1e5))
+def test_how_likely_it_has_ended_is_a_share(sight: Sight, learned: Learned, later: float) -> None:
+    ahead = outlook(sight, learned)
+
+    assert (
+        -1e-9 <= ahead.ended(ahead.since + later / 2) <= ahead.ended(ahead.since + later) + 1e-9 <= 1 + 2e-9
+    )
+
+
+@unhurried
 @given(failures=st.integers(1, 10_000), retry_after=st.none() | st.floats(0, 86_400), chance=chances)
 def test_failed_looks_back_off_within_bounds_and_obey_retry_after(
     failures: int, retry_after: float | None, chance: float
 ) -> None:
-    wait = Pace().after_fault(IMAGE, failures, retry_after, chance)
+    wait = after_fault(3.0, failures, retry_after, chance)
 
     assert wait >= max(3.0, retry_after or 0)
     assert wait <= max(LONGEST_BACKOFF, retry_after or 0) * 1.05

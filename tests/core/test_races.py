@@ -11,7 +11,7 @@ import pytest
 from bide import BideError, ClientClosedError, Limits, MemoryLedger, SubmissionUnknownError, TaskStatus
 from bide._wire import Secret
 from toy import Toy, ToyService
-from world import KEY, client_at, emulator_with, image, now, video
+from world import KEY, calls, client_at, emulator_with, image, now, video
 
 DONE = {"status": "succeeded"}
 RUNNING = {"status": "running"}
@@ -238,3 +238,29 @@ async def test_the_key_is_in_no_frame_of_a_cancelled_attach() -> None:
     assert "Bearer" not in shown
     with pytest.raises(TypeError, match="not pickled"):
         Secret(KEY).__getstate__()
+
+
+async def test_a_create_that_is_answered_as_done_without_a_result_is_looked_at_for_it() -> None:
+    async with emulator_with() as emulator, client_at(emulator) as client:
+        task = await client.run(image("a [seconds 0] cat"))
+
+        assert task.status is TaskStatus.SUCCEEDED
+        assert [output.kind for output in task.outputs] == ["image"]
+        assert len(calls(emulator, "query")) == 1
+
+
+async def test_a_forked_child_that_leaves_a_client_says_nothing_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = ToyService().client()
+
+    async def child() -> None:
+        async with client:
+            monkeypatch.setattr("bide._engine.os.getpid", lambda: 1)
+            raise SystemExit(0)
+
+    with pytest.raises(SystemExit, match="0"):
+        await child()
+
+    monkeypatch.undo()
+    await client.aclose()

@@ -619,7 +619,8 @@ async def test_what_the_service_has_told_is_recorded_though_the_ledger_fails_at_
         return await honest(*args, **more)
 
     setattr(ledger, step, shaky)
-    first = {"accept": {"status": "queued"}, "put_back": 429, "finish": {"status": "succeeded"}}[step]
+    done = {"id": None, "status": "succeeded"}
+    first = {"accept": {"status": "queued"}, "put_back": 429, "finish": done}[step]
     service = ToyService(creates=[first, {"status": "queued"}], queries=[DONE])
     async with service.client(ledger=ledger) as client:
         handle = await client.submit(image())
@@ -630,6 +631,15 @@ async def test_what_the_service_has_told_is_recorded_though_the_ledger_fails_at_
 
         assert (await handle.result()).status is TaskStatus.SUCCEEDED
         assert len(service.tickets) == (2 if step == "put_back" else 1)
+
+
+async def test_a_create_that_is_answered_as_done_without_a_result_is_looked_at_for_it() -> None:
+    service = ToyService(creates=[{"status": "succeeded"}], queries=[{"status": "succeeded"}])
+    async with service.client() as client:
+        task = await client.run(image())
+
+    assert task.status is TaskStatus.SUCCEEDED
+    assert (service.count("POST"), service.count("GET")) == (1, 1)
 
 
 async def test_a_request_that_runs_out_of_time_before_its_turn_is_withdrawn_and_says_so() -> None:

@@ -612,8 +612,8 @@ def test_a_cancel_means_what_its_answer_says(
 
 def test_what_the_documents_say_is_known(provider: Dieyuyun) -> None:
     assert provider.profile("image") == Profile(3.0, (10.0, 30.0), 3600.0, 120.0, Limits())
-    assert provider.profile("video") == Profile(5.0, (60.0, 300.0), 10_800.0, 600.0, Limits())
-    assert provider.profile("speech") == Profile(5.0, (10.0, 300.0), 10_800.0, 600.0, Limits())
+    assert provider.profile("video") == Profile(3.0, (60.0, 300.0), 10_800.0, 600.0, Limits())
+    assert provider.profile("speech") == Profile(3.0, (10.0, 300.0), 10_800.0, 600.0, Limits())
     assert (provider.name, provider.key_variables) == ("dieyuyun", ("DIEYUYUN_API_KEY",))
     assert (provider.queries_per_second, provider.idempotent) == (None, False)
 

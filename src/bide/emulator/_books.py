@@ -161,12 +161,14 @@ class Books:
         self.account(task.key).stopped(stopped)
         return stopped
 
-    def tasks(self, key: str | None = None) -> Iterator[EmulatedTask]:
-        """The tasks (of one *key*) in order of creation, each with its status of this moment."""
+    def tasks(self) -> Iterator[EmulatedTask]:
+        """The tasks in order of creation, each with its status of this moment."""
         now = self.clock.now
-        for task in self._tasks.values():
-            if key in (None, task.key):
-                yield replace(task, status=self._word(task, now))
+        return (replace(task, status=self._word(task, now)) for task in self._tasks.values())
+
+    def newest_first(self, key: str) -> Iterator[EmulatedTask]:
+        """The tasks of one *key*, without their status: a page of very many asks for that of few."""
+        return (task for task in reversed(self._tasks.values()) if task.key == key)
 
     def stats(self) -> dict[str, Any]:
         """The counters, as plain data; `Emulator.stats` documents them."""

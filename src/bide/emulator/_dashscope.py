@@ -238,19 +238,20 @@ class DashScope(Service):
         if end - start > 24 * 3600:
             raise _invalid("The time range is more than 24 hours.")
         model, status = query.get("model_name"), query.get("status")
+        wall = self.books.clock.wall
         return [
             task
-            for task in reversed(list(self.books.tasks(account.key)))
-            if start <= int(self.books.clock.wall(task.created)) <= end
+            for task in self.books.newest_first(account.key)
+            if start <= int(wall(task.created)) <= end
             and model in (None, "", task.model)
-            and status in (None, "", task.status)
+            and status in (None, "", word(task, self.now))
             and task.phase(self.now) is not Phase.EXPIRED
         ]
 
     def _listed(self, task: EmulatedTask) -> dict[str, Any]:
         listed: dict[str, Any] = {
             "task_id": task.id,
-            "status": task.status,
+            "status": word(task, self.now),
             "model_name": task.model,
             "region": "cn-beijing",
             "gmt_create": self._milliseconds(task.created),

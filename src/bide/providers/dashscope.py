@@ -78,7 +78,8 @@ class DashScope:
         query_path: path below the base URL; likewise *cancel_path* and *list_path*.
         lists: whether the service has the list of recent tasks.
         page_size: tasks asked for in one page of it.
-        image_floor: seconds between two looks at an image task, at least; *video_floor* likewise.
+        image_floor: seconds between two looks at an image task, at least; *video_floor* likewise. The documents say
+            "every few seconds", and allow 20 queries a second.
         longest: seconds until a task's slot counts as free. The service gives tasks up after 3 h.
         image_unknown_hold: seconds that an image create without a known outcome counts as a slot;
             *video_unknown_hold* likewise.
@@ -116,8 +117,8 @@ class DashScope:
         list_path: str = "/tasks",
         lists: bool = True,
         page_size: int = 100,
-        image_floor: float = 3.0,
-        video_floor: float = 5.0,
+        image_floor: float = 2.0,
+        video_floor: float = 2.0,
         longest: float = 3 * 3600.0 + 600.0,
         image_unknown_hold: float = 120.0,
         video_unknown_hold: float = 600.0,

@@ -130,7 +130,7 @@ class Dieyuyun:
         first_frame_field: str = "image",
         last_frame_field: str = "last_image",
         image_floor: float = 3.0,
-        video_floor: float = 5.0,
+        video_floor: float = 3.0,
         image_longest: float = 3600.0,
         video_longest: float = 3 * 3600.0,
         image_unknown_hold: float = 120.0,

@@ -21,7 +21,7 @@ async def main(prompt: str, directory: str = "out") -> None:
         handle = await client.submit(VideoRequest(prompt, model=MODEL))
         try:
             async for task in handle.events():
-                print(task.status, "" if task.progress is None else f"{task.progress:.0f} %")
+                print(task.status, "" if task.eta is None else f"about {task.eta:.0f} s left")
         except asyncio.CancelledError:
             print(
                 "cancelled" if await handle.cancel() else f"too late: {handle.task_id} goes on",

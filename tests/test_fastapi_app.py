@@ -390,11 +390,13 @@ async def test_what_has_ended_takes_no_memory_and_is_still_answered(site_at: Sit
 
 # As processes of their own --------------------------------------------------------------------------------
 
-FLOOR = 0.2  # seconds between two looks at least: the documented 5 s are for services that take minutes
+FLOOR = 0.2  # seconds between two looks: those of the pace are for services that take minutes
 HURRIED = f"""
 from functools import partial
 import fastapi_app
+from bide import Pace
 fastapi_app.DashScope = partial(fastapi_app.DashScope, video_floor={FLOOR})
+fastapi_app.Client = partial(fastapi_app.Client, pace=Pace.fixed({FLOOR}))
 app = fastapi_app.app
 """
 SERVED = "http://127\\.0\\.0\\.1:(\\d+)"

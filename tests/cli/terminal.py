@@ -25,9 +25,11 @@ KEY = "sk-canary-0123456789"
 PROGRAM = """
 import sys
 from functools import partial
+import bide
 import bide.cli._services as services
 services.DashScope = partial(services.DashScope, image_floor=0.1, video_floor=0.1)
 services.Dieyuyun = partial(services.Dieyuyun, image_floor=0.1, video_floor=0.1)
+bide.Client = partial(bide.Client, pace=bide.Pace.fixed(0.1))
 from bide.cli import main
 sys.exit(main())
 """

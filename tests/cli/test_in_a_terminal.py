@@ -27,6 +27,7 @@ async def test_bars_are_shown_in_a_terminal_and_leave_the_results() -> None:
 
     assert len(re.findall(rf"{emulator.asset_url}\S+", terminal.shown)) == 2
     assert "accepted" not in terminal.shown
+    assert re.search(r"running +~\d+ %, about \d+ s left", terminal.shown)
 
 
 @pytest.mark.parametrize("words", [(), ("--json",)])

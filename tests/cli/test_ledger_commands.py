@@ -9,9 +9,10 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from attrs import asdict
 from terminal import IMAGE, KEY, VIDEO, Ended, Terminal, ledger_of, piped, quick, start
 
-from bide import Limits, SQLiteLedger
+from bide import Limits, ModelStatistics, SQLiteLedger
 from bide.cli._ledger import Place
 from bide.emulator import Emulator
 from world import client_at, emulator_with, image, video
@@ -371,6 +372,36 @@ async def test_the_doctor_tells_how_everything_is() -> None:
     assert [each["ticket"] for each in told["unknown"]] == [ticket]
     assert told["records"]["unknown"] == 1
     assert KEY not in text.out + as_json.out
+
+
+async def test_the_doctor_tells_what_was_learned_of_each_model() -> None:
+    async with quick() as emulator:
+        await piped(emulator, *IMAGE, "a cat", "a tram", "--size", "1280*1280")
+        async with SQLiteLedger(ledger_of(emulator)) as ledger:
+            await ledger.learn({"toy \x1b[31m image": lambda _: '{"form": "of another"}'})
+            models = await ModelStatistics.of(ledger)
+        text = await piped(emulator, "doctor", **NO_KEY)
+        as_json = await piped(emulator, "doctor", "--json", **NO_KEY)
+
+    told = json.loads(as_json.out)["models"]
+    whole, variant, toy = told
+    origin = emulator.dashscope_url.removesuffix("/api/v1")
+    assert whole["name"].split() == [f"dashscope@{origin}", "image", "wan2.5-t2i-preview"]
+    assert variant["name"].split() == [*whole["name"].split(), "size=1280*1280"]
+    assert (whole["tasks"], variant["tasks"], whole["problem"]) == (2, 2, None)
+    assert 0.2 < whole["median"] <= whole["p90"] < 3
+    assert 0 <= whole["lag"] < 3
+    assert (toy["tasks"], toy["median"], toy["lag"]) == (0, None, None)
+    assert "not a learned pace" in toy["problem"] or "another form" in toy["problem"]
+    assert [asdict(model) for model in models] == told
+    assert (
+        f"learned  {' '.join(whole['name'].split())}: 2 tasks seen, half within {whole['median']:.1f} s, 90 % within"
+        in text.out
+    )
+    assert f"seen {whole['lag']:.1f} s after their end on average" in text.out
+    assert "toy \\x1b[31m image: cannot be read, and is learned anew: " in text.out
+    assert "\x1b" not in text.out
+    assert (text.status, text.err) == (0, "")
 
 
 async def test_a_damaged_file_is_told_with_what_to_do() -> None:

@@ -24,7 +24,9 @@ from bide import (
     LaneStatistics,
     Limits,
     MemoryLedger,
+    ModelStatistics,
     Output,
+    Pace,
     Provider,
     RawRequest,
     Request,
@@ -72,6 +74,8 @@ def clients(
         Client(Dieyuyun(), http_client=http_client),
         Client(Dieyuyun(), http_client=http_client_2, on_event=print),
         Client(Dieyuyun(), proxy="http://proxy.test:3128"),
+        Client(DashScope(), pace=Pace(price=0.05, floor=2, cap=30.0)),
+        Client(DashScope(), pace=Pace.fixed(1, 2, 3.0)),
     ]
 
 
@@ -110,6 +114,7 @@ def reading(task: Task) -> None:
     assert_type(task.status, TaskStatus)
     assert_type(task.status.is_final, bool)
     assert_type(task.progress, float | None)
+    assert_type(task.eta, float | None)
     assert_type(task.outputs, tuple[Output, ...])
     assert_type([output.url for output in task.outputs], list[str | None])
     assert_type(task.error, ErrorDetail | None)
@@ -142,6 +147,16 @@ async def telling(client: Client, task: Task) -> None:
     assert_type((await client.attach("t")).as_curl(create=False), str)
     assert_type([Path(file) for file in await client.save(task, "out")], list[Path])
     await client.aclose(grace=1)
+
+
+async def learning(ledger: MemoryLedger) -> None:
+    for model in await ModelStatistics.of(ledger):
+        assert_type(model, ModelStatistics)
+        assert_type((model.name, model.tasks), tuple[str, int])
+        assert_type(model.median, float | None)
+        assert_type(model.p90, float | None)
+        assert_type(model.lag, float | None)
+        assert_type(model.problem, str | None)
 
 
 def hearing(event: Event) -> None:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from bide import BideError, Client, DashScope, Dieyuyun, ImageRequest, Limits, VideoRequest
+from attrs import evolve
+
+from bide import BideError, Client, DashScope, Dieyuyun, ImageRequest, Limits, Pace, VideoRequest
 from bide.cli import _files
 from bide.emulator import Emulator, ServiceLimits
 
@@ -19,15 +21,22 @@ if TYPE_CHECKING:
 
     from bide import Provider, Request, SavedFile, Task, TaskHandle
     from bide.emulator import EmulatedTask
+    from bide.providers import Profile
 
 IMAGES, VIDEOS, SLOTS = 12, 6, 3
 IMAGE_SECONDS, VIDEO_SECONDS = (3.0, 5.0), (7.0, 9.0)
+SLOWEST, FASTEST = 0.01, 100.0
+CAP = 5.0
+"""Seconds between two looks at most, as without a `Pace` for tasks that short."""
 SUBJECTS = ("a lighthouse", "a fox", "an old tram", "a paper boat", "a teapot", "a glacier")
 MOODS = ("in fog", "at noon")
 
 
 class Display(Protocol):
     """Where the demo shows what goes on."""
+
+    def begins(self, handle: TaskHandle) -> None:
+        """This task is followed from now on."""
 
     def changed(self, seconds: float, task: Task) -> None:
         """*task* is the newest snapshot of one, so many *seconds* after the start."""
@@ -44,6 +53,8 @@ class Figures:
         submitted: how many there were.
         most_in_flight: the most at once; *allowed* are `SLOTS`.
         opened: files on disk that are whole.
+        looks: queries and lists.
+        lag: seconds from the end of a task to our knowing, on average.
         wall: seconds until the last file was on disk; *ideal* is what the tasks take where every slot is refilled
             the moment that it is free.
     """
@@ -53,9 +64,10 @@ class Figures:
     creates: int
     creates_429: int
     most_in_flight: int
-    queries: int
+    looks: int
     queries_429: int
     opened: int
+    lag: float
     wall: float
     ideal: float
 
@@ -64,7 +76,7 @@ class Figures:
         expected = (
             ("creates", self.creates, self.submitted),
             ("creates refused with 429", self.creates_429, 0),
-            ("queries refused with 429", self.queries_429, 0),
+            ("looks refused with 429", self.queries_429, 0),
             ("most in flight", self.most_in_flight, SLOTS),
             ("files that open", self.opened, self.submitted),
         )
@@ -79,11 +91,13 @@ def run(directory: Path, *, speed: float) -> int:
     """The demo as a command, with bars on a terminal and a summary; returns the exit status.
 
     Raises:
-        ValueError: *speed* is not above 0.
+        ValueError: *speed* is not from 0.01 to 100.
         OSError: *directory* cannot be made.
     """
     from bide.cli import _show
 
+    if not SLOWEST <= speed <= FASTEST:
+        raise ValueError(f"the speed is from {SLOWEST:g} to {FASTEST:g}, not {speed:g}")
     directory.mkdir(parents=True, exist_ok=True)
     print(f"{IMAGES} images from Dieyuyun and {VIDEOS} videos from DashScope, {SLOTS} of each at a time:\n")
     sys.stdout.flush()
@@ -105,8 +119,10 @@ async def measure(directory: Path, *, speed: float, display: Display) -> list[Fi
         dieyuyun_limits=ServiceLimits(concurrency=SLOTS),
     ) as emulator:
         _bypass_proxy("127.0.0.1")
-        images = _Batch("Dieyuyun, images", _dieyuyun(emulator, speed), image_requests())
-        videos = _Batch("DashScope, videos", _dashscope(emulator, speed), video_requests())
+        # In proportion: where all goes faster, seconds count for more.
+        pace = Pace(price=Pace().price / speed, cap=CAP / speed)
+        images = _Batch("Dieyuyun, images", _dieyuyun(emulator, speed), image_requests(), pace)
+        videos = _Batch("DashScope, videos", _dashscope(emulator, speed), video_requests(), pace)
         async with asyncio.TaskGroup() as group:
             for batch in (images, videos):
                 group.create_task(batch.run(directory, display))
@@ -128,9 +144,11 @@ def video_requests() -> dict[str, Request]:
 class _Batch:
     """All tasks of one service."""
 
-    def __init__(self, title: str, provider: Provider, requests: dict[str, Request]) -> None:
+    def __init__(self, title: str, provider: Provider, requests: dict[str, Request], pace: Pace) -> None:
         self._title = title
         self._provider = provider
+        self._pace = pace
+        self._seen_at: dict[str, float] = {}
         self._requests = requests
         self._files: list[SavedFile] = []
         self._wall = 0.0
@@ -142,14 +160,18 @@ class _Batch:
 
         async def follow(handle: TaskHandle) -> None:
             try:
+                display.begins(handle)
                 async for task in handle.events():
                     display.changed(loop.time() - start, task)
+                    if task.status.is_final and task.task_id is not None:
+                        self._seen_at[task.task_id] = loop.time()
                 self._files += await handle.save(directory)
             except BideError as error:
                 display.failed(loop.time() - start, error)
 
         # Dieyuyun's documents name no limit, so its client is told.
-        async with Client(self._provider, api_key="sk-demo", limits=Limits(concurrency=SLOTS)) as client:
+        limits = Limits(concurrency=SLOTS)
+        async with Client(self._provider, api_key="sk-demo", limits=limits, pace=self._pace) as client:
             handles = [
                 await client.submit(request, ticket=ticket) for ticket, request in self._requests.items()
             ]
@@ -162,6 +184,8 @@ class _Batch:
         """What came of it."""
         service = self._provider.name
         stats = emulator.stats()["services"][service]
+        tasks = [task for task in emulator.tasks() if task.service == service]
+        lags = [self._seen_at[task.id] - task.ended for task in tasks if task.id in self._seen_at]
         most = [most for kinds in stats["max_in_flight"].values() for most in kinds.values()]
         return Figures(
             title=self._title,
@@ -169,11 +193,12 @@ class _Batch:
             creates=stats["creates"],
             creates_429=stats["creates_429"],
             most_in_flight=max(most, default=0),
-            queries=stats["queries"],
+            looks=stats["queries"] + stats["lists"],
             queries_429=stats["queries_429"],
             opened=sum(_files.opens(Path(file.path)) for file in self._files),
+            lag=sum(lags) / max(1, len(lags)),
             wall=self._wall,
-            ideal=_ideal(task for task in emulator.tasks() if task.service == service),
+            ideal=_ideal(tasks),
         )
 
 
@@ -186,13 +211,25 @@ def _ideal(tasks: Iterable[EmulatedTask]) -> float:
 
 
 def _dieyuyun(emulator: Emulator, speed: float) -> Provider:
-    usual = Dieyuyun(base_url=emulator.dieyuyun_url)
-    return Dieyuyun(base_url=usual.base_url, image_floor=usual.image_floor / speed)
+    class Hurried(Dieyuyun):
+        def profile(self, kind: str) -> Profile:
+            return _hurried(super().profile(kind), IMAGE_SECONDS, speed)
+
+    return Hurried(base_url=emulator.dieyuyun_url)
 
 
 def _dashscope(emulator: Emulator, speed: float) -> Provider:
-    usual = DashScope(base_url=emulator.dashscope_url)
-    return DashScope(base_url=usual.base_url, video_floor=usual.video_floor / speed)
+    class Hurried(DashScope):
+        def profile(self, kind: str) -> Profile:
+            return _hurried(super().profile(kind), VIDEO_SECONDS, speed)
+
+    return Hurried(base_url=emulator.dashscope_url)
+
+
+def _hurried(profile: Profile, seconds: tuple[float, float], speed: float) -> Profile:
+    """*profile*, had it been written for the emulator: the services' documents promise minutes."""
+    low, high = (each / speed for each in seconds)
+    return evolve(profile, floor=profile.floor / speed, typical=(low, high))
 
 
 def _bypass_proxy(host: str) -> None:

@@ -1,4 +1,4 @@
-"""`bide doctor`: how the ledger is, who uses it, and what the user has to decide."""
+"""`bide doctor`: how the ledger is, who uses it, what it has learned, and what the user has to decide."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from bide import ModelStatistics
 from bide.cli._exits import FAILED, OK
 from bide.cli._out import show
 from bide.cli._run import keep_the_log_quiet
@@ -15,7 +16,7 @@ from bide.cli._text import plain
 from bide.cli._words import what_to_do
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from bide.cli._ledger import Place
     from bide.ledgers import LaneView, LedgerReport, OwnerView, Record
@@ -34,17 +35,19 @@ def doctor(place: Place, *, as_json: bool) -> int:
         print(f"bide: nothing yet: there is no ledger at {place.path}", file=sys.stderr)
         return OK
     keep_the_log_quiet()
-    report = asyncio.run(_report(place))
-    show([json.dumps(_plain(report))] if as_json else _told(report, place))
+    report, models = asyncio.run(_report(place))
+    show([json.dumps(_plain(report, models))] if as_json else _told(report, models, place))
     return FAILED if report.problems else OK
 
 
-async def _report(place: Place) -> LedgerReport:
+async def _report(place: Place) -> tuple[LedgerReport, list[ModelStatistics]]:
     async with place.ledger() as ledger:
-        return await ledger.report()
+        report = await ledger.report()
+        # In a damaged file nothing else is worth an error of its own.
+        return report, [] if report.problems else await ModelStatistics.of(ledger)
 
 
-def _told(report: LedgerReport, place: Place) -> Iterator[str]:
+def _told(report: LedgerReport, models: Sequence[ModelStatistics], place: Place) -> Iterator[str]:
     yield _line("file", f"{report.path}, {report.size / 1024:.0f} KiB, mode {report.mode:o}")
     if report.mode & FOR_OTHERS:
         yield _line("", f"others may read it, and the prompts in it: chmod 600 {report.path}")
@@ -70,6 +73,8 @@ def _told(report: LedgerReport, place: Place) -> Iterator[str]:
         yield _line("used by", "nobody else")
     for number, lane in enumerate(report.lanes):
         yield _line("" if number else "lanes", _lane(lane, report.now))
+    for number, model in enumerate(models):
+        yield _line("" if number else "learned", _model(model))
     for number, record in enumerate(report.unknown):
         yield _line("" if number else "unknown", _unknown(record))
         yield _line("", f"look in the service's console: {what_to_do(record.ticket, place)}")
@@ -103,13 +108,25 @@ def _lane(lane: LaneView, now: float) -> str:
     return ", ".join(parts)
 
 
+def _model(model: ModelStatistics) -> str:
+    name = plain(" ".join(model.name.split()))
+    if model.problem is not None:
+        return f"{name}: cannot be read, and is learned anew: {plain(model.problem)}"
+    parts = [f"{name}: {model.tasks} {'task' if model.tasks == 1 else 'tasks'} seen"]
+    if model.median is not None and model.p90 is not None:
+        parts.append(f"half within {model.median:.1f} s, 90 % within {model.p90:.1f} s")
+    if model.lag is not None:
+        parts.append(f"seen {model.lag:.1f} s after their end on average")
+    return ", ".join(parts)
+
+
 def _unknown(record: Record) -> str:
     sent = "" if record.sent_at is None else f", sent {record.sent_at:%Y-%m-%d %H:%M:%S} UTC"
     return f"{record.ticket}: {plain(record.task.model or record.kind, 60)}{sent}"
 
 
-def _plain(report: LedgerReport) -> dict[str, Any]:
-    """The report as JSON data."""
+def _plain(report: LedgerReport, models: Sequence[ModelStatistics]) -> dict[str, Any]:
+    """All of it as JSON data."""
     return {
         "path": report.path,
         "size": report.size,
@@ -140,6 +157,17 @@ def _plain(report: LedgerReport) -> dict[str, Any]:
                 "learned": lane.state.learned,
             }
             for lane in report.lanes
+        ],
+        "models": [
+            {
+                "name": model.name,
+                "tasks": model.tasks,
+                "median": model.median,
+                "p90": model.p90,
+                "lag": model.lag,
+                "problem": model.problem,
+            }
+            for model in models
         ],
         "unknown": [
             {

@@ -69,7 +69,7 @@ def forget(*tickets: str, ledger: LedgerOption = None) -> int:
 
 
 def doctor(*, json: JSONOption = False, ledger: LedgerOption = None) -> int:
-    """Tell how the ledger is, who uses it, and what needs a decision of yours. Needs no key.
+    """Tell how the ledger is, who uses it, what it has learned, and what needs a decision of yours. Needs no key.
 
     Exits with 1 if the file is damaged or cannot be used.
 

@@ -8,9 +8,10 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import Progress, TaskID, TextColumn
 
 from bide import EventName
+from bide.cli._gauge import Gauge, GaugeBar, GaugeText
 from bide.cli._text import plain
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import TracebackType
 
-    from bide import Event, Task
+    from bide import Event, Task, TaskHandle
     from bide.cli._out import Stream
 
 LABEL = 32
@@ -35,8 +36,8 @@ class Display(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def name(self, task: Task, label: str) -> None:
-        """Call *task* so, and show where it stands."""
+    def name(self, handle: TaskHandle, label: str) -> None:
+        """Call its task so, and show where it stands."""
 
     def heard(self, event: Event) -> None:
         """Something has happened: the `on_event` of the client."""
@@ -69,19 +70,20 @@ class Bars:
         self._progress = Progress(
             # Both show the words of others: prompts, and what the service says.
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            GaugeBar(),
             TextColumn("{task.fields[status]}", markup=False),
-            MofNCompleteColumn(),
+            GaugeText(),
             console=console,
             transient=True,
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._all = self._progress.add_task("all", total=total, status="")
+        self._all = self._progress.add_task("all", total=total, status="", gauge=None)
         self._most_rows = max(LEAST_ROWS, console.height - 4)
         self._labels: dict[str, str] = {}
         self._paused_until: float | None = None
-        self._rows: dict[str, TaskID] = {}
+        self._handles: dict[str, TaskHandle] = {}
+        self._rows: dict[str, tuple[TaskID, Gauge]] = {}
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -92,13 +94,13 @@ class Bars:
     ) -> None:
         self._progress.stop()
 
-    def name(self, task: Task, label: str) -> None:
-        """Call *task* so, and show where it stands."""
-        self._labels[task.ticket] = plain(label, LABEL)
-        row = self._rows.get(task.ticket)
-        if row is not None:
-            self._progress.update(row, description=self._labels[task.ticket])
-        self._show(task)
+    def name(self, handle: TaskHandle, label: str) -> None:
+        """Call its task so, and show where it stands."""
+        ticket = handle.ticket
+        self._labels[ticket], self._handles[ticket] = plain(label, LABEL), handle
+        self._show(handle.task)
+        if ticket in self._rows:
+            self._progress.update(self._rows[ticket][0], description=self._labels[ticket])
 
     def heard(self, event: Event) -> None:
         """Move the bar of a task."""
@@ -111,15 +113,17 @@ class Bars:
         self._show(event.task)
 
     def _show(self, task: Task) -> None:
-        ticket = task.ticket
+        ticket, handle = task.ticket, self._handles.get(task.ticket)
         if task.status.is_accepted and ticket not in self._rows and len(self._rows) < self._most_rows:
             label = self._labels.get(ticket) or task.task_id or ticket
-            self._rows[ticket] = self._progress.add_task(label, total=None, status=task.status)
+            gauge = Gauge(lambda: task)
+            row = self._progress.add_task(label, total=None, status=task.status, gauge=gauge)
+            self._rows[ticket] = (row, gauge)
         if ticket in self._rows and not task.status.is_final:
-            total = None if task.progress is None else 100.0
-            self._progress.update(
-                self._rows[ticket], total=total, completed=task.progress or 0.0, status=task.status
-            )
+            row, gauge = self._rows[ticket]
+            # A look that has told nothing but the time that is left makes no event: the handle has it.
+            gauge.newest = lambda: task if handle is None else handle.task
+            self._progress.update(row, status=task.status)
 
     def say(self, line: str) -> None:
         """Print above the bars."""
@@ -137,8 +141,9 @@ class Bars:
     def ended(self, ticket: str) -> None:
         """Take the bar away, and count."""
         self._labels.pop(ticket, None)
-        row = self._rows.pop(ticket, None)
-        if row is not None:
+        self._handles.pop(ticket, None)
+        if ticket in self._rows:
+            row, _ = self._rows.pop(ticket)
             self._progress.remove_task(row)
         self._progress.advance(self._all)
 
@@ -161,7 +166,7 @@ class Lines:
         """There is nothing in the way."""
         return nullcontext()
 
-    def name(self, task: Task, label: str) -> None:
+    def name(self, handle: TaskHandle, label: str) -> None:
         """Nobody is shown it."""
 
     def heard(self, event: Event) -> None:

@@ -233,7 +233,7 @@ class _Run:
         try:
             handle = await item.start(self._client)
             self._open[id(item)] = (item, handle)
-            self._display.name(handle.task, item.label)
+            self._display.name(handle, item.label)
             if self._hopeless and self._manner.makes:
                 await _withdraw(handle)
             await self._wait(handle)

@@ -6,18 +6,19 @@ import sys
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from bide import TaskStatus
+from bide import Task, TaskStatus
 from bide.cli._demo import SLOTS
+from bide.cli._gauge import Gauge, GaugeBar, GaugeText
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
     from types import TracebackType
 
-    from bide import BideError, Task
+    from bide import BideError, TaskHandle
     from bide.cli._demo import Figures
 
 _COLOURS = {
@@ -41,11 +42,15 @@ class Bars:
     def __init__(self, console: Console, tickets: Iterable[str]) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            GaugeBar(),
             TextColumn("{task.fields[status]}"),
+            GaugeText(),
             console=console,
         )
-        self._rows = {ticket: self._progress.add_task(ticket, total=100.0, status="") for ticket in tickets}
+        self._rows = {
+            ticket: self._progress.add_task(ticket, total=100.0, status="", gauge=Gauge(Task))
+            for ticket in tickets
+        }
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -56,16 +61,15 @@ class Bars:
     ) -> None:
         self._progress.stop()
 
+    def begins(self, handle: TaskHandle) -> None:
+        """Let the bar of this task show where it stands, from now on."""
+        self._progress.update(self._rows[handle.ticket], gauge=Gauge(lambda: handle.task))
+
     def changed(self, seconds: float, task: Task) -> None:
-        """Move the bar of *task*."""
+        """Tell the status of *task*."""
         status = task.status
-        percent = 100.0 if status.is_final else task.progress
-        # A service that tells no progress gets a bar that sweeps while it works.
-        sweeps = status.is_accepted and percent is None
         self._progress.update(
             self._rows[task.ticket],
-            total=None if sweeps else 100.0,
-            completed=percent or 0.0,
             status=f"[{_COLOURS.get(status, 'red')}]{status}"
             + (f" at {seconds:.1f} s" if status.is_final else ""),
         )
@@ -88,6 +92,9 @@ class Lines:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         pass
+
+    def begins(self, handle: TaskHandle) -> None:
+        """There is nothing to tell yet."""
 
     def changed(self, seconds: float, task: Task) -> None:
         """Print the change, if it is one of the two."""
@@ -120,8 +127,12 @@ def summary(figures: Sequence[Figures], directory: Path) -> None:
         ("creates", [f"{each.creates} for {each.submitted} tasks" for each in figures]),
         ("creates refused with 429", [str(each.creates_429) for each in figures]),
         ("most in flight", [f"{each.most_in_flight} of {SLOTS} allowed" for each in figures]),
-        ("queries", [str(each.queries) for each in figures]),
-        ("queries refused with 429", [str(each.queries_429) for each in figures]),
+        (
+            "looks, lists included",
+            [f"{each.looks}, {each.looks / each.submitted:.1f} a task" for each in figures],
+        ),
+        ("looks refused with 429", [str(each.queries_429) for each in figures]),
+        ("from an end to our knowing", [f"{each.lag:.1f} s" for each in figures]),
         ("files that open", [f"{each.opened} of {each.submitted}" for each in figures]),
         ("wall time", [f"{each.wall:.1f} s" for each in figures]),
         ("ideal, without any lag", [f"{each.ideal:.1f} s" for each in figures]),

@@ -30,7 +30,7 @@ types: .venv/.ready-types ## Check the types, and that the public ones are compl
 crash: .venv/.ready-test ## Kill the processes of one ledger two hundred times and check what became of each task (about five minutes)
 	$(BIN)/python tests/crash/crash.py --kills 200
 
-bench: .venv/.ready-benchmarks ## Run the benchmarks and check their goals (about seven minutes)
+bench: .venv/.ready-benchmarks ## Run the benchmarks and check their goals (about a quarter of an hour)
 	@missed=0; for file in $$(grep -l __main__ benchmarks/*.py); do $(BIN)/python "$$file" --check || missed=1; done; exit $$missed
 
 clean: ## Remove .venv and everything else that was made here

@@ -24,8 +24,8 @@ from peers.race import Outcome, Peer
 from peers.stubs import Terms
 
 TASKS, SLOTS, SECONDS, RETRY_AFTER = 12, 3, (8.0, 12.0), 5
-FLOOR = 5.0
-"""Seconds: the least time between two looks at a video, on both services."""
+EVERY = 5.0
+"""Seconds: a look so often and two more, and a lag of four fifths of it, are the most that bide may take."""
 
 
 def ideal(tasks: list[EmulatedTask]) -> float:
@@ -51,20 +51,20 @@ async def run(provider: Provider, emulator: Emulator) -> list[Row]:
     tasks = [task for task in emulator.tasks() if task.service == provider.name]
     stats = emulator.stats()["services"][provider.name]
     lag = sum(known[task.id] - task.ended for task in tasks) / len(tasks)
-    looks = stats["queries"] / TASKS
-    most_looks = 2 + sum(task.ended - task.created for task in tasks) / TASKS / FLOOR
+    looks = (stats["queries"] + stats["lists"]) / TASKS
+    most_looks = 2 + sum(task.ended - task.created for task in tasks) / TASKS / EVERY
     case = f"bide, {provider.name}"
     return [
         Row(case, "finished, of 12", len(known), "12", len(known) == TASKS),
         Row(case, "creates", stats["creates"], "12", stats["creates"] == TASKS),
         Row(case, "creates answered 429", stats["creates_429"], "0", stats["creates_429"] == 0),
-        Row(case, "looks a task", looks, f"at most {most_looks:.2f}", looks <= most_looks),
+        Row(case, "looks and lists a task", looks, f"at most {most_looks:.2f}", looks <= most_looks),
         Row(
             case,
             "mean lag from end to known, s",
             lag,
-            f"at most {0.8 * FLOOR:.2f}",
-            lag <= 0.8 * FLOOR,
+            f"at most {0.8 * EVERY:.2f}",
+            lag <= 0.8 * EVERY,
         ),
         Row(case, "wall time, s", wall, f"ideal {ideal(tasks):.2f}"),
     ]

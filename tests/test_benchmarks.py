@@ -7,6 +7,7 @@ import ast
 import importlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,19 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-NAMED = {"slots", "budget", "overhead", "flat", "peer", "scale", "cancel", "import", "ledger"}
+NAMED = {
+    "slots",
+    "budget",
+    "overhead",
+    "flat",
+    "peer",
+    "scale",
+    "cancel",
+    "import",
+    "ledger",
+    "pace",
+    "behind",
+}
 
 
 @pytest.fixture
@@ -72,3 +85,176 @@ def test_each_benchmark_is_there_and_says_what_it_measures() -> None:
     assert set(runnable) == NAMED
     for path in runnable.values():
         assert len(ast.get_docstring(ast.parse(path.read_text())) or "") > 80
+
+
+# The pace ----------------------------------------------------------------------------------------------------
+
+MINE: dict[str, Any] = {
+    "name": "mine",
+    "kind": "video",
+    "documented": [60, 300],
+    "arrivals": {"bursts": [3, 60]},
+    "run": {"lognormal": [20, 0.2]},
+    "ts": "full",
+}
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A module of the benchmarks by its name."""
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module
+
+
+def test_a_workload_gives_the_same_tasks_each_time_and_a_shorter_run_the_first_of_them(
+    bench: Callable[[str], Any],
+) -> None:
+    workload = bench("workloads").WORKLOADS["V3"]
+
+    def facts(lives: list[Any]) -> list[tuple[Any, ...]]:
+        return [(life.arrives, life.queue, life.run, life.fails, life.variant) for life in lives]
+
+    assert facts(workload.lives(1, 20)) == facts(workload.lives(1))[:20]
+    assert facts(workload.lives(1, 20)) != facts(workload.lives(2, 20))
+    assert {life.variant for life in workload.lives(1, 50)} == {"5s", "10s"}
+
+
+def test_the_tasks_of_a_workload_follow_its_terms(bench: Callable[[str], Any]) -> None:
+    terms = MINE | {"run": 10, "fails": 0, "switch": {"every": 2, "factors": [1, 3]}}
+
+    lives = bench("workloads").parse(terms).lives(0, 6)
+
+    assert [life.arrives for life in lives] == [0, 0, 0, 60, 60, 60]
+    assert [life.run for life in lives] == [10, 10, 30, 30, 10, 10]
+
+
+@pytest.mark.parametrize(
+    ("progress", "shown"),
+    [
+        ("none", [None, None, None]),
+        ("stair", [0, 30, 90]),
+        ({"stairs": [[0.2, 40], [0.8, 70]]}, [0, 40, 70]),
+        ({"jump": [0.25, 90]}, [0, 90, 90]),
+        ({"clock": 5}, [0, 50, 99]),
+        ({"linear": 0}, [0, 25, 90]),
+        ({"stuck": [0.5, 0.5]}, [0, 49.5, 99]),
+    ],
+)
+def test_a_progress_bar_follows_its_terms(
+    bench: Callable[[str], Any], progress: Any, shown: list[float | None]
+) -> None:
+    [life] = bench("workloads").parse(MINE | {"run": 10, "fails": 0, "progress": progress}).lives(0, 1)
+
+    assert [life.progress(0), life.progress(2.5), life.progress(9)] == shown
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"name": 3}, "workload, name: expected a word, not 3"),
+        ({"kind": "song"}, "mine, kind: expected one of image, video, not 'song'"),
+        ({"colour": 1}, "mine: expected one of name, kind, .*, not 'colour'"),
+        ({"documented": [300, 60]}, "mine, documented: expected the lesser first"),
+        (
+            {"run": {"lognormal": [20]}},
+            r"mine, run, lognormal: expected a list \[median, sigma\], not \[20\]",
+        ),
+        ({"run": {"normal": [20, 1]}}, "mine, run: expected an object with one of lognormal, .*, not"),
+        ({"run": {"mix": [[1, {"exp": 0}]]}}, "mine, run, mix, exp: expected a number above 0, not 0"),
+        (
+            {"arrivals": "sometimes"},
+            "mine, arrivals: expected an object with one of poisson, .*, not 'sometimes'",
+        ),
+        ({"progress": "fast"}, "mine, progress: expected an object or one of none, .*, not 'fast'"),
+        (
+            {"progress": {"stairs": [[0.8, 10], [0.2, 20]]}},
+            "mine, progress, stairs: expected shares of the run that",
+        ),
+        (
+            {"switch": {"every": 0, "factors": [1]}},
+            "mine, switch, every: expected a whole number from 1, not 0",
+        ),
+        ({"drift": {"run": 1}}, "mine, drift, run: expected a number from 0 to 0.99, not 1"),
+        (
+            {"classes": [{"name": "5s", "share": 0.5, "factor": 1}]},
+            "mine, classes: expected shares that sum up to 1",
+        ),
+        ({"fails": 3}, "mine, fails: expected a number from 0 to 1, not 3"),
+        ({"slots": True}, "mine, slots: expected a whole number from 1, not True"),
+        ({"ts": None}, "mine, ts: expected one of none, end1, full, not None"),
+    ],
+)
+def test_a_wrong_workload_is_refused_with_what_was_expected(
+    bench: Callable[[str], Any], wrong: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{told}"):
+        bench("workloads").parse(MINE | wrong)
+
+
+def test_a_file_of_workloads_is_read(bench: Callable[[str], Any], tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text(json.dumps(MINE))
+    (tmp_path / "two.json").write_text(json.dumps([MINE, MINE]))
+    (tmp_path / "torn.json").write_text('{"name":')
+    read = bench("workloads").read
+
+    assert [workload.name for workload in read(tmp_path / "one.json")] == ["mine"]
+    with pytest.raises(ValueError, match="expected each name once"):
+        read(tmp_path / "two.json")
+    with pytest.raises(ValueError, match="expected JSON"):
+        read(tmp_path / "torn.json")
+
+
+def test_the_example_of_the_readme_is_a_workload(bench: Callable[[str], Any]) -> None:
+    example = (FOLDER / "README.md").read_text().partition("```json\n")[2].partition("```")[0]
+
+    workload = bench("workloads").parse(json.loads(example))
+
+    assert len(workload.lives(0)) == 500
+
+
+def test_the_readme_of_the_benchmarks_names_them_all() -> None:
+    text = (FOLDER / "README.md").read_text()
+
+    assert {name for name in NAMED if f"| `{name}.py` |" in text} == NAMED
+
+
+def test_a_gain_is_read_between_two_prices_in_logarithms(bench: Callable[[str], Any]) -> None:
+    between = bench("verdicts").between
+
+    assert between([(10, 0.5), (1, 5)], 10**0.5) == pytest.approx(5 / 10**0.5)
+    assert math.isnan(between([(10, 0.5), (1, 5)], 11))
+
+
+def test_a_run_of_a_workload_counts_each_look_and_each_second_of_lag(bench: Callable[[str], Any]) -> None:
+    terms = MINE | {"run": 20, "fails": 0, "failing_looks": 0, "round_trip": [0.2, 0], "arrivals": "at once"}
+    workload = bench("workloads").parse(terms | {"slots": 5})
+    paces = bench("paces")
+
+    figures = paces.run(workload, paces.EVERY_3, 0, count=5)
+
+    # The first look comes at once, the others about 3 s after each answer; an end is heard of 0.1 s later at the least.
+    assert 7 <= figures.looks <= 8
+    assert 3 <= figures.least_gap < 3.4
+    assert 0.1 < figures.lag < 3.5
+    assert figures.use == pytest.approx(100)
+    assert figures == paces.run(workload, paces.EVERY_3, 0, count=5)
+
+
+def test_prices_are_tried_until_they_enclose_the_looks_and_the_lag_of_another_pace(
+    bench: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paces, verdicts = bench("paces"), bench("verdicts")
+
+    def run(_workload: object, policy: Any, _seed: int) -> Any:
+        price = policy.price
+        looks, lag = (9.0, 1.5) if price is None else (2 / price**0.5, 2 * price**0.5)
+        return paces.Figures(looks, lag, lag, lag, least_gap=1.0, use=math.nan)
+
+    monkeypatch.setattr(paces, "run", run)
+    done = paces.study(paces.Job(None, 0, (paces.ours(), paces.EVERY_3), search=True))
+
+    runs = {policy: {0: figures} for policy, figures in done.items()}
+    assert verdicts.gains(runs, 0) == (pytest.approx(1.5 / (4 / 9)), pytest.approx(9 / (4 / 1.5)))
+    assert sorted(policy.price for policy in done if policy.price is not None) == [
+        pytest.approx(price) for price in (0.04, 0.1, 0.25, 0.625)
+    ]

@@ -100,7 +100,10 @@ async def test_an_example_runs_as_a_program(tmp_path: Path) -> None:
             "a fox",
             "a tram",
             cwd=tmp_path,
-            env={**os.environ, **environment(emulator)},
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")},
+                **environment(emulator),
+            },
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )

@@ -443,8 +443,10 @@ class Service:
     def __init__(self, emulator: Emulator, folder: Path) -> None:
         (folder / "hurried.py").write_text(HURRIED)
         self.folder = folder
+        # Without measuring coverage: that of the workers tells nothing new, and start-up takes its time.
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
         self._environment = {
-            **os.environ,
+            **plain,
             **environment(emulator),
             "LEDGER": str(folder / "videos.db"),
             "PORT": "0",

@@ -24,6 +24,8 @@ from bide._pace import (
     unseen_now,
 )
 
+pytestmark = pytest.mark.no_cover  # tracing doubles its time, and other tests run the same lines
+
 # Any history -----------------------------------------------------------------------------------------------------
 
 unhurried = settings(deadline=None, max_examples=60)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bide import Client, TaskHandle
     from bide.emulator import Emulator
 
+pytestmark = pytest.mark.no_cover  # tracing doubles its time, and other tests run the same lines
 TASKS, SLOTS = 1000, 40
 
 

@@ -20,6 +20,8 @@ from worlds import ORIGIN, MemoryWorld, SQLitePairWorld, SQLiteWorld, World, rec
 from bide.ledgers import Held, LaneTerms, Ledger, Record
 from bide.models import Limits, SavedFile, Task, TaskStatus
 
+pytestmark = pytest.mark.no_cover  # tracing doubles its time, and other tests run the same lines
+
 _T = TypeVar("_T")
 
 Choose = Callable[[Sequence[Any]], Any]

@@ -15,6 +15,7 @@ from bide.errors import BideError
 from bide.models import Task
 from bide.providers import Accepted, DashScope, Dieyuyun, Page, Provider, TryAgain, Unclear
 
+pytestmark = pytest.mark.no_cover  # tracing doubles its time, and other tests run the same lines
 PROVIDERS: tuple[Provider, ...] = (DashScope(base_url="http://h/api/v1"), Dieyuyun("http://h"))
 
 NAMES = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import tracemalloc
 import zlib
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ import pytest
 from emulator_callers import VIDEOS, Caller, DashScopeCaller, DieyuyunCaller
 
 from bide.emulator import Emulator
+from bide.emulator._files import BLOCK, ResultFile, Span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -264,3 +266,49 @@ async def test_a_videos_path_works_at_dashscope_too() -> None:
         answer = await anyone.get((await caller.output(task_id))["video_url"])
 
     assert mp4_boxes(answer.content)[0][0] == b"ftyp"
+
+
+@pytest.mark.parametrize("overhead", [8, 12])
+@pytest.mark.parametrize("more", [-500, 0, 1, 7, 8, 12, 5000, BLOCK, BLOCK + 3, BLOCK + 12, 3 * BLOCK - 1])
+def test_any_part_of_a_file_is_the_same_as_in_the_whole(overhead: int, more: int) -> None:
+    head, tail = bytes(range(200)) * 5, b"tail"
+    file = ResultFile(
+        "name",
+        "image/png",
+        head=head,
+        tail=tail,
+        at_least=len(head) + len(tail) + more,
+        frame=lambda data: b"\xff" * overhead + data,
+    )
+
+    whole = b"".join(file.pieces(0, len(file)))
+
+    assert len(whole) == len(file)
+    assert len(file) - len(head) - len(tail) == (max(more, overhead) if more > 0 else 0)
+    assert (whole[: len(head)], whole[-len(tail) :]) == (head, tail)
+    places = sorted(
+        {0, 1, len(head) - 1, len(head), len(head) + BLOCK, len(file) - 4, len(file) - 1, len(file)}
+    )
+    for start, stop in _pairs([place for place in places if 0 <= place <= len(file)]):
+        assert b"".join(Span(file, start, stop).pieces()) == whole[start:stop]
+        assert b"".join(Span(file, start, stop).pieces(9)) == whole[start : min(stop, start + 9)]
+
+
+@pytest.mark.real_time
+async def test_a_large_file_costs_little_memory() -> None:
+    async with Emulator() as emulator, Caller("", None) as anyone:
+        async with DieyuyunCaller(emulator) as caller:
+            made = await caller.created("a cat [bytes 3000000000] [seconds 0]", kind="videos")
+            (data,) = (await caller.task(made))["result"]["data"]
+        tracemalloc.start()
+        end = await anyone.get(data["url"], headers={"Range": "bytes=2990000000-"})
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    assert end.headers["content-range"] == "bytes 2990000000-2999999999/3000000000"
+    assert len(end.content) == 10_000_000
+    assert most < 24_000_000  # twice the body at most, and those are the client's
+
+
+def _pairs(places: list[int]) -> Iterator[tuple[int, int]]:
+    return ((start, stop) for start in places for stop in places if start <= stop)

@@ -6,8 +6,12 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from bide.emulator._files import BLOCK
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+    from bide.emulator._files import Span
 
 JSON = "application/json"
 
@@ -56,12 +60,25 @@ class Call:
 
 @dataclass(frozen=True)
 class Answer:
-    """A response. `wait` are seconds of loop time before it goes out."""
+    """A response. `wait` are seconds of loop time before it goes out; a `file` goes out instead of the `body`."""
 
     status: int = 200
     body: bytes = field(default=b"", repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
     wait: float = 0.0
+    file: Span | None = field(default=None, repr=False)
+
+    @property
+    def length(self) -> int:
+        """The bytes of the body."""
+        return len(self.body if self.file is None else self.file)
+
+    def pieces(self, most: int) -> Iterator[bytes]:
+        """The body, or the first *most* bytes of it, in pieces."""
+        if self.file is not None:
+            return self.file.pieces(most)
+        stop = min(most, len(self.body))
+        return (self.body[place : min(stop, place + BLOCK)] for place in range(0, stop, BLOCK))
 
     @classmethod
     def json(cls, data: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Self:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bide.emulator._answers import Answer
+from bide.emulator._asset_faults import RandomCuts, misled
+from bide.emulator._files import Span
 from bide.emulator._media import mp4, png
 from bide.emulator._tasks import Phase
 
@@ -16,11 +19,15 @@ if TYPE_CHECKING:
 
     from bide.emulator._answers import Call
     from bide.emulator._clock import Clock
+    from bide.emulator._faults import Fault
+    from bide.emulator._files import ResultFile
+    from bide.emulator._settings import Settings
     from bide.emulator._tasks import EmulatedTask
 
 _PATH = re.compile(r"/(\w+)/([^/]+)/(\d{1,3})\.(png|mp4)")
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-_TYPES = {"png": "image/png", "mp4": "video/mp4"}
+_MOST_AT_ONCE = 100_000_000
+"""Bytes of a file that is handed out as a whole, inside JSON; sent from here it may be larger."""
 
 
 class Assets:
@@ -28,38 +35,72 @@ class Assets:
 
     Args:
         find: the task of a service and an id, or None.
-        url_seconds: how long a URL works, from the end of its task.
+        settings: how long a URL works, and whether from the task's end or, as a fresh one, from the look at it; and
+            how many answers break off.
     """
 
     def __init__(
-        self, find: Callable[[str, str], EmulatedTask | None], *, clock: Clock, url_seconds: float
+        self, find: Callable[[str, str], EmulatedTask | None], *, clock: Clock, settings: Settings
     ) -> None:
         self.origin = ""
         self._find = find
         self._clock = clock
-        self._url_seconds = url_seconds
+        self._settings = settings
         self._secret = secrets.token_bytes(16)
+        self._looks = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget which files have changed, and begin the random cuts anew."""
+        self._changes: dict[str, _Change] = {}
+        self._cuts = RandomCuts(self._settings.cut_share, self._settings.seed)
 
     def url(self, task: EmulatedTask, index: int) -> str:
-        """The URL of a task's file; always the same one."""
+        """The URL of a task's file: always the same one, or a fresh one for this look."""
         path = f"/{task.service}/{task.id}/{index}.{_extension(task)}"
-        expires = int(self._clock.wall(min(task.expires, task.ended + self._url_seconds)))
-        return f"{self.origin}{path}?Expires={expires}&Signature={self._signature(path, expires)}"
+        start, look = task.ended, ""
+        if self._settings.fresh_urls:
+            self._looks += 1
+            start, look = max(start, self._clock.now), str(self._looks)
+        expires = int(self._clock.wall(min(task.expires, start + self._settings.url_seconds)))
+        nonce = f"&Nonce={look}" if look else ""
+        return (
+            f"{self.origin}{path}?Expires={expires}{nonce}&Signature={self._signature(path, expires, look)}"
+        )
 
     def content(self, task: EmulatedTask, index: int) -> bytes:
-        """A task's file."""
-        text = f"{task.prompt}#{index}"
-        if task.kind == "video":
-            return mp4(text, task.file_bytes)
-        return png(text, *task.work.size, task.file_bytes)
+        """A task's file, at once (at most 100 MB of filler, as this one is in memory)."""
+        smaller = replace(task, file_bytes=min(task.file_bytes, _MOST_AT_ONCE))
+        file = self._file(smaller, f"{task.prompt}#{index}")
+        return b"".join(file.pieces(0, len(file)))
+
+    def change(self, call: Call) -> None:
+        """From now on the file that *call* asks for is another one."""
+        match = _PATH.fullmatch(call.path)
+        task = self._find(match[1], match[2]) if match else None
+        if task is None:
+            return
+        known = self._changes.get(call.path) or _Change(0, task.ended)
+        # Two states of a file never share a second: its date alone tells them apart.
+        self._changes[call.path] = _Change(known.number + 1, max(self._clock.now, known.moment + 1))
 
     def service_of(self, call: Call) -> str | None:
         """The service whose file a URL names."""
         match = _PATH.fullmatch(call.path)
         return match[1] if match else None
 
-    def answer(self, call: Call) -> Answer:
-        """GET or HEAD of a file."""
+    def answer(self, call: Call, fault: Fault | None = None) -> Answer:
+        """GET or HEAD of a file, with the misbehaviour that a *fault* orders for this origin alone."""
+        own = self._own(call, fault)
+        return own if fault is None else misled(call, own, fault, self.origin)
+
+    def random_cut(self, call: Call, answer: Answer | None) -> int | None:
+        """After how many bytes an answer breaks off by chance; None if it does not."""
+        if call.method != "GET" or answer is None or answer.file is None:
+            return None
+        return self._cuts.place(answer.length)
+
+    def _own(self, call: Call, fault: Fault | None) -> Answer:
         if call.method not in ("GET", "HEAD"):
             return Answer.json({"code": "MethodNotAllowed"}, status=405, headers={"Allow": "GET, HEAD"})
         match = _PATH.fullmatch(call.path)
@@ -69,40 +110,74 @@ class Assets:
         if not self._is_valid(call) or task.phase(self._clock.now) is not Phase.SUCCEEDED:
             return Answer.json({"code": "AccessDenied", "message": "Request has expired."}, status=403)
         # Only files that were made have a signed URL, so the index needs no look.
-        return _ranged(call, self.content(task, int(match[3])), _TYPES[match[4]])
+        change = self._changes.get(call.path)
+        text = f"{task.prompt}#{match[3]}" + (f"#{change.number}" if change else "")
+        file = self._file(task, text)
+        modified = self._clock.date(change.moment if change else task.ended)
+        ranged = fault is None or not (fault.unranged or fault.bomb)
+        return _answered(call, file, _validators(file, modified, fault), ranged=ranged)
+
+    @staticmethod
+    def _file(task: EmulatedTask, text: str) -> ResultFile:
+        if task.kind == "video":
+            return mp4(text, task.file_bytes)
+        return png(text, *task.work.size, task.file_bytes)
 
     def _is_valid(self, call: Call) -> bool:
         expires = call.query.get("Expires", "")
         if not re.fullmatch(r"\d{1,12}", expires):
             return False
-        signed = secrets.compare_digest(
-            call.query.get("Signature", "").encode(), self._signature(call.path, int(expires)).encode()
-        )
+        due = self._signature(call.path, int(expires), call.query.get("Nonce", ""))
+        signed = secrets.compare_digest(call.query.get("Signature", "").encode(), due.encode())
         return signed and self._clock.wall() < int(expires)
 
-    def _signature(self, path: str, expires: int) -> str:
-        return hashlib.sha256(self._secret + f"{path}?{expires}".encode()).hexdigest()[:32]
+    def _signature(self, path: str, expires: int, nonce: str) -> str:
+        return hashlib.sha256(self._secret + f"{path}?{expires}&{nonce}".encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A file is no longer what its task made: how often it has changed, and when it did last."""
+
+    number: int
+    moment: float
 
 
 def _extension(task: EmulatedTask) -> str:
     return "mp4" if task.kind == "video" else "png"
 
 
-def _ranged(call: Call, content: bytes, media_type: str) -> Answer:
+def _validators(file: ResultFile, modified: str, fault: Fault | None) -> dict[str, str]:
+    """The headers by which a client knows this file again."""
+    kind = fault.validator if fault else None
+    if kind == "none":
+        return {}
+    tags = {"weak": {"ETag": f'W/"{file.digest}"'}, "last-modified": {}}
+    return {**tags.get(kind or "", {"ETag": f'"{file.digest}"'}), "Last-Modified": modified}
+
+
+def _answered(call: Call, file: ResultFile, validators: dict[str, str], *, ranged: bool) -> Answer:
     """The whole file, or the one range that is asked for (several are answered with the whole, as RFC 9110 allows)."""
-    tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    headers = {"Content-Type": media_type, "ETag": tag, "Accept-Ranges": "bytes"}
-    if call.headers.get("if-none-match") == tag:
+    headers = {"Content-Type": file.media_type, **validators}
+    if ranged:
+        headers["Accept-Ranges"] = "bytes"
+    if "ETag" in validators and call.headers.get("if-none-match") == validators["ETag"]:
         return Answer(304, b"", headers)
     match = _RANGE.fullmatch(call.headers.get("range", "").replace(" ", ""))
-    if match is None or match[0] == "bytes=-" or call.headers.get("if-range", tag) != tag:
-        return Answer(200, content, headers)
-    span = _span(match[1], match[2], len(content))
+    if not ranged or match is None or match[0] == "bytes=-" or not _is_same(call, validators):
+        return Answer(200, b"", headers, file=Span(file))
+    span = _span(match[1], match[2], len(file))
     if span is None:
-        return Answer(416, b"", {**headers, "Content-Range": f"bytes */{len(content)}"})
+        return Answer(416, b"", {**headers, "Content-Range": f"bytes */{len(file)}"})
     start, stop = span
-    headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
-    return Answer(206, content[start:stop], headers)
+    headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(file)}"
+    return Answer(206, b"", headers, file=Span(file, start, stop))
+
+
+def _is_same(call: Call, validators: dict[str, str]) -> bool:
+    """Whether the file is still that of `If-Range` (RFC 9110, 13.1.5): no weak tag will do, a date must be the same."""
+    known = call.headers.get("if-range")
+    return known is None or (not known.startswith("W/") and known in validators.values())
 
 
 def _span(first: str, last: str, length: int) -> tuple[int, int] | None:

@@ -27,6 +27,6 @@ class Clock:
         """The epoch seconds of a *moment* of loop time (by default, of now)."""
         return self._offset + (self.now if moment is None else moment)
 
-    def date(self) -> str:
-        """Now, as a `Date` header."""
-        return formatdate(self.wall(), usegmt=True)
+    def date(self, moment: float | None = None) -> str:
+        """A *moment* of loop time (by default, now) as an HTTP date, in whole seconds."""
+        return formatdate(self.wall(moment), usegmt=True)

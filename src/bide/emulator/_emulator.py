@@ -17,7 +17,7 @@ from bide.emulator._dieyuyun import Dieyuyun, DieyuyunStyle
 from bide.emulator._durations import Duration, sampler
 from bide.emulator._faults import Fault, Faults
 from bide.emulator._limits import DOCUMENTED_DASHSCOPE, UNLIMITED, ServiceLimits
-from bide.emulator._server import Delivery, Handler, Listener
+from bide.emulator._server import Delivery, Handler, Listener, Meter
 from bide.emulator._settings import Settings, fingerprint
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class RequestRecord:
         headers: names in lower case; what may hold a key is left out.
         has_key: whether such a header came along.
         status: the status answered; None when the connection was cut instead.
+        sent: bytes of an asset's body that went into the socket so far, cut or not; None for other calls.
     """
 
     time: float
@@ -53,6 +54,12 @@ class RequestRecord:
     headers: Mapping[str, str] = field(repr=False)
     has_key: bool
     status: int | None
+    _meter: Meter | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def sent(self) -> int | None:
+        """Bytes of an asset's body that went into the socket so far; None for other calls."""
+        return self._meter.sent if self._meter else None
 
 
 class Emulator:
@@ -72,7 +79,7 @@ class Emulator:
       not divide them; `[seconds 0]` ends a task at once.
     - `[expire 60]`: it is forgotten, and its URLs end, 60 s after its end.
     - `[refuse CODE]`: the create is refused with this code.
-    - `[bytes 5000000]`: each of its files has at least this size (up to 100 MB).
+    - `[bytes 5000000]`: each of its files has at least this size (up to 4 GB; 100 MB inside JSON).
 
     Args:
         image_seconds, video_seconds: from accepted to final; see `Duration` for ranges and distributions.
@@ -86,6 +93,10 @@ class Emulator:
         retry_after: seconds in the `Retry-After` of a create that a limit refuses; None leaves the header out.
         keep: seconds from its end until a task is forgotten.
         url_seconds: seconds from a task's end until its URLs answer 403; None is as long as `keep`.
+        fresh_urls: each look at an ended task (and each create that answers with the result) gives new URLs, which
+            live `url_seconds` from that look, though never longer than the task. An old one works until its own end.
+        cut_share: the share of asset answers, from 0 to 1, that break off at a random place in the body. It is drawn
+            by `seed` for each answer with a file, in the order of arrival; with 1 no file is ever whole.
         dieyuyun: how Dieyuyun does what its documents leave open.
         api_keys: the keys that are accepted; None accepts every key.
         host, port, asset_port: where to listen; 0 is a free port.
@@ -110,6 +121,8 @@ class Emulator:
         retry_after: float | None = 5.0,
         keep: float = 24 * 3600.0,
         url_seconds: float | None = None,
+        fresh_urls: bool = False,
+        cut_share: float = 0.0,
         dieyuyun: DieyuyunStyle | None = None,
         api_keys: Iterable[str] | None = None,
         host: str = "127.0.0.1",
@@ -118,8 +131,9 @@ class Emulator:
     ) -> None:
         if not speed > 0:
             raise ValueError(f"speed is above 0, not {speed!r}")
-        if not 0 <= failure_share <= 1:
-            raise ValueError(f"failure_share is from 0 to 1, not {failure_share!r}")
+        for name, share in (("failure_share", failure_share), ("cut_share", cut_share)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is from 0 to 1, not {share!r}")
         self._settings = Settings(
             seconds={"image": sampler(image_seconds), "video": sampler(video_seconds)},
             queue_seconds=sampler(queue_seconds),
@@ -129,6 +143,8 @@ class Emulator:
             failure_share=failure_share,
             keep=keep,
             url_seconds=keep if url_seconds is None else url_seconds,
+            fresh_urls=fresh_urls,
+            cut_share=cut_share,
             retry_after=retry_after,
             keys=None if api_keys is None else frozenset(map(fingerprint, api_keys)),
         )
@@ -221,6 +237,13 @@ class Emulator:
         effect: bool = False,
         service: Literal["dieyuyun", "dashscope"] | None = None,
         match: str | None = None,
+        length: int | None = None,
+        changed: bool = False,
+        validator: Literal["last-modified", "weak", "none"] | None = None,
+        drip: float | None = None,
+        redirect: str | None = None,
+        bomb: int | None = None,
+        unranged: bool = False,
     ) -> None:
         """Order misbehaviour for the next calls of a kind. Several orders are carried out one after the other.
 
@@ -233,28 +256,62 @@ class Emulator:
             drop: the connection is reset: `"before"` the call has any effect, or `"after"` it took effect
                 (a create is accepted: a task is made and paid for).
             delay: seconds of loop time until the answer, or the cut. The call takes effect on arrival.
-            truncate: the answer's body breaks off after so many bytes, though `Content-Length` promises all.
+            truncate: the answer's body breaks off after so many bytes (of that answer: of the range, where one is
+                sent), though `Content-Length` promises all.
             effect: the call takes effect, though `status` or `body` say something else.
             service: only for calls to this service.
             match: only for calls with this text in the path, query string or body.
+            length: `Content-Length` says so many bytes, whatever the body has: with more the connection is closed
+                behind the body, with fewer the rest is never sent. This field and the following are for assets alone.
+            changed: from this call on the file is another one, of about the same size: other bytes, another `ETag`,
+                another `Last-Modified`.
+            validator: `"last-modified"` leaves out the `ETag`, `"weak"` makes it a weak one, `"none"` leaves out
+                both; `If-Range` is answered accordingly.
+            drip: the body comes in drops, at so many bytes a second of loop time.
+            redirect: 302 (or `status`) to this URL, as it is; `"loop"` is the URL that was asked for.
+            bomb: 200 with `Content-Encoding: gzip`, whatever the client accepts, and a small body that inflates
+                to so many bytes (up to 4 GB): the file's first 64 KiB and zeros.
+            unranged: `Range` is ignored, so 200 and the whole file.
 
         Raises:
             ValueError: an argument is none of these.
         """
-        fault = Fault(on, times, status, headers or {}, body, drop, delay, truncate, effect, service, match)
-        self._faults.add(fault)
+        self._faults.add(
+            Fault(
+                on=on,
+                times=times,
+                status=status,
+                headers=headers or {},
+                body=body,
+                drop=drop,
+                delay=delay,
+                truncate=truncate,
+                effect=effect,
+                service=service,
+                match=match,
+                length=length,
+                changed=changed,
+                validator=validator,
+                drip=drip,
+                redirect=redirect,
+                bomb=bomb,
+                unranged=unranged,
+            )
+        )
 
     def reset(self) -> None:
         """Forget all tasks, counters, orders and the request log."""
         for books in self._books.values():
             books.reset()
+        if self._services:
+            self._assets.reset()
         self._faults.clear()
         self._log.clear()
 
     def _build(self) -> None:
         """The books and services; they need the running loop's clock."""
         self._log.clear()
-        self._assets = Assets(self._find, clock=self._clock, url_seconds=self._settings.url_seconds)
+        self._assets: Assets = Assets(self._find, clock=self._clock, settings=self._settings)
         for name, module in (("dieyuyun", _dieyuyun), ("dashscope", _dashscope)):
             self._books[name] = Books(
                 name,
@@ -301,20 +358,25 @@ class Emulator:
             call,
             name,
             route.on,
-            act=lambda: service.perform(route, call),
+            act=lambda _: service.perform(route, call),
             refuse=lambda status: service.refusal(
                 RefusalError(status, "Fault", "Ordered from the emulator.")
             ),
         )
 
     def _decide_asset(self, call: Call) -> Delivery:
-        return self._deliver(
+        delivery = self._deliver(
             call,
             self._assets.service_of(call),
             "asset",
-            act=lambda: self._assets.answer(call),
+            act=lambda fault: self._assets.answer(call, fault),
             refuse=lambda status: Answer.json({"code": "Fault"}, status=status),
+            meter=Meter(),
         )
+        place = self._assets.random_cut(call, delivery.answer)
+        if delivery.truncate is None:
+            delivery.truncate = place
+        return delivery
 
     def _deliver(
         self,
@@ -322,29 +384,36 @@ class Emulator:
         service: str | None,
         on: str,
         *,
-        act: Callable[[], Answer],
+        act: Callable[[Fault | None], Answer],
         refuse: Callable[[int], Answer],
+        meter: Meter | None = None,
     ) -> Delivery:
         """Carry a call out (or not, as ordered), count it, and say what goes out."""
         text = f"{call.target}\n{call.body.decode('utf-8', 'replace')}" if len(self._faults) else ""
         fault = self._faults.take(on, service, text)
-        answer = act() if fault is None or fault.takes_effect else None
+        if fault is not None and fault.changed:
+            self._assets.change(call)
+        answer = act(fault) if fault is None or fault.takes_effect else None
         if fault is not None and fault.replaces and not fault.effect:
             answer = refuse(fault.status or 200)
         if fault is not None and answer is not None:
             answer = fault.applied_to(answer)
-        delivery = Delivery(answer, fault)
+        delivery = Delivery(answer, fault, meter=meter)
         status = None if delivery.cut or answer is None else answer.status
         if books := self._books.get(service or ""):
             books.count(on, status)
-        self._record(call, service, on, status)
+        self._record(call, service, on, status, meter)
         return delivery
 
-    def _record(self, call: Call, service: str | None, on: str, status: int | None) -> None:
+    def _record(
+        self, call: Call, service: str | None, on: str, status: int | None, meter: Meter | None = None
+    ) -> None:
         headers = {name: value for name, value in call.headers.items() if name not in _SECRET_HEADERS}
         has_key = len(headers) < len(call.headers)
         self._log.append(
-            RequestRecord(self._clock.now, service, on, call.method, call.target, headers, has_key, status)
+            RequestRecord(
+                self._clock.now, service, on, call.method, call.target, headers, has_key, status, meter
+            )
         )
 
 

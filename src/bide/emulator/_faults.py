@@ -8,9 +8,12 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from bide.emulator._answers import JSON, Answer
+from bide.emulator._asset_faults import MOST_INFLATED
 
 OPERATIONS = ("create", "query", "cancel", "list", "asset")
 SERVICES = ("dieyuyun", "dashscope")
+VALIDATORS = ("last-modified", "weak", "none")
+_ASSET_FIELDS = ("length", "changed", "validator", "drip", "redirect", "bomb", "unranged")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,13 @@ class Fault:
     effect: bool = False
     service: str | None = None
     match: str | None = None
+    length: int | None = None
+    changed: bool = False
+    validator: Literal["last-modified", "weak", "none"] | None = None
+    drip: float | None = None
+    redirect: str | None = None
+    bomb: int | None = None
+    unranged: bool = False
 
     def __post_init__(self) -> None:
         _require(self.on in OPERATIONS, f"on is one of {', '.join(OPERATIONS)}")
@@ -49,6 +59,34 @@ class Fault:
         _require(isinstance(self.effect, bool), "effect is true or false")
         _require(self.service in (None, *SERVICES), f"service is one of {', '.join(SERVICES)}")
         _require(self.match is None or isinstance(self.match, str), "match is text")
+        self._check_asset_fields()
+
+    def _check_asset_fields(self) -> None:
+        _require(self.length is None or (_is_count(self.length) and self.length >= 0), "length is bytes")
+        _require(isinstance(self.changed, bool), "changed is true or false")
+        _require(self.validator in (None, *VALIDATORS), f"validator is one of {', '.join(VALIDATORS)}")
+        _require(
+            self.drip is None or (_is_seconds(self.drip) and self.drip > 0), "drip is bytes a second, above 0"
+        )
+        _require(
+            self.redirect is None
+            or (isinstance(self.redirect, str) and self.redirect != "" and self.redirect.isprintable()),
+            "redirect is a URL or loop",
+        )
+        _require(
+            self.bomb is None or (_is_count(self.bomb) and 0 < self.bomb <= MOST_INFLATED),
+            f"bomb is bytes, up to {MOST_INFLATED}",
+        )
+        _require(isinstance(self.unranged, bool), "unranged is true or false")
+        _require(
+            self.redirect is None or self.status is None or self.status // 100 == 3,
+            "the status of a redirect is 3xx",
+        )
+        instead = [name for name in ("body", "redirect", "bomb") if getattr(self, name) is not None]
+        _require(len(instead) < 2, f"{' and '.join(instead)} do not go together")
+        given = {name: getattr(self, name) for name in _ASSET_FIELDS}
+        odd = [name for name, value in given.items() if value is not None and value is not False]
+        _require(self.on == "asset" or not odd, f"{', '.join(odd)} only on asset")
 
     @classmethod
     def from_dict(cls, data: object) -> Fault:
@@ -62,7 +100,8 @@ class Fault:
     @property
     def replaces(self) -> bool:
         """Whether the answer is another than the service's own."""
-        return self.status is not None or self.body is not None
+        misleads = self.redirect is not None or self.bomb is not None
+        return not misleads and (self.status is not None or self.body is not None)
 
     @property
     def takes_effect(self) -> bool:
@@ -79,13 +118,18 @@ class Fault:
 
     def applied_to(self, answer: Answer) -> Answer:
         """The *answer* with this fault's status, headers and body."""
-        headers = {**answer.headers, **{name: str(value) for name, value in self.headers.items()}}
         status = answer.status if self.status is None else self.status
         if self.body is None:
-            return replace(answer, status=status, headers=headers)
-        return replace(
-            answer, status=status, headers={"Content-Type": JSON, **headers}, body=_encoded(self.body)
-        )
+            return replace(answer, status=status, headers=_merged(answer.headers, self.headers))
+        headers = _merged({**answer.headers, "Content-Type": JSON}, self.headers)
+        return replace(answer, status=status, headers=headers, body=_encoded(self.body), file=None)
+
+
+def _merged(own: Mapping[str, str], ordered: Mapping[str, str]) -> dict[str, str]:
+    """The *ordered* headers, and the own ones that they do not replace (a header's name has no case)."""
+    replaced = {name.lower() for name in ordered}
+    kept = {name: value for name, value in own.items() if name.lower() not in replaced}
+    return kept | {name: str(value) for name, value in ordered.items()}
 
 
 def _require(holds: bool, what: str) -> None:

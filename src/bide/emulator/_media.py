@@ -8,23 +8,26 @@ import zlib
 from functools import cache, lru_cache
 from pathlib import Path
 
+from bide.emulator._files import ResultFile
+
 LONGEST_SIDE = 4096
 """Pixels. The services stop at 2048 or so; a larger wish is refused before it costs memory."""
 
 _TILES = 8
-
-
 _END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
-def png(text: str, width: int, height: int, at_least: int = 0) -> bytes:
+def png(text: str, width: int, height: int, at_least: int = 0) -> ResultFile:
     """A PNG of this size whose mosaic depends on *text*, padded to *at_least* so many bytes."""
     picture = _picture(text, width, height)
-    missing = at_least - len(picture)
-    if missing <= 0:
-        return picture
-    # A private, ancillary chunk: viewers skip it.
-    return picture[: -len(_END)] + _chunk(b"paDd", bytes(max(0, missing - 12))) + _END
+    return ResultFile(
+        text,
+        "image/png",
+        head=picture[: -len(_END)],
+        tail=_END,
+        at_least=at_least,
+        frame=lambda data: _chunk(b"paDd", data),  # private and ancillary: viewers skip it
+    )
 
 
 @lru_cache(maxsize=64)
@@ -69,15 +72,14 @@ def _edge(tile: int, length: int) -> int:
     return tile * length // _TILES
 
 
-def mp4(text: str, at_least: int = 0) -> bytes:
+def mp4(text: str, at_least: int = 0) -> ResultFile:
     """A two-second H.264 clip (320 by 180), padded to *at_least* so many bytes.
 
     The pictures are always the same; a `free` box, which players skip, holds a digest of *text*, so that the
     files of two tasks differ.
     """
     clip = _clip() + _free(hashlib.sha256(text.encode()).digest())
-    missing = at_least - len(clip)
-    return clip + _free(bytes(max(0, missing - 8))) if missing > 0 else clip
+    return ResultFile(text, "video/mp4", head=clip, tail=b"", at_least=at_least, frame=_free)
 
 
 def _free(data: bytes) -> bytes:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 _WORD = re.compile(r"\[(fail|part|status|seconds|queue|expire|refuse|bytes)(?:\s+([^\]]*?))?\s*\]")
-_MOST_BYTES = 100_000_000
+_MOST_BYTES = 4_000_000_000
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -13,6 +14,8 @@ from aiohttp import web
 from bide.emulator._answers import Answer, Call
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from bide.emulator._clock import Clock
     from bide.emulator._faults import Fault
 
@@ -22,15 +25,35 @@ LARGEST_BODY = 64 * 2**20
 _KEPT_ALIVE = 24 * 3600.0
 """Seconds. Long enough for any poll interval: an idle connection is never the emulator's to close."""
 
+_BODILESS = (204, 304)
+_DRIP_SECONDS = 0.1
+"""Between two drops, unless a drop would be less than a byte."""
+
+
+@dataclass
+class Meter:
+    """The bytes of one answer's body that went into the socket so far."""
+
+    sent: int = 0
+
 
 class Delivery:
-    """What the network does with an answer."""
+    """What the network does with an answer.
 
-    def __init__(self, answer: Answer | None, fault: Fault | None = None) -> None:
+    Args:
+        meter: counts the body as it goes out, piece by piece; without it, it goes out at once.
+    """
+
+    def __init__(
+        self, answer: Answer | None, fault: Fault | None = None, *, meter: Meter | None = None
+    ) -> None:
         self.answer = answer
+        self.meter = meter
         self.delay = (answer.wait if answer else 0.0) + (fault.delay if fault else 0.0)
         self.cut = answer is None or (fault is not None and fault.drop is not None)
         self.truncate = fault.truncate if fault else None
+        self.length = fault.length if fault else None
+        self.drip = fault.drip if fault else None
 
 
 Handler = Callable[[Call], Delivery]
@@ -79,9 +102,35 @@ class Listener:
         if answer is None or delivery.cut or self._closing.is_set():
             return _cut(request)
         headers = {"Date": self._clock.date(), **answer.headers}
-        if delivery.truncate is not None and delivery.truncate < len(answer.body):
-            return await _truncated(request, answer, headers, delivery.truncate)
-        return web.Response(status=answer.status, headers=headers, body=answer.body)
+        if delivery.meter is None and (delivery.truncate is None or delivery.truncate >= answer.length):
+            return web.Response(status=answer.status, headers=headers, body=answer.body)
+        return await self._streamed(request, delivery, answer, headers)
+
+    async def _streamed(
+        self, request: web.Request, delivery: Delivery, answer: Answer, headers: dict[str, str]
+    ) -> web.StreamResponse:
+        """Promise a length and send the body piece by piece; what ends before its promised length is hung up."""
+        promised = answer.length if delivery.length is None else delivery.length
+        most = min(promised, answer.length if delivery.truncate is None else delivery.truncate)
+        response = web.StreamResponse(status=answer.status, headers=headers)
+        response.content_length = promised
+        if request.transport is not None:  # pragma: no branch  # gone only if the client was quicker
+            # A write ends when the socket has taken all of it: what is counted has left.
+            request.transport.set_write_buffer_limits(high=0)
+        await response.prepare(request)
+        if request.method == "HEAD" or answer.status in _BODILESS:
+            return response
+        meter, start = delivery.meter or Meter(), self._clock.now
+        for seconds, drop in _drops(answer.pieces(most), delivery.drip):
+            if delivery.drip is not None:
+                await self._sleep(start + seconds - self._clock.now)
+            if self._closing.is_set():
+                break
+            await response.write(drop)
+            meter.sent += len(drop)
+        if meter.sent < promised and request.transport is not None:
+            request.transport.close()
+        return response
 
     async def _sleep(self, seconds: float) -> None:
         """Wait; closing ends it early."""
@@ -112,14 +161,14 @@ def _cut(request: web.Request) -> web.Response:
     return web.Response()
 
 
-async def _truncated(
-    request: web.Request, answer: Answer, headers: dict[str, str], length: int
-) -> web.StreamResponse:
-    """Promise the whole body, send the first *length* bytes of it, and hang up."""
-    response = web.StreamResponse(status=answer.status, headers=headers)
-    response.content_length = len(answer.body)
-    await response.prepare(request)
-    await response.write(answer.body[:length])
-    if request.transport is not None:  # pragma: no branch  # gone only if the client was quicker
-        request.transport.close()
-    return response
+def _drops(pieces: Iterable[bytes], rate: float | None) -> Iterator[tuple[float, bytes]]:
+    """The *pieces* as they are, or as drops at a *rate* in bytes a second; each with its second from the start."""
+    if rate is None:
+        yield from ((0.0, piece) for piece in pieces)
+        return
+    size, passed = max(1, int(rate * _DRIP_SECONDS)), 0
+    for piece in pieces:
+        for place in range(0, len(piece), size):
+            drop = piece[place : place + size]
+            passed += len(drop)
+            yield passed / rate, drop

@@ -24,6 +24,8 @@ class Settings:
     failure_share: float
     keep: float
     url_seconds: float
+    fresh_urls: bool
+    cut_share: float
     retry_after: float | None
     keys: frozenset[str] | None
     """Fingerprints of the keys that are accepted; None accepts every key."""

@@ -292,12 +292,15 @@ class SavedFile:
     """A result on disk.
 
     Attributes:
+        path: where it is.
         size: in bytes.
+        sha256: digest of its bytes, 64 hexadecimal digits; None if it was saved before digests were kept.
         media_type: told by the file's first bytes, else by the server, else None.
     """
 
     path: str
     size: int
+    sha256: str | None = None
     media_type: str | None = None
 
     def __fspath__(self) -> str:

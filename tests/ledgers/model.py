@@ -44,6 +44,14 @@ class Ticket:
     slot_until: Span = Factory(lambda: Span(math.inf, math.inf))
     cancelling: bool = False
     can_be_sent: bool = True
+    outputs: int = 0
+    files: dict[str, int] = Factory(dict)
+
+    @property
+    def unsaved(self) -> tuple[int, ...]:
+        """The outputs without a file, in whatever folder."""
+        saved = {path.rpartition("/")[2] for path in self.files}
+        return tuple(place for place in range(self.outputs) if f"{self.name}-{place}.png" not in saved)
 
     @property
     def is_open(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -14,7 +15,7 @@ from attrs import evolve
 from worlds import ORIGIN, admitted, in_thread, record, running, state
 
 from bide.errors import LedgerError
-from bide.ledgers import SQLiteLedger, _sqlite_file, _sqlite_rows
+from bide.ledgers import SQLiteLedger, _sqlite_file, _sqlite_rows, _sqlite_store
 from bide.models import ImageRequest, Output, SavedFile, Task, TaskStatus
 
 pytestmark = pytest.mark.real_time
@@ -132,6 +133,88 @@ async def test_a_settled_record_is_not_removed_for_its_earlier_end(path: Path) -
         assert [each.task.status for each in await ledger.records()] == [TaskStatus.QUEUED]
 
 
+# What was not saved ------------------------------------------------------------------------------------------
+
+
+async def ended_with(ledger: SQLiteLedger, ticket: str, *outputs: Output) -> None:
+    got = await running(ledger, ticket, f"x-{ticket}")
+    await ledger.finish(ticket, state(got, TaskStatus.SUCCEEDED, outputs=outputs), owner="me")
+
+
+async def unsaved(ledger: SQLiteLedger) -> list[str]:
+    return [each.ticket for each in await ledger.unsaved(ORIGIN, {"k1"})]
+
+
+async def test_what_was_blanked_cannot_be_saved_but_what_came_inline_can(path: Path) -> None:
+    """It is told of as long as its record is kept, and no record is kept for that alone."""
+    ends = datetime.now(UTC) + timedelta(seconds=0.5)
+    url, data = Output(url="https://h/a?sig=1", expires_at=ends), Output(data="aGk=", expires_at=ends)
+    async with SQLiteLedger(path, keep=100.0) as ledger:
+        await ended_with(ledger, "url", url)
+        await ended_with(ledger, "inline", data)
+        await ended_with(ledger, "both", url, data)
+        await ended_with(ledger, "saved", url, data)
+        await ledger.saved("saved", [SavedFile("saved-1.png", 2)])
+        assert await unsaved(ledger) == ["url", "both", "saved", "inline"]
+
+        await asyncio.sleep(0.6)
+        assert await unsaved(ledger) == ["inline", "both"]
+        await clean(ledger)
+        assert await unsaved(ledger) == ["inline", "both"]
+
+        await ledger.saved("both", [SavedFile("both-1.png", 2)])
+        assert await unsaved(ledger) == ["inline"]
+    rows = raw_rows(path, "SELECT ticket, clean_at FROM records WHERE blanked = 1")
+    assert dict(rows) == dict.fromkeys(["url", "inline", "both", "saved"], ends.timestamp() + 100.0)
+    assert raw_rows(path, "SELECT ticket FROM records WHERE first_loss IS NOT NULL") == [("inline",)]
+
+
+async def test_an_address_without_an_end_is_kept_for_a_day_beside_one_that_expires(path: Path) -> None:
+    gone = Output(url="https://h/a?sig=1", expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    async with SQLiteLedger(path, keep=0.0) as ledger:
+        await ended_with(ledger, "t1", gone, Output(url="https://h/b"))
+
+        await clean(ledger)
+
+        (found,) = await ledger.unsaved(ORIGIN, {"k1"})
+        assert [each.url for each in found.task.outputs] == ["https://h/a?sig=1", "https://h/b"]
+
+
+async def test_results_that_are_long_are_not_all_read_at_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sqlite_store, "LONGEST_READ", 100_000)
+    async with SQLiteLedger(path) as ledger:
+        for number in range(3):
+            await ended_with(ledger, f"long{number}", Output(data="a" * 60_000))
+        await ended_with(
+            ledger, "short", Output(url="https://h/a", expires_at=datetime(2100, 1, 1, tzinfo=UTC))
+        )
+
+        assert await unsaved(ledger) == ["short", "long0", "long1"]
+
+
+async def test_a_saved_file_is_read_from_older_and_from_later_rows(path: Path) -> None:
+    old, later = (
+        {"path": "a", "size": 1, "media_type": None},
+        {"path": "b", "size": 2, "sha256": "5", "x": [1]},
+    )
+    async with SQLiteLedger(path) as ledger:
+        await ended_with(ledger, "t1")
+        text = json.dumps([old, later])
+        await in_thread(
+            ledger,
+            lambda hands: hands.file.connection.execute("UPDATE records SET files = ?", (text,)),
+            writes=True,
+        )
+
+        got = await ledger.saved("t1", [SavedFile("c", 3, "6")])
+
+        assert got is not None
+        assert got.files == (SavedFile("a", 1), SavedFile("b", 2, "5"), SavedFile("c", 3, "6"))
+        assert await ledger.get("t1") == got
+
+
 # The schema ------------------------------------------------------------------------------------------------
 
 
@@ -171,6 +254,40 @@ async def test_a_file_of_the_first_version_goes_on_with_its_records_and_learns(p
         waiting = await admitted(ledger)
         assert (waiting.ticket, waiting.request) == ("waiting", ImageRequest("a dog", model="m"))
     assert raw_rows(path, "PRAGMA user_version") == [(len(_sqlite_file.SCHEMA),)]
+
+
+async def test_a_file_of_the_first_version_tells_what_was_not_saved(path: Path) -> None:
+    def task(**output: Any) -> str:
+        return json.dumps({"task_id": "x", "outputs": [{"kind": "image", **output}], "raw": {"a": 1}})
+
+    now = datetime.now(UTC)
+    hour, gone = now + timedelta(hours=1), now - timedelta(hours=1)
+    url = {"url": "https://h/a?sig=1"}
+    rows = [  # ticket, status, files, task, clean_at, blanked
+        ("no end", "succeeded", None, task(**url), hour.timestamp() + 1, None),
+        ("hour", "succeeded", None, task(**url, expires_at=hour.isoformat()), hour.timestamp(), None),
+        ("gone", "succeeded", None, task(**url, expires_at=gone.isoformat()), gone.timestamp(), None),
+        ("inline", "succeeded", None, task(data="aGk="), hour.timestamp(), None),
+        ("old inline", "succeeded", None, task(data="aGk="), hour.timestamp(), 1),
+        ("blank", "succeeded", None, task(url=None), hour.timestamp(), 1),
+        ("saved", "succeeded", '[{"path": "saved-0.png", "size": 1}]', task(**url), hour.timestamp(), None),
+        ("failed", "failed", None, task(**url), hour.timestamp(), None),
+    ]
+    connection = sqlite3.connect(path)
+    connection.executescript(Path(__file__).with_name("version_1.sql").read_text())
+    connection.executemany(
+        "INSERT INTO records (ticket, status, files, task, clean_at, blanked, origin, kind, keys, digest, lane, "
+        f"slot_for, slot_until, version) VALUES (?, ?, ?, ?, ?, ?, '{ORIGIN}', 'image', 'k1', '', 'k1', 1.0, 1.0, 3)",
+        rows,
+    )
+    connection.commit()
+    connection.close()
+
+    async with SQLiteLedger(path) as ledger:
+        assert await unsaved(ledger) == ["hour", "no end", "inline", "old inline"]
+
+        await ledger.saved("hour", [SavedFile("hour-0.png", 1)])
+        assert await unsaved(ledger) == ["no end", "inline", "old inline"]
 
 
 async def test_a_step_of_the_schema_that_fails_leaves_the_file_as_it_was(

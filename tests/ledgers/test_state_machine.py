@@ -18,7 +18,7 @@ from model import Model, Span, Ticket
 from worlds import ORIGIN, MemoryWorld, SQLitePairWorld, SQLiteWorld, World, record
 
 from bide.ledgers import Held, LaneTerms, Ledger, Record
-from bide.models import Limits, SavedFile, Task, TaskStatus
+from bide.models import Limits, Output, SavedFile, Task, TaskStatus
 
 pytestmark = pytest.mark.no_cover  # tracing doubles its time, and other tests run the same lines
 
@@ -233,12 +233,13 @@ class LedgerMachine(RuleBasedStateMachine):
         me, ledger = self._who(choose, ticket)
         word = choose(ENDS_AT_ONCE if ticket.status == "submitting" else ENDS_LATER)
         hold = HOLD if word == "unknown" else 0.0
-        task = Task(ticket=ticket.name, task_id=ticket.task_id, status=TaskStatus(word))
+        outputs = (Output(url="https://h/a.png"),) * (choose((1, 2)) if word == "succeeded" else 0)
+        task = Task(ticket=ticket.name, task_id=ticket.task_id, status=TaskStatus(word), outputs=outputs)
         got, now = self._timed(ledger.finish(ticket.name, task, owner=me, hold=hold))
         if ticket.is_open and ticket.owner == me:
             if ticket.status == "submitting":
                 self.model.answer(ticket, now, accepted=word in ("succeeded", "failed"))
-            ticket.status, ticket.slot_until = word, now.plus(hold)
+            ticket.status, ticket.slot_until, ticket.outputs = word, now.plus(hold), len(outputs)
         self._matches(got, ticket)
 
     def _withdraw(self, choose: Choose) -> None:
@@ -260,7 +261,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self._matches(got, ticket)
 
     def _follow_and_save(self, choose: Choose) -> None:
-        ticket = self._pick(choose)
+        ticket = self._pick(choose, "succeeded")
         if ticket is None:
             return
         followed = self.run(self._any_face(choose).follow(ticket.name))
@@ -268,10 +269,14 @@ class LedgerMachine(RuleBasedStateMachine):
         assert followed.followed
         self._matches(followed, ticket)
         if not ticket.is_open:
-            files = [SavedFile(path=f"{ticket.name}.png", size=1)]
+            places, folder, size = choose(((0,), (1,), (1, 0))), choose(("a", "b")), choose((1, 2))
+            saved = {f"{folder}/{ticket.name}-{place}.png": size for place in places}
+            files = [SavedFile(*each) for each in saved.items()]
             kept = self.run(self._any_face(choose).saved(ticket.name, files))
+            ticket.files |= saved
             assert kept is not None
-            assert list(kept.files) == files
+            assert [(each.path, each.size) for each in kept.files] == list(ticket.files.items())
+            assert kept.unsaved == ticket.unsaved
             self._finals[ticket.name] = kept
 
     # Owners -------------------------------------------------------------------------------------------------
@@ -388,9 +393,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "world"))
     @invariant()
     def all_agree(self) -> None:
-        """What is open, in the order of arrival; slots; what has ended; and creates without a known task."""
+        """What is open, in the order of arrival; slots; what has ended; creates without a known task; what to save."""
         self._agree_on_what_is_open()
         self._agree_on_slots()
+        self._agree_on_what_is_unsaved()
         for number, (name, kept) in enumerate(tuple(self._finals.items())[-3:]):
             got = self.run(self._face(number).get(name))
             assert got is not None
@@ -418,6 +424,13 @@ class LedgerMachine(RuleBasedStateMachine):
             surely = {each.name for each in unknown if each.surely_holds_slot(now)}
             may = {each.name for each in unknown if each.may_hold_slot(now)}
             assert submitting | surely <= {each.ticket for each in told} <= submitting | may
+
+    def _agree_on_what_is_unsaved(self) -> None:
+        keys = KEYS[: 1 + len(self._finals) % 2]
+        told = self.run(self._face(len(self._finals)).unsaved(ORIGIN, keys))
+        known = [each for each in self.model.tickets.values() if each.unsaved and each.lane in keys]
+        known.sort(key=lambda each: each.sequence)
+        assert [(each.ticket, each.unsaved) for each in told] == [(each.name, each.unsaved) for each in known]
 
 
 class MemoryMachine(LedgerMachine):

@@ -880,9 +880,11 @@ def test_a_list_that_is_none_means_what_it_says(
 
 
 def test_the_documented_limits_are_known(provider: DashScope) -> None:
-    assert provider.profile("image") == Profile(2.0, (10.0, 30.0), 11_400.0, 120.0, Limits(None, 30))
-    assert provider.profile("video") == Profile(2.0, (60.0, 300.0), 11_400.0, 600.0, Limits(3))
-    assert provider.profile("speech") == Profile(2.0, (10.0, 300.0), 11_400.0, 600.0, Limits(3))
+    assert provider.profile("image") == Profile(
+        2.0, (10.0, 30.0), 11_400.0, 120.0, Limits(None, 30), 86_400.0
+    )
+    assert provider.profile("video") == Profile(2.0, (60.0, 300.0), 11_400.0, 600.0, Limits(3), 86_400.0)
+    assert provider.profile("speech") == Profile(2.0, (10.0, 300.0), 11_400.0, 600.0, Limits(3), 86_400.0)
     assert (provider.name, provider.key_variables) == ("dashscope", ("DASHSCOPE_API_KEY",))
     assert (provider.queries_per_second, provider.idempotent) == (20.0, False)
     assert (provider.lists, provider.page_size) == (True, 100)

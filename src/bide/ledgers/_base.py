@@ -10,12 +10,13 @@ import hashlib
 import json
 import math
 from enum import Enum
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Protocol
 
 from attrs import field, frozen
 
 from bide._limits import LaneState
-from bide.models import request_to_dict
+from bide.models import TaskStatus, request_to_dict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 MOST_LEARNED = 1000
 """Names under which a ledger keeps what was learned; those that were changed longest ago go."""
+MOST_UNSAVED = 1000
+"""Records that `Ledger.unsaved` tells of at once."""
 
 
 @frozen
@@ -76,6 +79,29 @@ class Record:
     followed: bool = False
     files: tuple[SavedFile, ...] = ()
     version: int = 0
+
+    @property
+    def unsaved(self) -> tuple[int, ...]:
+        """The places of those results that no file was saved of; empty while it has not succeeded."""
+        if self.task.status is not TaskStatus.SUCCEEDED:
+            return ()
+        names = [PurePath(each.path).name for each in self.files]
+        return tuple(
+            place
+            for place, output in enumerate(self.task.outputs)
+            if output.error is None and not any(name.startswith(f"{self.ticket}-{place}.") for name in names)
+        )
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """When each unsaved result expires, by the wall clock: never (infinity) what came inline, nor where nobody
+        says when. What cannot be fetched any more, since its address was blanked, is not among them."""
+        outputs = (self.task.outputs[place] for place in self.unsaved)
+        return tuple(
+            math.inf if each.data is not None or each.expires_at is None else each.expires_at.timestamp()
+            for each in outputs
+            if each.data is not None or each.url is not None
+        )
 
     @property
     def is_submission(self) -> bool:
@@ -274,7 +300,15 @@ class Ledger(Protocol):
         ...
 
     async def saved(self, ticket: str, files: Sequence[SavedFile]) -> Record | None:
-        """Note what was saved of a result; None if the ticket is on no record."""
+        """Note what was saved of a result, beside what was saved of it before; None if the ticket is on no record.
+
+        A file at the same path takes the place of the one before.
+        """
+        ...
+
+    async def unsaved(self, origin: str, keys: Collection[str]) -> list[Record]:
+        """Records of these keys with results that were not saved and that can be fetched yet, as far as is known: the
+        most urgent first, and at most `MOST_UNSAVED` of them."""
         ...
 
     async def withdraw(self, ticket: str, task: Task) -> Record:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +16,7 @@ from attrs import evolve
 from bide._limits import LaneState, cap, may_start_at, refused, window
 from bide._limits import accepted as after_accept
 from bide.errors import LedgerError
-from bide.ledgers._base import MOST_LEARNED, Held, LaneView, Record
+from bide.ledgers._base import MOST_LEARNED, MOST_UNSAVED, Held, LaneView, Record
 from bide.models import Billing, ErrorDetail, TaskStatus
 
 if TYPE_CHECKING:
@@ -94,6 +95,11 @@ class Store(Protocol):
 
     def open_records(self, origin: str) -> list[Record]:
         """The open records, in the order of arrival."""
+        ...
+
+    def unsaved(self, origin: str, keys: Collection[str], at: float, most: int) -> Iterable[Record]:
+        """The records of these keys with unsaved results that expire after *at*; if there are more than *most*, those
+        whose results expire first."""
         ...
 
     def lanes(self, origin: str) -> list[tuple[str, str, LaneState]]:
@@ -258,9 +264,11 @@ class Book:
 
     def saved(self, ticket: str, files: Sequence[SavedFile]) -> Record | None:
         record = self.store.record(ticket)
-        if record is None or record.files == tuple(files):
-            return record
-        return self._change(record, files=tuple(files))
+        if record is None:
+            return None
+        by_path = {each.path: each for each in (*record.files, *files)}
+        after = tuple(by_path.values())
+        return record if after == record.files else self._change(record, files=after)
 
     def withdraw(self, ticket: str, task: Task) -> Record:
         record = self._record(ticket)
@@ -370,6 +378,15 @@ class Book:
     def open_records(self, origin: str, keys: Collection[str]) -> list[Record]:
         held = frozenset(keys)
         return [record for record in self.store.open_records(origin) if _is_of_keys(record, held)]
+
+    def unsaved(self, origin: str, keys: Collection[str]) -> list[Record]:
+        held, now = frozenset(keys), time.time()
+        found = [
+            (min(ahead), record.sequence, record)
+            for record in self.store.unsaved(origin, held, now, MOST_UNSAVED)
+            if _is_of_keys(record, held) and (ahead := [moment for moment in record.losses if moment > now])
+        ]
+        return [record for *_, record in sorted(found, key=lambda each: each[:2])[:MOST_UNSAVED]]
 
     def lanes(self, origin: str, keys: Collection[str]) -> list[LaneView]:
         now = self.store.now()

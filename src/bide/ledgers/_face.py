@@ -94,6 +94,9 @@ class Face(Ledger):
     async def saved(self, ticket: str, files: Sequence[SavedFile]) -> Record | None:
         return await self._step(lambda book: book.saved(ticket, files))
 
+    async def unsaved(self, origin: str, keys: Collection[str]) -> list[Record]:
+        return await self._step(lambda book: book.unsaved(origin, keys), writes=False)
+
     async def withdraw(self, ticket: str, task: Task) -> Record:
         return await self._step(lambda book: book.withdraw(ticket, task))
 

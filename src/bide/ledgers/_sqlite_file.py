@@ -63,6 +63,17 @@ SCHEMA = (
     CREATE TABLE learned (name TEXT PRIMARY KEY, state TEXT NOT NULL, changed REAL NOT NULL) WITHOUT ROWID;
     CREATE INDEX learned_to_clean ON learned (changed);
     """,
+    # When the first and the last of the results that were not saved expire. Up to here all files of a task were noted
+    # at once, and addresses were blanked at `clean_at`, but what came inline stays.
+    """
+    ALTER TABLE records ADD COLUMN first_loss REAL;
+    ALTER TABLE records ADD COLUMN last_loss REAL;
+    UPDATE records SET first_loss = clean_at, last_loss = clean_at
+        WHERE status = 'succeeded' AND files IS NULL AND blanked IS NULL;
+    UPDATE records SET first_loss = 9e999, last_loss = 9e999
+        WHERE status = 'succeeded' AND files IS NULL AND task LIKE '%"data": "%';
+    CREATE INDEX records_unsaved ON records (origin, first_loss, last_loss, lane) WHERE first_loss IS NOT NULL;
+    """,
 )
 """Each step takes a file from one version of the schema to the next. They are only ever added to."""
 

@@ -30,6 +30,8 @@ COLUMNS = (
     *FLAGS,
     *("keys", "added_at", "sent_at", "files", "status", "model", "task_id", "is_open", "held", "task"),
 )
+LOSSES = ("first_loss", "last_loss")
+_FILE = tuple(each.name for each in attrs.fields(SavedFile))
 
 
 def row_of(record: Record, now: float, *, prompts: bool) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def row_of(record: Record, now: float, *, prompts: bool) -> dict[str, Any]:
     )
     row["is_open"], row["held"] = _is_open(record), _is_held(record, now)
     row["task"] = task_text(record, prompts=prompts)
-    return row
+    return row | losses(record)
 
 
 def changes(before: Record, after: Record, now: float, *, prompts: bool) -> dict[str, Any]:
@@ -68,6 +70,8 @@ def changes(before: Record, after: Record, now: float, *, prompts: bool) -> dict
         changed |= _task_changes(before, after, now)
         if not (_is_plain(before.task) and _is_plain(after.task)):
             changed["task"] = task_text(after, prompts=prompts)
+    if "files" in changed or "status" in changed:
+        changed |= losses(after)
     return changed
 
 
@@ -130,8 +134,19 @@ def record_of(row: tuple[Any, ...], request: Request | None) -> Record:
         sent_at=_moment(values["sent_at"]),
         cancelling=bool(values["cancelling"]),
         followed=bool(values["followed"]),
-        files=tuple(SavedFile(**each) for each in json.loads(values["files"] or "[]")),
+        files=tuple(_file_of(each) for each in json.loads(values["files"] or "[]")),
     )
+
+
+def _file_of(plain: dict[str, Any]) -> SavedFile:
+    """Keys that this version does not know are passed over."""
+    return SavedFile(**{name: plain[name] for name in _FILE if name in plain})
+
+
+def losses(record: Record) -> dict[str, float | None]:
+    """The columns that tell when what was not saved is lost."""
+    moments = record.losses
+    return dict(zip(LOSSES, (min(moments, default=None), max(moments, default=None)), strict=True))
 
 
 def blanked(record: Record) -> Record:
@@ -142,9 +157,13 @@ def blanked(record: Record) -> Record:
 
 
 def expiry(task: Task) -> float:
-    """When its addresses stop working, by the wall clock; a day from now where nobody says."""
-    known = [output.expires_at.timestamp() for output in task.outputs if output.expires_at is not None]
-    return max(known, default=time.time() + DAY)
+    """When the last of its addresses stops working, by the wall clock; a day from now where nobody says."""
+    moments = [
+        time.time() + DAY if output.expires_at is None else output.expires_at.timestamp()
+        for output in task.outputs
+        if output.url is not None or output.expires_at is not None
+    ]
+    return max(moments, default=time.time() + DAY)
 
 
 def _is_plain(task: Task) -> bool:

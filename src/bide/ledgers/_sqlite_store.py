@@ -16,12 +16,22 @@ from bide._limits import LaneLoad, LaneState
 from bide.errors import LedgerError
 from bide.ledgers._base import Record, digest_of_plain, plain_of
 from bide.ledgers._book import Store
-from bide.ledgers._sqlite_rows import COLUMNS, blanked, changes, record_of, row_of, task_text, text_of
+from bide.ledgers._sqlite_rows import (
+    COLUMNS,
+    LOSSES,
+    blanked,
+    changes,
+    losses,
+    record_of,
+    row_of,
+    task_text,
+    text_of,
+)
 from bide.models import TaskStatus, request_from_dict
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from bide.ledgers._sqlite_file import File
     from bide.models import Request
@@ -32,12 +42,14 @@ CLEAN_AT_ONCE = 200
 """Records that are blanked or removed in one step."""
 MOST_CACHED = 4000
 """Open records that are remembered while other processes write; those that ended there are among them."""
+LONGEST_READ = 8 * 1024 * 1024
+"""Characters of snapshots after which `unsaved` reads no further one: those with files inline are long."""
 NEWS_KEPT = 3600.0
 REMOVED_KEPT = 2 * 24 * 3600.0
 """Seconds that the ids of removed records are known: longer than a service lists its tasks."""
 
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM records"  # noqa: S608 - our own names
-_INSERT = f"INSERT INTO records ({', '.join(COLUMNS)}) VALUES (:{', :'.join(COLUMNS)})"  # noqa: S608 - our own names
+_INSERT = f"INSERT INTO records ({', '.join(COLUMNS + LOSSES)}) VALUES (:{', :'.join(COLUMNS + LOSSES)})"  # noqa: S608 - our own names
 # The oldest one of each set of keys: as many steps in the index as there are sets, however long the queue is.
 _WAITING = "status = 'waiting' AND owner IS NOT NULL AND origin = ? AND kind = ?"
 _FIRST = f"""
@@ -51,7 +63,7 @@ _FIRST = f"""
     )
 """  # noqa: S608 - our own names
 _HEADS, _TURNS = _FIRST.format(_SELECT), _FIRST.format("SELECT owner FROM records")
-_ADDED_AT = COLUMNS.index("added_at")
+_ADDED_AT, _TASK = COLUMNS.index("added_at"), COLUMNS.index("task")
 _LANE = tuple(each.name for each in attrs.fields(LaneState))
 
 
@@ -258,6 +270,24 @@ class SQLiteStore(Store):
     def open_records(self, origin: str) -> list[Record]:
         return self._all(f"{_SELECT} WHERE is_open = 1 AND origin = ? ORDER BY sequence", origin)
 
+    def unsaved(self, origin: str, keys: Collection[str], at: float, most: int) -> list[Record]:
+        # What is to be read is found in the index alone: it does not matter how much else is on record.
+        mine = " OR ".join("instr(',' || keys || ',', ?)" for _ in keys)
+        cursor = self._connection.execute(
+            f"{_SELECT} INDEXED BY records_unsaved WHERE first_loss IS NOT NULL AND origin = ? AND last_loss > ? "
+            f"AND (lane IN ({', '.join('?' * len(keys))}) OR (lane IS NULL AND ({mine or 0}))) "
+            f"ORDER BY first_loss LIMIT ?",
+            (origin, at, *keys, *(f",{key}," for key in keys), most),
+        )
+        rows, length = [], 0
+        for row in cursor:
+            rows.append(row)
+            length += len(row[_TASK] or "")
+            if length > LONGEST_READ:
+                break
+        cursor.close()
+        return self._records(rows)
+
     def listed(self, *, is_open: bool) -> list[Record]:
         """The records in the order of arrival: the open and the unknown ones, or all."""
         only = " WHERE is_open = 1 OR status = 'unknown'" if is_open else ""
@@ -364,13 +394,12 @@ class SQLiteStore(Store):
             if was_blanked:
                 self.drop(record)
             else:
+                bare = blanked(record)
+                text = task_text(bare, prompts=self._keeps_prompt(record))
                 self._connection.execute(
-                    "UPDATE records SET task = ?, blanked = 1, clean_at = ? WHERE sequence = ?",
-                    (
-                        task_text(blanked(record), prompts=self._keeps_prompt(record)),
-                        at + self._keep,
-                        record.sequence,
-                    ),
+                    "UPDATE records SET task = ?, blanked = 1, clean_at = ?, first_loss = ?, last_loss = ? "
+                    "WHERE sequence = ?",
+                    (text, at + self._keep, *losses(bare).values(), record.sequence),
                 )
         self._connection.execute("DELETE FROM news WHERE at < ?", (self.now() - NEWS_KEPT,))
         self._connection.execute("DELETE FROM removed WHERE at < ?", (self.now() - REMOVED_KEPT,))
@@ -388,8 +417,11 @@ class SQLiteStore(Store):
         return None if row is None else self._read(row)
 
     def _all(self, query: str, *values: Any) -> list[Record]:
+        return self._records(self._connection.execute(query, values).fetchall())
+
+    def _records(self, rows: Iterable[tuple[Any, ...]]) -> list[Record]:
         records = []
-        for row in self._connection.execute(query, values).fetchall():
+        for row in rows:
             try:
                 records.append(self._read(row))
             except LedgerError as fault:  # one that cannot be read keeps nobody from the others

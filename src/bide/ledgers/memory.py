@@ -157,6 +157,9 @@ class MemoryStore(Store):
         records = [record for record in self._open.values() if record.origin == origin]
         return sorted(records, key=lambda record: record.sequence)
 
+    def unsaved(self, origin: str, keys: Collection[str], at: float, most: int) -> list[Record]:
+        return [record for record in self._ended.values() if record.origin == origin]
+
     def lanes(self, origin: str) -> list[tuple[str, str, LaneState]]:
         return [
             (kind, key, lane.state) for (where, kind, key), lane in self._lanes.items() if where == origin

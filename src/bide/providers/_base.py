@@ -24,6 +24,7 @@ class Profile:
         floor: the least time between two looks at a task.
         typical: the documented range of durations (about the 10 % and 90 % points).
         limits: the documented limits per key.
+        lifetime: how long results stay after their end, by the documents; None where they do not say.
         longest: the longest that such a task takes; past it its slot counts as free.
         unknown_hold: how long a create whose outcome nobody knows counts as a slot.
     """
@@ -33,6 +34,7 @@ class Profile:
     longest: float
     unknown_hold: float
     limits: Limits = field(factory=Limits)
+    lifetime: float | None = None
 
 
 # What a create's reply can mean.

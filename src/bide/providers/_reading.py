@@ -24,6 +24,9 @@ _SUFFIXES = {
     "audio": ("mp3", "wav", "flac", "m4a", "ogg", "aac"),
 }
 _KINDS = {suffix: kind for kind, suffixes in _SUFFIXES.items() for suffix in suffixes}
+_DATED = ("x-oss", "x-amz", "x-goog", "x-tos")
+"""Signatures that tell when they were made and how long they last: Alibaba Cloud OSS, Amazon S3, Google Cloud Storage,
+Volcengine TOS."""
 
 
 # Values ----------------------------------------------------------------------------------------------------
@@ -170,15 +173,43 @@ def _is_fetchable(url: str) -> bool:
 
 
 def signed_until(url: str) -> datetime | None:
-    """When the signature in *url* ends, or None: `Expires=` (an epoch) or `X-Oss-Date=` and `X-Oss-Expires=`."""
-    given = {name.lower(): value for name, value in parse_qsl(urlsplit(url).query)}
-    if (ends := moment(given, "expires")) is not None:
-        return ends
-    for family in ("x-oss", "x-amz"):
+    """When the signature in *url* ends, or None where it does not tell; the first of several ends.
+
+    Names are read in any case, and a moment that has passed is told as it is. What the services document:
+
+    - `Expires`, a moment: Alibaba Cloud OSS, Amazon S3 and CloudFront, Google Cloud Storage, Huawei Cloud OBS;
+    - `X-…-Date` and seconds in `X-…-Expires`: those of `_DATED`;
+    - `q-sign-time` and `q-key-time`, each as START;END: Tencent Cloud COS;
+    - `se`, a written time, with `sig`: Azure Storage;
+    - `e`, a count since the epoch, with `token`: Qiniu Kodo.
+    """
+    try:
+        query = urlsplit(url).query
+    except ValueError:
+        return None
+    given = {name.lower(): value for name, value in parse_qsl(query)}
+    return min((each for each in _ends(given) if each is not None), default=None)
+
+
+def _ends(given: Mapping[str, str]) -> Iterator[datetime | None]:
+    """The ends of the signatures in the fields *given* of a query."""
+    yield moment(given, "expires")
+    for family in _DATED:
         signed, lasts = moment(given, f"{family}-date"), number(given, f"{family}-expires")
-        if signed is not None and lasts is not None:
-            return from_epoch(signed.timestamp() + lasts)
-    return None
+        if signed is not None and lasts is not None and lasts >= 0:
+            yield from_epoch(signed.timestamp() + lasts)
+    for name in ("q-sign-time", "q-key-time"):
+        yield _counted(given.get(name, "").partition(";")[2])
+    if "sig" in given:
+        yield _written(given.get("se", ""), UTC)
+    if "token" in given:
+        yield _counted(given.get("e"))
+
+
+def _counted(value: object) -> datetime | None:
+    """A moment as a count of seconds since the epoch, and in no other form."""
+    count = _number(value)
+    return None if count is None else from_epoch(count)
 
 
 def inline_output(data: str, kind: str, *, revised_prompt: str | None = None) -> Output:

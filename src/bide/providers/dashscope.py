@@ -187,6 +187,7 @@ class DashScope:
                 longest=self.longest,
                 unknown_hold=self.image_unknown_hold,
                 limits=Limits(creates_per_minute=30),
+                lifetime=_LIFETIME_HOURS * 3600.0,
             )
         return Profile(
             floor=self.video_floor,
@@ -194,6 +195,7 @@ class DashScope:
             longest=self.longest,
             unknown_hold=self.video_unknown_hold,
             limits=Limits(concurrency=3),
+            lifetime=_LIFETIME_HOURS * 3600.0,
         )
 
     def knows(self, word: str) -> bool:

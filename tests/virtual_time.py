@@ -72,6 +72,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._thread_done)
         return future
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        # From Python 3.12 on the runner gives it 300 seconds, which are a moment here.
+        await super().shutdown_default_executor()
+
     def _thread_done(self, _future: object) -> None:
         self.threads -= 1
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bide._handle import TaskEvents, TaskHandle
     from bide._pace import Pace
     from bide._statistics import LaneStatistics, ModelStatistics, Statistics
+    from bide._terms import Downloads
     from bide.errors import (
         APIError,
         AuthenticationError,
@@ -70,6 +71,7 @@ __all__ = [
     "Deadlines",
     "Dieyuyun",
     "DownloadError",
+    "Downloads",
     "ErrorDetail",
     "Event",
     "EventName",
@@ -116,6 +118,7 @@ _HOMES = {
     "_handle": "TaskEvents TaskHandle",
     "_pace": "Pace",
     "_statistics": "LaneStatistics ModelStatistics Statistics",
+    "_terms": "Downloads",
     "errors": (
         "APIError AuthenticationError BideError BillingError ClientClosedError DownloadError "
         "InvalidRequestError LedgerError NotFoundError RateLimitError ServerError SubmissionUnknownError "

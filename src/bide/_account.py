@@ -10,11 +10,11 @@ import math
 import random
 from collections import deque
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from bide._limits import QueryBudget
 from bide._wire import shown
@@ -26,7 +26,7 @@ from bide.errors import (
     UnexpectedReplyError,
 )
 from bide.models import Task
-from bide.providers import Denied, Page, TryAgain, Unclear
+from bide.providers import Accepted, Denied, Page, TryAgain, Unclear
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from bide._wire import Call, Reply, Secret
     from bide.errors import BideError
     from bide.ledgers import Ledger, Record
-    from bide.models import Request
+    from bide.models import Output, Request
     from bide.providers import CancelOutcome, CreateOutcome, ListedTask, Provider, QueryOutcome
 
 _T = TypeVar("_T")
@@ -253,7 +253,8 @@ class Account:
         try:
             reply = await self._send(call, record.lane, CREATE_TIMEOUT, fresh=True)
             self.counters.creates_429 += reply.status == 429
-            return self.provider.read_created(reply, record.request)
+            outcome = self.provider.read_created(reply, record.request)
+            return Accepted(self._dated(outcome.task)) if isinstance(outcome, Accepted) else outcome
         except TransportError as fault:
             if not fault.may_have_arrived:
                 raise
@@ -266,9 +267,10 @@ class Account:
     async def query(self, lane: str, task_id: str) -> QueryOutcome:
         """Ask for a task. The caller has a place in the turnstile."""
         self.counters.queries += 1
-        return await self._ask(
+        outcome = await self._ask(
             self.provider.query_call(task_id), lane, lambda r: self.provider.read_task(r, task_id)
         )
+        return self._dated(outcome) if isinstance(outcome, Task) else outcome
 
     async def cancel(self, lane: str, task_id: str) -> CancelOutcome:
         """Ask to cancel a task."""
@@ -373,6 +375,18 @@ class Account:
         elif reply.status < 400:
             self.turnstile.budget.answered()
         return read(reply)
+
+    def _dated(self, task: Task) -> Task:
+        """*task* with the expiry of results whose address does not tell it: by the documents, from now on at most."""
+        if not any(each.url is not None and each.expires_at is None for each in task.outputs):
+            return task
+        return evolve(task, outputs=tuple(map(self._dated_output, task.outputs)))
+
+    def _dated_output(self, output: Output) -> Output:
+        lifetime = self.provider.profile(output.kind).lifetime
+        if output.url is None or output.expires_at is not None or lifetime is None:
+            return output
+        return evolve(output, expires_at=datetime.now(UTC) + timedelta(seconds=lifetime))
 
     async def _send(self, call: Call, lane: str, timeout: float, *, fresh: bool = False) -> Reply:
         reply = await self.transport.send(call, key=self._keys[lane], timeout=timeout, fresh=fresh)

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import attrs
+
+
+_TICKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def is_ticket(value: object) -> bool:
+    """Whether *value* can be a ticket: it names files, too, and stays in their folder."""
+    return isinstance(value, str) and _TICKET.fullmatch(value) is not None
 
 
 def text(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:

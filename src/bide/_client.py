@@ -4,33 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
-import re
 import secrets
-from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
+from typing import TYPE_CHECKING, Literal, Self, overload
 
 import anyio
 
 from bide._account import origin_of, turnstile_for, unless_closed
+from bide._arguments import (
+    check_writable,
+    checked,
+    checked_keys,
+    checked_limits,
+    checked_rate,
+    folder_of,
+    secrets_of,
+)
+from bide._checks import is_ticket
 from bide._completed import AsCompleted, Completions, note_left, outcome_of
 from bide._engine import Engine
 from bide._events import Announcer, log_as_the_environment_says
+from bide._fetching import Fetcher
 from bide._pace import Pace
 from bide._statistics import statistics_of
+from bide._terms import Downloads
 from bide._transport import Transport
-from bide._wire import Secret, quoted, shown
+from bide._wire import quoted, shown
 from bide.errors import BideError, ClientClosedError, WaitTimeoutError
 from bide.ledgers import MemoryLedger, Record
 from bide.models import Billing, Deadlines, ImageRequest, Limits, RawRequest, Task, TaskStatus, VideoRequest
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncIterable, Callable, Iterable, Sequence
     from types import TracebackType
 
     import httpx
 
+    from bide._arguments import Limiting
     from bide._events import Event
     from bide._handle import TaskHandle
     from bide._statistics import Statistics
@@ -38,10 +49,6 @@ if TYPE_CHECKING:
     from bide.ledgers import Ledger
     from bide.models import Request, SavedFile
     from bide.providers import Provider
-
-    Limiting: TypeAlias = Limits | Mapping[str, Limits] | None
-
-_TICKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class Client:
@@ -71,6 +78,10 @@ class Client:
         proxy: URL of a proxy; None takes the environment's ($HTTPS_PROXY, $NO_PROXY).
         on_event: called with an `Event` for each thing that happens to a submission, in the loop and at once: it must
             return soon. What it raises is logged. Hand over with `queue.put_nowait` to do more.
+        save_to: a directory to which each result of this client's tasks is saved as soon as it is there, whoever waits,
+            since results expire; what fails is tried again. Leaving the `async with` block waits for what is on its
+            way, `aclose` for its *grace*. On a durable ledger it saves what others have left unsaved, too.
+        downloads: how many files at once, how large, from where; None is `Downloads()`.
 
     $BIDE_LOG (debug, info, warning or error) shows what happens on standard error, or in the application's own log.
 
@@ -97,41 +108,40 @@ class Client:
         transport: httpx.AsyncBaseTransport | None = None,
         proxy: str | None = None,
         on_event: Callable[[Event], object] | None = None,
+        save_to: str | os.PathLike[str] | None = None,
+        downloads: Downloads | None = None,
     ) -> None:
         # First of all: what is raised below can be shown with the locals of this frame.
-        secrets, api_key = _secrets_of(api_key), None
+        secrets, api_key = secrets_of(api_key), None
         if isinstance(provider, str | type) or not hasattr(provider, "create_call"):
             raise TypeError(
                 f"provider must be an instance such as DashScope(), not {shown(repr(provider), 60)}"
-            )
-        if deadlines is not None and not isinstance(deadlines, Deadlines):
-            raise TypeError(f"deadlines must be a Deadlines(waiting=, queued=, running=), not {deadlines!r}")
-        if pace is not None and not isinstance(pace, Pace):
-            raise TypeError(
-                f"pace must be a Pace(price=, floor=, cap=) or Pace.fixed(3.0), not {shown(repr(pace), 60)}"
             )
         if ledger is not None and (isinstance(ledger, type) or not hasattr(ledger, "admit")):
             raise TypeError(
                 f"ledger must be a Ledger such as SQLiteLedger('tasks.db'), not {shown(repr(ledger), 60)}"
             )
         self._provider = provider
-        self._keys = _checked_keys(provider, secrets)
-        self._limits = _checked_limits(limits)
-        if queries_per_second is not None:
-            if isinstance(queries_per_second, bool) or not isinstance(queries_per_second, int | float):
-                raise TypeError(f"queries_per_second must be a number, not {queries_per_second!r}")
-            if not queries_per_second > 0:
-                raise ValueError(f"queries_per_second must be above 0, not {queries_per_second!r}")
-        rate = provider.queries_per_second if queries_per_second is None else queries_per_second
-        self._rate = None if rate == math.inf else rate
-        self._deadlines = Deadlines() if deadlines is None else deadlines
-        self._pace = Pace() if pace is None else pace
+        self._keys = checked_keys(provider, secrets)
+        self._limits = checked_limits(limits)
+        self._rate = checked_rate(provider, queries_per_second)
+        self._deadlines = checked("deadlines", deadlines, Deadlines, "Deadlines(waiting=, queued=, running=)")
+        self._pace = checked("pace", pace, Pace, "Pace(price=, floor=, cap=) or Pace.fixed(3.0)")
+        self._downloads = checked("downloads", downloads, Downloads, "Downloads(at_once=, hosts=, ...)")
+        self._save_to = None if save_to is None else folder_of(save_to).absolute()
         self._ledger = ledger
         self._adopts = adopt
         self._announcer = Announcer(provider.name, on_event)
         log_as_the_environment_says()
         self._transport = Transport(
             provider.base_url, http_client=http_client, transport=transport, proxy=proxy
+        )
+        self._fetcher = Fetcher(
+            self._transport.origin,
+            hosts=self._downloads.hosts,
+            at_once=self._downloads.at_once,
+            transport=transport,
+            proxy=proxy,
         )
         self._engine: Engine | None = None
         self._starting: asyncio.Task[Engine] | None = None
@@ -156,7 +166,11 @@ class Client:
     ) -> None:
         if error is not None and self._engine is not None and self._engine.is_inherited:
             return  # a forked child leaves: the client is its parent's, and the error its own
-        await self.aclose()
+        try:
+            if error is None and self._engine is not None and not self._closed:
+                await self._engine.saving.settled()
+        finally:
+            await self.aclose()
 
     # Submitting --------------------------------------------------------------------------------------------
 
@@ -333,14 +347,34 @@ class Client:
 
     # Results -----------------------------------------------------------------------------------------------
 
-    async def save(self, task: Task, directory: str | os.PathLike[str]) -> list[SavedFile]:
+    async def save(
+        self,
+        task: Task,
+        directory: str | os.PathLike[str],
+        *,
+        output: int | None = None,
+        overwrite: bool = False,
+    ) -> list[SavedFile]:
         """Write the files of a succeeded *task* to *directory* as `{ticket}-{index}.{ext}`, each whole or not at all.
 
+        Parts that failed are left out. Each file is streamed to a hidden part file and renamed when it is whole and on
+        disk. A broken connection is made anew and goes on where it broke off; an address that does not work any more
+        is asked for once more; what a cancel, a failure or a crash leaves is taken up by the next `save`. What was
+        saved there already is found and not fetched again. The key is not sent with a download.
+
+        Cancelling this stops the download, unless somebody else waits for the same file.
+
+        Args:
+            output: save only this one of `task.outputs`, from 0.
+            overwrite: fetch and write the file anew, whatever is there.
+
         Raises:
-            DownloadError: a file could not be fetched or written.
-            ValueError: the task has no results.
+            DownloadError: a file could not be fetched or written; the others are saved all the same.
+            TypeError, ValueError: the task has no results, or *directory* or *output* is not what it should be.
+            ClientClosedError: the client was closed meanwhile.
         """
-        return await (await self._started()).save(task, directory)
+        engine = await self._started()
+        return await engine.save(task, directory, output=output, overwrite=overwrite)
 
     async def statistics(self) -> Statistics:
         """What this client is doing, and what it has done: slots, queue, calls, 429s, pauses, ends."""
@@ -358,7 +392,8 @@ class Client:
 
         Args:
             grace: seconds that creates under way may take to be answered; after that they end as `unknown` (on a
-                durable ledger they are left for another client to look up).
+                durable ledger they are left for another client to look up). What `save_to` is saving has what is left
+                of them; what has come of a file by then stays for the next `save`.
             withdraw: withdraw what was never sent on a durable ledger too.
         """
         self._closed = True
@@ -368,6 +403,7 @@ class Client:
         if self._engine is not None:
             await self._engine.aclose(grace, withdraw=withdraw)
         else:
+            await self._fetcher.aclose()
             await self._transport.aclose()
 
     # Inside ------------------------------------------------------------------------------------------------
@@ -393,6 +429,8 @@ class Client:
             raise
 
     async def _make_engine(self) -> Engine:
+        if self._save_to is not None:
+            await check_writable(self._save_to)
         ledger = MemoryLedger.of_loop() if self._ledger is None else self._ledger
         salt = await ledger.salt()
         keys = {key.fingerprint(salt): key for key in self._keys}
@@ -417,6 +455,9 @@ class Client:
             deadlines=self._deadlines,
             pace=self._pace,
             announcer=self._announcer,
+            fetcher=self._fetcher,
+            downloads=self._downloads,
+            save_to=self._save_to,
         )
 
     def _limits_of(self, kind: str) -> Limits:
@@ -433,7 +474,7 @@ class Client:
             )
         if ticket is None:
             ticket = secrets.token_hex(10)
-        elif not isinstance(ticket, str) or not _TICKET.fullmatch(ticket):
+        elif not is_ticket(ticket):
             raise ValueError(
                 f"not a ticket: {shown(repr(ticket), 80)}; expected 1 to 128 letters, digits, '.', '_' or '-', "
                 f"starting with a letter or digit, since files are named by it"
@@ -454,40 +495,3 @@ class Client:
         if self._engine is not None:
             for handle in handles:
                 self._engine.withdraw_soon(handle)
-
-
-def _secrets_of(api_key: Any) -> tuple[Secret, ...] | None:
-    """What was given as the key, or keys, wrapped; None if nothing was."""
-    if api_key is None:
-        return None
-    return tuple(map(Secret, api_key if isinstance(api_key, list | tuple) else (api_key,)))
-
-
-def _checked_keys(provider: Provider, keys: tuple[Secret, ...] | None) -> tuple[Secret, ...]:
-    names = provider.key_variables
-    if keys is None:
-        keys = _secrets_of(next(filter(None, map(os.environ.get, names)), None))
-        if keys is None:
-            raise ValueError(f"no API key: pass api_key=, or set ${' or $'.join(names)} in the environment")
-    if not keys:
-        raise ValueError("no API key: api_key is an empty sequence")
-    for number, key in enumerate(keys, 1):
-        if not key.is_sendable:
-            raise ValueError(
-                f"API key {number} of {len(keys)} cannot be sent: expected printable ASCII without spaces, got "
-                f"{key.shape} (is there a line end?)"
-            )
-    return tuple(dict.fromkeys(keys))
-
-
-def _checked_limits(limits: Limiting) -> Limiting:
-    if limits is None or isinstance(limits, Limits):
-        return limits
-    if not isinstance(limits, Mapping):
-        raise TypeError(
-            f"limits must be a Limits or a mapping from kind to Limits, such as Limits(concurrency=3), not {limits!r}"
-        )
-    for kind, each in limits.items():
-        if not isinstance(each, Limits):
-            raise TypeError(f"limits[{kind!r}] must be a Limits, not {type(each).__name__}")
-    return dict(limits)

@@ -1,213 +1,204 @@
-"""Bringing results home: each file is streamed to a part file and renamed when it is whole."""
+"""Bringing results home: one output into one file, whole or not at all, whatever the connection does meanwhile.
+
+What has come stays in a part file beside the target, across tries, cancels and crashes: the next try asks for the rest,
+if the server still has the same version of the file. `_fetching` opens addresses, `_ranges` decides what an answer
+means, `_part` writes, `_filling` puts them together; here are the places, the deadline and the target.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import os
-from contextlib import aclosing, suppress
+import heapq
+import itertools
+import math
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
-from uuid import uuid4
+from typing import TYPE_CHECKING, Self
 
-import anyio
-
-from bide._transport import without_query
+from bide._filling import Filling, UselessError
+from bide._media import extension_of, media_type_of
+from bide._part import PartBusyError, PartFile
+from bide._threads import in_thread
 from bide.errors import DownloadError
-from bide.models import SavedFile, TaskStatus
+from bide.models import SavedFile
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from types import TracebackType
 
-    from bide._transport import Transport
-    from bide.models import Output, Task
+    from bide._fetching import Fetcher
+    from bide._filling import Job
+    from bide._terms import Downloads
 
-AT_ONCE = 4
-"""Files of one call that are fetched at the same time."""
-PIECE = 2**20
-"""Bytes that are gathered for one write: each is a hop to a thread."""
-SLICE = 64 * 1024
-"""Characters of base64 that are decoded in one go: it holds up the event loop. A multiple of 4."""
-
-_MAGIC = (
-    (0, b"\x89PNG\r\n\x1a\n", "image/png"),
-    (0, b"\xff\xd8\xff", "image/jpeg"),
-    (0, b"GIF8", "image/gif"),
-    (8, b"WEBP", "image/webp"),
-    (4, b"ftypavif", "image/avif"),
-    (4, b"ftyp", "video/mp4"),
-    (0, b"\x1aE\xdf\xa3", "video/webm"),
-    (8, b"WAVE", "audio/wav"),
-    (0, b"ID3", "audio/mpeg"),
-    (0, b"\xff\xfb", "audio/mpeg"),
-)
-_EXTENSIONS = {
-    "image/png": "png",
-    "image/jpeg": "jpg",
-    "image/gif": "gif",
-    "image/webp": "webp",
-    "image/avif": "avif",
-    "video/mp4": "mp4",
-    "video/webm": "webm",
-    "audio/wav": "wav",
-    "audio/mpeg": "mp3",
-    "application/json": "json",
-}
+BUSY_POLL = 0.25
+"""Seconds until a part file is looked at again that somebody else is writing."""
 
 
-async def save(transport: Transport, task: Task, directory: str | os.PathLike[str]) -> list[SavedFile]:
-    """Write the files of *task* to *directory* as `{ticket}-{index}.{ext}`. Parts that failed are left out.
+class Downloader:
+    """Brings outputs home, some at a time, the one that expires first of those that wait.
 
-    Raises:
-        DownloadError: a file could not be fetched or written. Files that are whole by then stay.
-        ValueError: the task has no results, or its ticket cannot name a file.
+    Args:
+        terms: how many at once, how large, how long.
     """
-    if task.status is not TaskStatus.SUCCEEDED:
-        raise ValueError(
-            f"nothing to save: {task.task_id or task.ticket} is {task.status}, not succeeded: await handle.result()"
-        )
-    folder = Path(directory)
-    if not task.ticket or Path(task.ticket).name != task.ticket or "\0" in task.ticket:
-        raise ValueError(f"the ticket {task.ticket!r} cannot name a file")
-    gate = asyncio.Semaphore(AT_ONCE)
 
-    async def one(index: int, output: Output) -> SavedFile:
-        async with gate:
-            return await _save_one(transport, output, folder, f"{task.ticket}-{index}")
+    def __init__(self, fetcher: Fetcher, terms: Downloads) -> None:
+        self._fetcher = fetcher
+        self._terms = terms
+        self._gate = _Gate(terms.at_once)
+        # Of our own: what an application does in the loop's default threads would wait for disks, and the other way.
+        self._threads = ThreadPoolExecutor(terms.at_once, thread_name_prefix="bide-save")
 
-    saves: list[asyncio.Task[SavedFile]] = []
-    try:
-        await _in_thread(partial(folder.mkdir, parents=True, exist_ok=True))
-        saves = [
-            asyncio.create_task(one(i, output))
-            for i, output in enumerate(task.outputs)
-            if output.error is None
-        ]
-        return list(await asyncio.gather(*saves))
-    except DownloadError as fault:
-        raise fault.about(ticket=task.ticket, task_id=task.task_id) from None
-    except OSError as fault:
-        raise DownloadError(
-            f"cannot write to {folder}: {fault}; the result is still at the service",
-            ticket=task.ticket,
-            task_id=task.task_id,
-        ) from None
-    finally:
-        for each in saves:
-            each.cancel()
-        await asyncio.gather(*saves, return_exceptions=True)
+    async def aclose(self) -> None:
+        """Let go of the threads. No download is under way any more."""
+        self._threads.shutdown(wait=False)
 
+    async def save(self, job: Job) -> tuple[SavedFile, bool]:
+        """Bring one output home. Returns its file, and whether it was written now (else it was there already).
 
-async def _save_one(transport: Transport, output: Output, folder: Path, stem: str) -> SavedFile:
-    """Save one output; the part file never outlives a failure."""
-    part = folder / f".{stem}.{uuid4().hex}.part"
-    try:
-        if output.data is not None:
-            async with aclosing(_decoded(output.data)) as chunks:
-                size, media_type = await _write(part, chunks)
-        elif output.url is not None:
-            size, media_type = await _fetch(transport, output, part)
-        else:
-            raise DownloadError(f"output {stem} has neither a URL nor data")
-        media_type = media_type or output.media_type
-        target = folder / f"{stem}.{_EXTENSIONS.get(media_type or '', 'bin')}"
-        await _in_thread(partial(part.replace, target))
-        return SavedFile(str(target), size, media_type)
-    finally:
-        with suppress(OSError):
-            part.unlink()
+        Cancelling this keeps what has come for the next time.
 
+        Raises:
+            DownloadError: it cannot be fetched or written.
+        """
+        expires = job.output.expires_at
+        async with _Place(self._gate, expires.timestamp() if expires else math.inf) as place:
+            try:
+                return await self._save(job, place)
+            except OSError as fault:
+                in_the_way = isinstance(fault, IsADirectoryError | NotADirectoryError | FileExistsError)
+                advice = "; move it away, or save to another directory" if in_the_way else ""
+                raise DownloadError(
+                    f"cannot write to {job.folder}: {fault}{advice}; the result is still at the service",
+                    retryable=True,
+                ) from None
 
-async def _fetch(transport: Transport, output: Output, part: Path) -> tuple[int, str | None]:
-    url = output.url or ""
-    place = without_query(url)
-    async with transport.download(url) as download:
-        if download.status != 200:
-            raise DownloadError(
-                f"{place} answered HTTP {download.status}: {_advice(download.status, output)}"
-            )
-        declared = download.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if declared in ("text/html", "application/json") and output.kind in ("image", "video", "audio"):
-            raise DownloadError(f"{place} answered with {declared} and not with the {output.kind}")
-        size, media_type = await _write(part, download.chunks)
-        length = download.headers.get("content-length", "")
-        if length.isdecimal() and int(length) != size:
-            raise DownloadError(f"{place} broke off: {size} of {length} bytes came; save again")
-    return size, media_type or declared or None
-
-
-def _advice(status: int, output: Output) -> str:
-    if status in (401, 403, 404, 410):
-        until = f" (this one until {output.expires_at:%Y-%m-%d %H:%M} UTC)" if output.expires_at else ""
-        return (
-            f"results are kept for a limited time{until}; client.attach(task_id) asks for a fresh address, while the "
-            f"service keeps the result"
-        )
-    return "the file server has a problem; the result is still there: save again"
-
-
-async def _write(part: Path, chunks: AsyncIterator[bytes]) -> tuple[int, str | None]:
-    """Write *chunks* to *part*, on disk when this returns. Returns the size and the media type that it shows."""
-    size, media_type = 0, None
-    file = part.open("xb")  # not in a thread: a cancel would lose the open file
-    try:
-        piece = bytearray()
-        async for chunk in chunks:
-            piece += chunk
-            if len(piece) >= PIECE:
-                media_type = media_type if size else _magic(piece)
-                size += len(piece)
-                await _in_thread(partial(file.write, piece))
-                piece = bytearray()
-        media_type = media_type if size else _magic(piece)
-        size += len(piece)
-        if not size:
-            raise DownloadError("the result is empty: no byte came")
-        await _in_thread(partial(_finish, file, piece))
-    finally:
-        await _in_thread(file.close)
-    return size, media_type
-
-
-def _finish(file: BinaryIO, piece: bytearray) -> None:
-    file.write(piece)
-    file.flush()
-    os.fsync(file.fileno())
-
-
-async def _in_thread(work: Callable[[], object]) -> None:
-    """Do *work* in a thread. A cancel waits for its end: it must not write, or hold a file, behind our back."""
-    job = asyncio.get_running_loop().run_in_executor(None, work)
-    try:
-        await asyncio.shield(job)
-    except asyncio.CancelledError:
-        while not job.done():
-            # anyio cancels again at each await, asyncio as often as it is asked to.
-            with anyio.CancelScope(shield=True), suppress(asyncio.CancelledError):
-                await asyncio.wait([job])
-        job.exception()  # nobody asks for it any more
-        raise
-
-
-async def _decoded(data: str) -> AsyncGenerator[bytes]:
-    """*data* from base64, slice by slice, so that the event loop goes on between."""
-    if data.startswith("data:"):
-        data = data.partition(",")[2]
-    rest = ""
-    for start in range(0, len(data), SLICE):
-        text = rest + "".join(data[start : start + SLICE].split())
-        cut = len(text) - len(text) % 4
-        rest = text[cut:]
+    async def _save(self, job: Job, place: _Place) -> tuple[SavedFile, bool]:
+        await in_thread(self._threads, partial(job.folder.mkdir, parents=True, exist_ok=True))
+        part = await self._opened(job, place)
+        if isinstance(part, SavedFile):
+            return part, False
         try:
-            yield base64.b64decode(text[:cut], validate=True)
-        except ValueError as fault:
-            raise DownloadError(f"the inline result is not base64: {fault}") from None
-        await asyncio.sleep(0)
-    if rest:
-        raise DownloadError("the inline result is not base64: it is cut off")
+            media_type = await self._fill(part, job, place)
+            job.heard(part.size, part.size)
+            # Never the server's word for it, but for JSON, which has no mark of its own.
+            told = media_type if media_type == "application/json" else media_type_of(part.head)
+            target = job.folder / f"{job.stem}.{extension_of(told)}"
+            size, digest = part.size, part.sha256()
+            try:
+                is_new = await in_thread(self._threads, partial(part.finish, target, overwrite=job.overwrite))
+            except FileExistsError:
+                raise DownloadError(
+                    f"{target} is there already, and is another file than this result: save to another directory, or "
+                    f"with overwrite=True to replace it"
+                ) from None
+            return SavedFile(str(target), size, digest, media_type), is_new
+        except UselessError as fault:
+            await in_thread(self._threads, part.discard)
+            raise fault.told from None
+        finally:
+            await in_thread(self._threads, part.close)
+
+    async def _opened(self, job: Job, place: _Place) -> PartFile | SavedFile:
+        """The part file, once it is ours; or the result, if whoever had it has finished it."""
+        clock = asyncio.timeout(self._terms.deadline)
+        try:
+            async with clock:
+                while True:
+                    try:
+                        opening = partial(PartFile.open, job.folder, job.stem, job.identity)
+                        return await in_thread(self._threads, opening, undo=PartFile.close)
+                    except PartBusyError:
+                        await place.pause(BUSY_POLL)
+                    there = None if job.overwrite else await job.there()
+                    if there is not None:
+                        return there
+        except TimeoutError:
+            if not clock.expired():
+                raise
+        raise DownloadError(
+            f"{job.stem} is being saved by another process since {self._terms.deadline:g} s", retryable=True
+        )
+
+    async def _fill(self, part: PartFile, job: Job, place: _Place) -> str | None:
+        """Make *part* whole. Returns the media type."""
+        largest = self._terms.largest(job.output.kind)
+        filling = Filling(self._fetcher, self._threads, part, job, largest=largest, pause=place.pause)
+        if job.output.data is not None:
+            return await filling.decode(job.output.data)
+        clock = asyncio.timeout(self._terms.deadline)
+        try:
+            async with clock:
+                return await filling.fetch()
+        except TimeoutError:
+            if not clock.expired():
+                raise
+        raise DownloadError(
+            f"{job.stem} was not there within {self._terms.deadline:g} s: {part.size} of {part.total or '?'} bytes "
+            f"came; save again to go on",
+            retryable=True,
+        )
 
 
-def _magic(begin: bytes | bytearray) -> str | None:
-    """The media type that a file's first bytes show."""
-    return next((kind for at, magic, kind in _MAGIC if begin[at : at + len(magic)] == magic), None)
+class _Gate:
+    """So many places; of those who wait the most urgent one goes first."""
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._numbers = itertools.count()
+        self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
+
+    async def enter(self, urgency: float) -> None:
+        """Wait for a place; `leave` must follow. The lower *urgency* is, the sooner."""
+        if self._free:
+            self._free -= 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = (urgency, next(self._numbers), turn)
+        heapq.heappush(self._waiting, waiting)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # it was our turn in that very moment
+                self.leave()
+            elif waiting in self._waiting:  # `leave` may have met it already
+                self._waiting.remove(waiting)
+                heapq.heapify(self._waiting)
+            raise
+
+    def leave(self) -> None:
+        """Let the next one in."""
+        while self._waiting:
+            _, _, turn = heapq.heappop(self._waiting)
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+
+class _Place:
+    """A place behind the gate, for as long as the block lasts."""
+
+    def __init__(self, gate: _Gate, urgency: float) -> None:
+        self._gate = gate
+        self._urgency = urgency
+        self._is_held = False
+
+    async def __aenter__(self) -> Self:
+        await self._gate.enter(self._urgency)
+        self._is_held = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._is_held:
+            self._gate.leave()
+
+    async def pause(self, seconds: float) -> None:
+        """Wait so long, and let somebody else have the place meanwhile."""
+        if seconds <= 0:
+            return
+        self._is_held = False
+        self._gate.leave()
+        await asyncio.sleep(seconds)
+        await self._gate.enter(-math.inf)  # its deadline goes on
+        self._is_held = True

@@ -14,11 +14,11 @@ from weakref import WeakValueDictionary
 import anyio
 
 from bide._account import Account, Counters, origin_of, unless_closed
-from bide._downloads import save as save_files
 from bide._events import EventName, name_of, note
 from bide._handle import TaskHandle
 from bide._leaving import Leaving, tell_left
 from bide._polling import Poller
+from bide._saving import Saving
 from bide._sharing import Sharing
 from bide._submission import Submitter
 from bide._wire import shown
@@ -28,10 +28,13 @@ from bide.models import TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping
+    from pathlib import Path
 
     from bide._account import Turnstile
     from bide._events import Announcer
+    from bide._fetching import Fetcher
     from bide._pace import Pace
+    from bide._terms import Downloads
     from bide._transport import Transport
     from bide._wire import Secret
     from bide.errors import BideError
@@ -66,6 +69,9 @@ class Engine:
         deadlines: Deadlines,
         pace: Pace,
         announcer: Announcer,
+        fetcher: Fetcher,
+        downloads: Downloads,
+        save_to: Path | None,
     ) -> None:
         self.owner = owner
         self.ledger = ledger
@@ -93,10 +99,12 @@ class Engine:
         self._create_faults: dict[str, BideError] = {}  # by kind, until a create of it is accepted
         self.leaving = Leaving(self)
         self.sharing = Sharing(self, adopts=adopts)
+        self.saving = Saving(self, fetcher, downloads, save_to)
         self.poller = Poller(self.account, owner, deadlines, pace, self, self.spawn)
         self._submitter = Submitter(self.account, self.owner, self._terms, self, self._admission_failed)
         self._unsubscribe = ledger.subscribe(self._heard)
         self.sharing.look_around_soon()
+        self.saving.start()
 
     # Who may use it ----------------------------------------------------------------------------------------
 
@@ -209,6 +217,7 @@ class Engine:
         if handle is None or was_settled:
             handle = TaskHandle(self, record)
             (self._ended if record.task.status.is_final else self._open)[record.ticket] = handle
+            self.saving.ended(record)
             self._waiting[record.kind] += record.task.status is TaskStatus.WAITING
             self._watch(record)
         return handle
@@ -251,6 +260,7 @@ class Engine:
                 self._abandoned.discard(record.ticket)
                 self.poller.forget(record.ticket)
                 self._ended[record.ticket] = self._open.pop(record.ticket)
+                self.saving.ended(record)
             if record.task.status is not before:
                 self._tell(name_of(before, record.task.status), handle)
         if record.owner is None and not record.task.status.is_final:
@@ -347,19 +357,18 @@ class Engine:
             handle._unheard = None  # whoever asked hears it now
             raise error.about(ticket=handle.ticket, task_id=handle.task_id)
 
-    async def save(self, task: Task, directory: str | os.PathLike[str]) -> list[SavedFile]:
-        """Write the files of *task* to *directory*."""
-        began = self._loop.time()
-        files = await save_files(self._transport, task, directory)
+    async def save(
+        self, task: Task, directory: str | os.PathLike[str], *, output: int | None, overwrite: bool
+    ) -> list[SavedFile]:
+        """See `Client.save`."""
+        self.check()
+        return await self.saving.save(task, directory, output=output, overwrite=overwrite)
+
+    def tell_of(self, name: EventName, task: Task, **what: Any) -> None:
+        """Announce what has happened to the results of *task*."""
         handle = self._ended.get(task.ticket)
         kind, key = ("", None) if handle is None else (handle._record.kind, handle._record.lane)
-        took = self._loop.time() - began
-        try:
-            await self.ledger.saved(task.ticket, files)
-        except LedgerError as fault:  # the files are there
-            note(logging.WARNING, f"{task.ticket}: what was saved could not be recorded: {fault}")
-        self.announcer.tell(EventName.SAVED, task, kind=kind, key=key, seconds=took, files=tuple(files))
-        return files
+        self.announcer.tell(name, task, kind=kind, key=key, **what)
 
     def how_to_go_on(self, ticket: str) -> str:
         """Where the ledger outlives the client: how a new one goes on with a submission."""
@@ -399,23 +408,10 @@ class Engine:
         """Stop admitting, let what is under way end, and hand over the rest; waits fail, whatever else does."""
         left: list[Record] = []
         try:
-            await self._submitter.stop()
-            with suppress(LedgerError):  # said below
-                if self.ledger.durable and not withdraw:
-                    await self.ledger.leave(self.owner, waiting=True)
-            if withdraw or not self.ledger.durable:
-                await self.leaving.withdraw_all(self._open.values())
-            until = self._loop.time() + grace
-            await self._submitter.aclose(grace)
-            if self.leaving.cancels:
-                cancels = set(self.leaving.cancels.values())
-                await asyncio.wait(cancels, timeout=max(0.0, until - self._loop.time()))
-            rest = [task for task in self._tasks if task is not asyncio.current_task()]
-            for task in rest:
-                task.cancel()
-            if rest:
-                await asyncio.wait(rest)
-            await self.poller.aclose()
+            try:
+                await self._wind_down(grace, withdraw=withdraw)
+            finally:
+                await self._end_tasks()
             await self.poller.experience.aclose()
             left = await self.ledger.leave(self.owner)
         except LedgerError as fault:
@@ -425,4 +421,29 @@ class Engine:
             for handle in list(self._open.values()):
                 handle._told(handle._closed())
             tell_left(left, durable=self.ledger.durable)
+            await self.saving.aclose()
             await self._transport.aclose()
+
+    async def _wind_down(self, grace: float, *, withdraw: bool) -> None:
+        """Admit nothing more, and give what is under way its time."""
+        await self._submitter.stop()
+        with suppress(LedgerError):  # said at the end
+            if self.ledger.durable and not withdraw:
+                await self.ledger.leave(self.owner, waiting=True)
+        if withdraw or not self.ledger.durable:
+            await self.leaving.withdraw_all(self._open.values())
+        until = self._loop.time() + grace
+        await self._submitter.aclose(grace)
+        if self.leaving.cancels:
+            cancels = set(self.leaving.cancels.values())
+            await asyncio.wait(cancels, timeout=max(0.0, until - self._loop.time()))
+        await self.saving.settled_within(max(0.0, until - self._loop.time()))
+
+    async def _end_tasks(self) -> None:
+        self.saving.stop()
+        rest = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in rest:
+            task.cancel()
+        if rest:
+            await asyncio.wait(rest)
+        await self.poller.aclose()

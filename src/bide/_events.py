@@ -47,8 +47,21 @@ class EventName(StrEnum):
     """Status, progress, outputs or error are new, and it goes on."""
     FINAL = "final"
     """It has ended, with a result or without."""
+    SAVING = "saving"
+    """A file of it is on its way: `output` is its place among the outputs, of whose `total` bytes so many `bytes` are
+    here. At most five a second for each file."""
     SAVED = "saved"
     """Its files are on disk, after `seconds`."""
+    UNSAVED = "unsaved"
+    """Its files could not be saved (`error` says why), or nobody has saved them and their addresses expire soon, in
+    `seconds`."""
+
+
+_LEVELS = {
+    EventName.LOOKED: logging.DEBUG,
+    EventName.SAVING: logging.DEBUG,
+    EventName.UNSAVED: logging.WARNING,
+}
 
 
 def name_of(before: TaskStatus, after: TaskStatus) -> EventName:
@@ -70,9 +83,13 @@ class Event:
         kind: of work, such as "image" or "video"; empty where it is not known.
         key: fingerprint of the API key that the task is made with, never the key; None while it waits.
         task: the newest snapshot.
-        seconds: how long the pause will last, or how long the look or the download took; None otherwise.
-        error: what was in the way: of a pause or of a look that failed.
+        seconds: how long the pause will last, how long the look or the download took, or until when a result can be
+            saved; None otherwise.
+        error: what was in the way: of a pause, or of a look or a download that failed.
         files: what was saved.
+        output: which of the outputs is being saved, from 0.
+        bytes: how much of it is here.
+        total: its length in bytes, where the server tells it.
     """
 
     name: EventName
@@ -84,6 +101,9 @@ class Event:
     seconds: float | None = None
     error: BideError | None = None
     files: tuple[SavedFile, ...] = ()
+    output: int | None = None
+    bytes: int | None = None
+    total: int | None = None
 
     @property
     def ticket(self) -> str:
@@ -101,9 +121,12 @@ class Event:
         if task.progress is not None and not task.status.is_final:
             words.append(f"{task.progress:g} %")
         if self.seconds is not None:
-            words.append(f"{'for' if self.name is EventName.PAUSED else 'in'} {self.seconds:.2f} s")
+            how = {EventName.PAUSED: "for", EventName.UNSAVED: "expires in"}.get(self.name, "in")
+            words.append(f"{how} {self.seconds:.2f} s")
         if self.files:
             words.append(f"{len(self.files)} files")
+        if self.bytes is not None:
+            words.append(f"output {self.output}: {self.bytes} of {self.total or '?'} bytes")
         if self.error is not None:
             words.append(f"({type(self.error).__name__}: {_for_the_log(str(self.error))})")
         elif task.error is not None and self.name is EventName.FINAL:
@@ -145,16 +168,20 @@ class Announcer:
         seconds: float | None = None,
         error: BideError | None = None,
         files: tuple[SavedFile, ...] = (),
+        output: int | None = None,
+        bytes: int | None = None,  # noqa: A002 - the event's own word for it
+        total: int | None = None,
     ) -> None:
         """Tell one event. Costs next to nothing where nobody listens."""
         if name is EventName.FINAL:
             self.ended[task.status] += 1
         self.files += len(files)
-        level = logging.DEBUG if name is EventName.LOOKED else logging.INFO
+        level = _LEVELS.get(name, logging.INFO)
         is_logged = log.isEnabledFor(level)
         if self._hook is None and not is_logged:
             return
-        event = Event(name, datetime.now(UTC), self._provider, kind, key, task, seconds, error, files)
+        at, provider = datetime.now(UTC), self._provider
+        event = Event(name, at, provider, kind, key, task, seconds, error, files, output, bytes, total)
         if is_logged:
             note(level, str(event))
         if self._hook is None:

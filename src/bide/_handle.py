@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Protocol, Self
 
+from bide._arguments import check_output, folder_of
 from bide.errors import (
     APIError,
     BideError,
@@ -35,7 +36,9 @@ class Engine(Protocol):
     def fault(self, handle: TaskHandle) -> BideError | None: ...
     async def cancel(self, handle: TaskHandle) -> bool: ...
     async def refresh(self, handle: TaskHandle) -> None: ...
-    async def save(self, task: Task, directory: str | os.PathLike[str]) -> list[SavedFile]: ...
+    async def save(
+        self, task: Task, directory: str | os.PathLike[str], *, output: int | None, overwrite: bool
+    ) -> list[SavedFile]: ...
     def as_curl(self, handle: TaskHandle, *, create: bool) -> str: ...
     def how_to_go_on(self, ticket: str) -> str: ...
 
@@ -168,16 +171,19 @@ class TaskHandle:
         self._engine.check()
         return await self._engine.cancel(self)
 
-    async def save(self, directory: str | os.PathLike[str]) -> list[SavedFile]:
-        """Wait for the result and write its files to *directory* as `{ticket}-{index}.{ext}`.
-
-        Each is streamed to a part file and renamed when it is whole. The key is not sent with the download.
+    async def save(
+        self, directory: str | os.PathLike[str], *, output: int | None = None, overwrite: bool = False
+    ) -> list[SavedFile]:
+        """Wait for the result and write its files to *directory* as `{ticket}-{index}.{ext}`: see `Client.save`.
 
         Raises:
             DownloadError: a file could not be fetched or written.
             BideError: whatever `result` raises.
+            TypeError, ValueError: *directory* or *output* is not what it should be.
         """
-        return await self._engine.save(await self.result(), directory)
+        folder_of(directory)
+        check_output(output)
+        return await self._engine.save(await self.result(), directory, output=output, overwrite=overwrite)
 
     def as_curl(self, *, create: bool = False) -> str:
         """The status query of this task as a curl command, for a support ticket: asking costs nothing.

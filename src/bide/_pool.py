@@ -17,15 +17,18 @@ import urllib.request
 from collections import deque
 from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import anyio
 import httpcore
 import httpx
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
+
+    from httpcore import SOCKET_OPTION
 
 SIZE = 100
 """Connections at most, as httpx and aiohttp have them by default. Polling mostly uses a handful."""
@@ -72,14 +75,23 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         size: connections at most, busy and idle; further requests wait, in order of arrival.
         keep_alive: seconds that an idle connection is kept.
         proxy: URL of the proxy that all of them go through.
+        backend: what connects, where no proxy does; None is httpcore's own.
 
     Raises, besides what httpcore raises:
         httpx.PoolTimeout: no connection was free within the request's "pool" timeout; nothing was sent.
         httpx.ConnectError: the stack is closed, or a connection cannot be set up; nothing was sent.
     """
 
-    def __init__(self, *, size: int = SIZE, keep_alive: float = KEEP_ALIVE, proxy: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        size: int = SIZE,
+        keep_alive: float = KEEP_ALIVE,
+        proxy: str | None = None,
+        backend: httpcore.AsyncNetworkBackend | None = None,
+    ) -> None:
         self._size = size
+        self._backend = _Backend() if backend is None else backend
         self._keep_alive = keep_alive
         self._proxy = proxy
         self._idle: deque[tuple[float, httpx.AsyncBaseTransport]] = deque()
@@ -171,7 +183,7 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         try:
             connection: httpx.AsyncBaseTransport
             if self._proxy is None:
-                connection = _Direct(self._keep_alive, self._count)
+                connection = _Direct(self._keep_alive, self._count, self._backend)
             else:
                 limits = httpx.Limits(max_connections=1, keepalive_expiry=self._keep_alive)
                 connection = httpx.AsyncHTTPTransport(
@@ -216,10 +228,65 @@ class ConnectionStack(httpx.AsyncBaseTransport):
                 place.set_result(None)
 
 
+class Stream(httpcore.AsyncNetworkStream):
+    """A connection that is closed when TLS on it is cut short: httpcore forgets it then.
+
+    Args:
+        read: bytes that are read at once, if so many are there, in the place of httpcore's 64 KiB.
+    """
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream, *, read: int = 0) -> None:
+        self._stream = stream
+        self._read = read
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return await self._stream.read(max(max_bytes, self._read), timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            return await self._stream.start_tls(ssl_context, server_hostname, timeout)
+        except BaseException:
+            with (
+                anyio.CancelScope(shield=True),
+                suppress(OSError, httpcore.NetworkError, anyio.BrokenResourceError),
+            ):
+                await self._stream.aclose()
+            raise
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+class _Backend(httpcore.AnyIOBackend):
+    """httpcore's own way to connect, but for TLS that is cut short."""
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect, see `httpcore.AsyncNetworkBackend`."""
+        return Stream(await super().connect_tcp(host, port, timeout, local_address, socket_options))
+
+
 class _Direct(httpx.AsyncBaseTransport):
     """One connection without a proxy. It is made anew when the server has closed it, or for another origin."""
 
-    def __init__(self, keep_alive: float, on_open: Callable[[], None]) -> None:
+    def __init__(
+        self, keep_alive: float, on_open: Callable[[], None], backend: httpcore.AsyncNetworkBackend | None
+    ) -> None:
+        self._backend = _Backend() if backend is None else backend
         self._keep_alive = keep_alive
         self._on_open = on_open
         self._tls = tls_context()
@@ -235,7 +302,10 @@ class _Direct(httpx.AsyncBaseTransport):
             await self.aclose()
             self._on_open()
             connection = self._connection = httpcore.AsyncHTTPConnection(
-                target.origin, ssl_context=self._tls, keepalive_expiry=self._keep_alive
+                target.origin,
+                ssl_context=self._tls,
+                keepalive_expiry=self._keep_alive,
+                network_backend=self._backend,
             )
         answer = await connection.handle_async_request(
             httpcore.Request(

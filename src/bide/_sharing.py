@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 class Sharing:
     """How one client shares its ledger.
 
-    Args:
+    Attributes:
         adopts: whether it takes over all that others leave, or only what it has to.
     """
 
     def __init__(self, engine: Engine, *, adopts: bool) -> None:
         self._engine = engine
-        self._adopts = adopts
+        self.adopts = adopts
         self._is_looking_around = False
         self._has_to_adopt = False
 
@@ -42,7 +42,7 @@ class Sharing:
         try:
             while self._has_to_adopt:
                 self._has_to_adopt = False
-                if self._adopts:
+                if self.adopts:
                     await self.adopt()
                     continue
                 left = [each.ticket for each in self._engine._open.values() if each._record.owner is None]

@@ -1,4 +1,4 @@
-"""The one place that knows the HTTP library: the key, time-outs, bounded bodies, errors, streams.
+"""Calls to the API over the HTTP library: the key, time-outs, bounded bodies, errors.
 
 The API key is added here, to requests to the API's own origin. Redirects are never followed with it, cookies are
 neither kept nor sent, and no error of the HTTP library leaves this module: those carry the request.
@@ -12,9 +12,9 @@ import logging
 import shlex
 import ssl
 import time
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import SplitResult, unquote, urlencode, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urlencode, urlsplit
 
 import httpx
 from attrs import frozen
@@ -22,21 +22,18 @@ from attrs import frozen
 from bide._pool import MAX_IDLE, SIZE, ConnectionStack, check_proxy, proxy_for, tls_context
 from bide._version import __version__
 from bide._wire import Reply, shown, unsigned
-from bide.errors import BideError, DownloadError, TransportError, UnexpectedReplyError
+from bide.errors import BideError, TransportError, UnexpectedReplyError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+    from collections.abc import Mapping
 
     from bide._wire import Call, Secret
 
 MAX_BODY = 64 * 2**20
 """Bytes of an API answer that are read at most."""
 CONNECT_TIMEOUT = 10.0
-READ_TIMEOUT = 30.0
-"""Seconds without a byte after which a download counts as cut."""
 FRESH = 1.0
 """A create goes out on a new connection or one used within so many seconds: a kept one that died looks like a cut."""
-MAX_REDIRECTS = 5
 PACKINGS = {"gzip", "x-gzip", "deflate", "compress", "br", "zstd"}
 CALLERS_REQUESTS = 10
 """Requests under way at once on a client of the caller's: its pool does not bear many."""
@@ -105,22 +102,13 @@ class Connections:
     opened: int = 0
 
 
-@frozen
-class Download:
-    """A file being fetched."""
-
-    status: int
-    headers: Mapping[str, str]
-    chunks: AsyncIterator[bytes]
-
-
 class Transport:
-    """Carries calls to one service, and fetches files from anywhere without the key.
+    """Carries calls to one service.
 
     Args:
         base_url: origin and path prefix of the API.
         http_client: an `httpx.AsyncClient` of the caller's, or one that is used alike. It is not closed.
-        transport: an httpx transport, which carries the downloads too.
+        transport: an httpx transport.
         proxy: URL of a proxy; None takes the environment's.
 
     Attributes:
@@ -156,8 +144,6 @@ class Transport:
         self._client = http_client
         self._gate = asyncio.Semaphore(CALLERS_REQUESTS)
         self._api = transport or ConnectionStack(proxy=proxy or proxy_for(base_url))
-        self._files: dict[str | None, httpx.AsyncBaseTransport] = {}
-        self._closed = False
 
     def __repr__(self) -> str:
         return f"<Transport to {self.origin}>"
@@ -178,10 +164,8 @@ class Transport:
 
     async def aclose(self) -> None:
         """Close all connections that are ours."""
-        self._closed = True
-        for each in {self._api, *self._files.values()}:
-            if each is not self._given:
-                await each.aclose()
+        if self._api is not self._given:
+            await self._api.aclose()
 
     # Calls -------------------------------------------------------------------------------------------------
 
@@ -216,7 +200,8 @@ class Transport:
             # Without its frames: their locals hold the key.
             fault = error.with_traceback(None)
         except Exception as error:  # noqa: BLE001 - all of them are translated here, and nowhere else
-            fault = self._fault(error, self.origin, key)
+            fault = fault_of(error, self.origin, key)
+            self.connected = self.connected or fault.may_have_arrived
         _log_call(call, url, str(fault), began)
         # Raised out here, so that the library's error, which holds the request and the key, is not its context.
         raise fault
@@ -229,7 +214,7 @@ class Transport:
             url,
             headers=_headers(call, key),
             content=body,
-            extensions={"timeout": _timeouts(timeout), **({MAX_IDLE: FRESH} if fresh else {})},
+            extensions={"timeout": timeouts(timeout), **({MAX_IDLE: FRESH} if fresh else {})},
         )
         response = await self._api.handle_async_request(request)
         self.connected = True
@@ -246,7 +231,7 @@ class Transport:
         limit: int,
     ) -> Reply:
         """The same over a caller's *client*, in plain values, so that any client that is used alike will do."""
-        times = _timeouts(timeout)
+        times = timeouts(timeout)
         try:
             async with asyncio.timeout(times["pool"]):
                 await self._gate.acquire()
@@ -268,7 +253,7 @@ class Transport:
 
     async def _reply(self, response: httpx.Response, limit: int, key: Secret) -> Reply:
         """Read *response* to its end, up to *limit* bytes, and take the key out of it if the service echoes it."""
-        packing = _packing(response.headers)
+        packing = packing_of(response.headers)
         content = bytearray()
         why = ""
         try:
@@ -303,28 +288,6 @@ class Transport:
         query = f"?{urlencode(call.query)}" if call.query else ""
         return f"{self._base_url}{path}{query}"
 
-    def _fault(self, error: Exception, place: str, key: Secret | None = None) -> TransportError:
-        """The error that *error* of the HTTP library stands for, in words and without its objects."""
-        names = [base.__name__ for base in type(error).__mro__]
-        not_sent = next((NOT_SENT[name] for name in names if name in NOT_SENT), None)
-        what = not_sent or next(
-            (MAY_HAVE_ARRIVED[name] for name in names if name in MAY_HAVE_ARRIVED), "an error"
-        )
-        certificate = _certificate_fault(error)
-        if not_sent is None:
-            self.connected = True
-        detail = certificate or str(error)
-        if key is not None:
-            detail = detail.replace(key.reveal(), "***")
-        text = f"{place}: {what} ({names[0]}{': ' + shown(detail, 200) if detail else ''})"
-        if certificate:
-            text += "; nothing was sent. Check the address, the system's certificates and $SSL_CERT_FILE"
-        return TransportError(
-            text,
-            may_have_arrived=not_sent is None,
-            permanent=certificate is not None or any(name in PERMANENT for name in names),
-        )
-
     def as_curl(self, call: Call, *, key_variable: str) -> str:
         """*call* as a command of the shell, with the key's variable in the place of the key."""
         lines = [f"curl -g -sS -X {call.method} {shlex.quote(self._url(call))}"]
@@ -338,79 +301,28 @@ class Transport:
             lines.append(f"-d {shlex.quote(body)}")
         return " \\\n  ".join(lines)
 
-    # Downloads ---------------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def download(self, url: str) -> AsyncIterator[Download]:
-        """Open *url* for reading, without any key; at most five redirects are followed.
-
-        Raises:
-            DownloadError: it cannot be reached. The URL in its text has no query, which may be a signature.
-        """
-        response, place = await self._open(url)
-        try:
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            packing = _packing(headers)
-            if packing and response.status_code == 200:
-                raise DownloadError(f"{place} came packed with {packing[0]}, which was not asked for")
-            async with aclosing(self._chunks(response, place)) as chunks:
-                yield Download(response.status_code, headers, chunks)
-        finally:
-            await response.aclose()
-
-    async def _open(self, url: str) -> tuple[httpx.Response, str]:
-        for _ in range(MAX_REDIRECTS + 1):
-            parts = _split(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise DownloadError(f"not an address of a file: {shown(without_query(url), 200)!r}")
-            response = await self._get(url)
-            if not response.has_redirect_location:
-                return response, without_query(url)
-            await response.aclose()
-            try:
-                url = urljoin(url, response.headers["location"])
-            except ValueError:
-                raise DownloadError(f"{without_query(url)} redirects to what is no address") from None
-        raise DownloadError(f"more than {MAX_REDIRECTS} redirects, the last one to {without_query(url)}")
-
-    async def _get(self, url: str) -> httpx.Response:
-        """The begin of the answer to a plain request without any key."""
-        try:
-            request = httpx.Request(
-                "GET",
-                url,
-                headers={"user-agent": USER_AGENT, "accept": "*/*", "accept-encoding": "identity"},
-                extensions={"timeout": _timeouts(READ_TIMEOUT)},
-            )
-            response = await self._stack_for(url).handle_async_request(request)
-            log.debug("GET %s: HTTP %d", without_query(url), response.status_code)
-            if not isinstance(response.stream, httpx.AsyncByteStream):
-                raise RuntimeError("a transport for async use must answer with an async stream")
-            return response
-        except Exception as error:  # noqa: BLE001 - all of them are translated here
-            fault = DownloadError(str(self._fault(error, without_query(url))))
-        raise fault
-
-    def _stack_for(self, url: str) -> httpx.AsyncBaseTransport:
-        if self._given is not None:
-            return self._given
-        if self._closed:
-            raise httpx.ConnectError("the client is closed")
-        proxy = self._proxy or proxy_for(url)
-        if proxy not in self._files:
-            self._files[proxy] = ConnectionStack(size=8, proxy=proxy)
-        return self._files[proxy]
-
-    async def _chunks(self, response: httpx.Response, place: str) -> AsyncGenerator[bytes]:
-        fault: DownloadError
-        try:
-            # Not `aiter_raw`: a transport of the caller's may give answers that are read already.
-            async for chunk in response.aiter_bytes():
-                yield chunk
-            return
-        except Exception as error:  # noqa: BLE001 - all of them are translated here
-            fault = DownloadError(str(self._fault(error, place)))
-        raise fault
+def fault_of(error: Exception, place: str, key: Secret | None = None) -> TransportError:
+    """The error that *error* of the HTTP library stands for, in words and without its objects."""
+    names = [base.__name__ for base in type(error).__mro__]
+    not_sent = next((NOT_SENT[name] for name in names if name in NOT_SENT), None)
+    what = not_sent or next(
+        (MAY_HAVE_ARRIVED[name] for name in names if name in MAY_HAVE_ARRIVED), "an error"
+    )
+    certificate = certificate_fault(error)
+    detail = certificate or str(error)
+    if key is not None:
+        detail = detail.replace(key.reveal(), "***")
+    elif any("ProtocolError" in name for name in names):
+        detail = ""  # it quotes what the other side has written, which may be a signature
+    text = f"{place}: {what} ({names[0]}{': ' + shown(unsigned(detail), 200) if detail else ''})"
+    if certificate:
+        text += "; nothing was sent. Check the address, the system's certificates and $SSL_CERT_FILE"
+    return TransportError(
+        text,
+        may_have_arrived=not_sent is None,
+        permanent=certificate is not None or any(name in PERMANENT for name in names),
+    )
 
 
 def without_query(url: str) -> str:
@@ -439,7 +351,7 @@ def _split(url: str) -> SplitResult:
         return urlsplit("")
 
 
-def _packing(headers: Mapping[str, str]) -> list[str]:
+def packing_of(headers: Mapping[str, str]) -> list[str]:
     """The packings that an answer's headers name: mostly none. What is no packing ("aws-chunked") changes nothing."""
     names = (name.strip().lower() for name in headers.get("content-encoding", "").split(","))
     return [name for name in names if name in PACKINGS][:3]
@@ -469,13 +381,13 @@ def _json(body: Mapping[str, Any]) -> bytes:
     return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def _timeouts(timeout: float) -> dict[str, float]:
+def timeouts(timeout: float) -> dict[str, float]:
     """Waiting for a place and connecting end well before the whole: so the whole ends only what may have arrived."""
     connect = min(CONNECT_TIMEOUT, timeout / 6)  # once for TCP and once for TLS
     return {"pool": timeout / 2, "connect": connect, "read": timeout, "write": timeout}
 
 
-def _certificate_fault(error: BaseException | None) -> str | None:
+def certificate_fault(error: BaseException | None) -> str | None:
     """The words of a certificate that does not verify, if one is the reason of *error*."""
     for _ in range(10):
         if error is None:

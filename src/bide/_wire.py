@@ -102,7 +102,7 @@ class Reply:
     @property
     def date(self) -> float | None:
         """The service's clock when it answered, in epoch seconds, or None."""
-        return _epoch(self.headers.get("date"))
+        return epoch_of(self.headers.get("date"))
 
     @property
     def retry_after(self) -> float | None:
@@ -116,7 +116,7 @@ class Reply:
         try:
             seconds = float(value)
         except ValueError:
-            then = _epoch(value)
+            then = epoch_of(value)
             now = self.date
             if then is None or now is None:
                 return None
@@ -135,7 +135,8 @@ def _finite(digits: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _epoch(value: str | None) -> float | None:
+def epoch_of(value: str | None) -> float | None:
+    """A date as it stands in a header, in epoch seconds; None if it is none."""
     if not value:
         return None
     try:

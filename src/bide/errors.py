@@ -17,7 +17,7 @@
     │   └── TaskExpiredError
     ├── WaitTimeoutError          (also TimeoutError) the wait ended, the task goes on: .task, the last snapshot
     ├── ClientClosedError         (also RuntimeError) the client was closed while this was waited for
-    ├── DownloadError             a result file could not be fetched or written
+    ├── DownloadError             a result file could not be fetched or written: .retryable .retry_after
     └── LedgerError               the ledger could not read or write
 
 All of them pickle: they hold text and snapshots, never a handle, a client or an object of the HTTP library
@@ -274,7 +274,29 @@ class ClientClosedError(BideError, RuntimeError):
 
 
 class DownloadError(BideError):
-    """A result file could not be fetched or written; the message says which and why."""
+    """A result file could not be fetched or written; the message says which and why. Other files of the task are saved.
+
+    Where `retryable` is true, what has come of it stays in a part file, from which the next `save` goes on (unless its
+    server names no version of it).
+
+    Attributes:
+        retryable: whether a later `save` may do better: True for a connection that breaks, False for a file that is
+            gone, too large, or at an address that is not fetched from.
+        retry_after: seconds that the file's server asked to wait, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retryable: bool = False,
+        retry_after: float | None = None,
+        ticket: str | None = None,
+        task_id: str | None = None,
+    ) -> None:
+        super().__init__(message, ticket=ticket, task_id=task_id)
+        self.retryable = retryable
+        self.retry_after = retry_after
 
 
 class LedgerError(BideError):

@@ -201,7 +201,7 @@ async def test_the_environment_asks_for_the_log(tmp_path: Path) -> None:
         if " bide: dashscope" in line
     ]
     assert words[:3] == ["waiting", "submitting", "submitted"]
-    assert words[-2:] == ["final", "saved"]
+    assert [word for word in words if word != "saving"][-2:] == ["final", "saved"]
     assert "looked" in words
     assert "GET http://127.0.0.1" in ended.stderr, "each call is a line"
     assert KEY not in ended.stderr

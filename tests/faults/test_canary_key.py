@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import copy
-import gc
 import json
 import logging
 import os
@@ -13,92 +11,42 @@ import pickle
 import sqlite3
 import sys
 import traceback
-import types
-from collections.abc import Iterable
 from contextlib import suppress
-from contextvars import Context
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import failpoints
 import pytest
+from attrs import evolve
 
-from bide import BideError, Client, DashScope, Dieyuyun, LedgerError, Limits
-from bide._wire import Secret
+from bide import (
+    BideError,
+    Client,
+    DashScope,
+    Dieyuyun,
+    DownloadError,
+    Event,
+    EventName,
+    LedgerError,
+    Limits,
+    Output,
+    Task,
+)
 from bide.emulator import Emulator
 from bide.ledgers import SQLiteLedger
-from world import SERVICES, client_at, emulator_with, provider_at, video
-
-CORE = "Zq7Xw2Lp9Rt4Vb6N"
-KEY = f"sk-canary-{CORE}"
-FORMS = [
-    CORE.encode(),
-    CORE[:8].encode(),
-    CORE[-8:].encode(),
-    CORE.encode("utf-16-le"),
-    CORE[::-1].encode(),
-    CORE.encode().hex().encode(),
-    *(base64.b64encode(b"-" * shift + KEY.encode())[4:-8] for shift in range(3)),
-]
-"""As it is, in parts, and in the ways that things are packed for a log or a file."""
-
-
-def assert_clean(what: str, *texts: str | bytes) -> None:
-    for text in texts:
-        plain = text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text
-        for form in FORMS:
-            if form in plain:
-                at = plain.index(form)
-                pytest.fail(f"the key is in {what}: ...{plain[max(0, at - 200) : at + 60]!r}")
-
-
-def assert_files_clean(folder: Path) -> None:
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    assert paths
-    for path in paths:
-        assert_clean(f"the file {path.name}", path.read_bytes(), str(path))
-
-
-def assert_error_clean(error: BaseException) -> None:
-    """Neither its text nor a traceback with locals, along the whole chain, suppressed contexts included."""
-    seen: set[int] = set()
-    chain: list[BaseException | None] = [error]
-    while chain:
-        each = chain.pop()
-        if each is None or id(each) in seen:
-            continue
-        seen.add(id(each))
-        chain += [each.__cause__, each.__context__]
-        assert_clean(f"the error {type(each).__name__}", str(each), repr(each), repr(vars(each)))
-        # `traceback.TracebackException(capture_locals=True)` does the same, and gives up where a repr fails.
-        for frame, _ in traceback.walk_tb(each.__traceback__):
-            if frame.f_code.co_filename != __file__:
-                for name, value in frame.f_locals.items():
-                    # A reporter may look one level deeper than a repr.
-                    at = f"{name} in {frame.f_code.co_qualname}, in a traceback of {type(each).__name__}"
-                    assert_clean(at, shown(value), shown(_inside(value)))
-
-
-def shown(value: object) -> str:
-    try:
-        return repr(value)
-    except Exception as fault:  # noqa: BLE001 - of any library
-        return str(fault)
-
-
-def _inside(value: object) -> object:
-    return {} if isinstance(value, Secret | types.ModuleType | type) else getattr(value, "__dict__", {})
-
-
-def assert_pickle_clean(value: object) -> None:
-    """It pickles to something without the key, or not at all."""
-    for pack in (pickle.dumps, copy.deepcopy):
-        try:
-            packed = pack(value)  # type: ignore[operator]
-        except Exception as refusal:  # noqa: BLE001 - of any kind
-            assert_error_clean(refusal)
-        else:
-            assert_clean(f"a {pack.__name__} of {type(value).__name__}", repr(packed))
+from canary import (
+    CORE,
+    KEY,
+    assert_clean,
+    assert_error_clean,
+    assert_files_clean,
+    assert_pickle_clean,
+    assert_reprs_clean,
+)
+from hostile_world import PNG, SECRET, Server, moved, reply, serving
+from virtual_time import wait_for_ledgers
+from world import SERVICES, calls, client_at, emulator_with, provider_at, video
 
 
 def test_the_search_itself_finds_a_key(tmp_path: Path) -> None:
@@ -120,53 +68,6 @@ def test_the_search_itself_finds_a_key(tmp_path: Path) -> None:
             exec(compile("fails(key)", "elsewhere", "exec"), {"fails": fails, "key": KEY})
         except LedgerError as error:
             assert_error_clean(error)
-
-
-NOT_ENTERED = (
-    types.ModuleType,
-    type,
-    types.FunctionType,
-    types.BuiltinFunctionType,
-    types.CodeType,
-    types.FrameType,
-    asyncio.AbstractEventLoop,
-    Context,
-    logging.Logger,
-    Emulator,
-    Secret,
-)
-
-
-def reachable(*roots: object) -> Iterable[object]:
-    """All objects behind *roots*; the code of programs, the loop and the service itself left out."""
-    seen: set[int] = set()
-    todo: list[object] = list(roots)
-    while todo:
-        each = todo.pop()
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        yield each
-        if isinstance(each, types.FunctionType):
-            todo += [cell.cell_contents for cell in each.__closure__ or () if _is_full(cell)]
-        if not isinstance(each, NOT_ENTERED):
-            todo += gc.get_referents(each)
-
-
-def _is_full(cell: types.CellType) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
-
-
-def assert_reprs_clean(*roots: object) -> int:
-    """Every repr, and every text itself, behind *roots*."""
-    count = 0
-    for each in reachable(*roots):
-        count += 1
-        assert_clean(f"an object of type {type(each).__name__}", shown(each))
-    return count
 
 
 @pytest.fixture
@@ -409,3 +310,180 @@ async def test_a_key_that_the_service_echoes_is_taken_out_however_it_is_written(
         error = await caught(handle.result())
 
     assert_clean("the error", str(error), repr(handle.task))
+
+
+# Where files are kept -----------------------------------------------------------------------------------------
+
+
+def assert_stranger_clean(*servers: Server) -> None:
+    """What a server of files got, byte for byte, is what anybody may ask with."""
+    for request in (request for server in servers for request in server.requests):
+        assert_clean("a request to a host of files", request)
+        head = request.decode("latin-1").lower()
+        names = {line.partition(":")[0] for line in head.split("\r\n")[1:] if line}
+        assert names <= {"host", "user-agent", "accept", "accept-encoding", "range", "if-range"}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+async def test_the_key_reaches_no_host_of_files_wherever_they_redirect_to(
+    service: str, tmp_path: Path
+) -> None:
+    """From the API's own origin to a stranger, back to the origin, and to strangers again, with a cut on the way."""
+    half = reply(PNG[:20], length=len(PNG), headers='ETag: "1"\r\nSet-Cookie: a=b\r\nConnection: close\r\n')
+    rest = {"Content-Range": f"bytes 20-{len(PNG) - 1}/{len(PNG)}", "ETag": '"1"'}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in rest.items())
+
+    def last(path: str, head: bytes) -> bytes:
+        return reply(PNG[20:], status=206, headers=lines) if b"range: bytes=20-" in head.lower() else half
+
+    def hop(path: str, head: bytes) -> bytes:
+        onward = f"http://127.0.0.1:{far.port}/c?Signature={SECRET}"
+        return moved(onward if path == "/b" else back[0])
+
+    back: list[str] = []
+    async with serving(last) as far, serving(hop) as near:
+        async with emulator_with() as emulator, client_at(emulator, service, api_key=KEY) as client:
+            done = await (await client.submit(video())).result()
+            assert done.outputs[0].url is not None
+            back.append(done.outputs[0].url)
+            for _ in range(2):  # as often as it is tried
+                emulator.fault(on="asset", redirect=f"http://127.0.0.1:{near.port}/a?Signature={SECRET}")
+                emulator.fault(on="asset", redirect=f"http://127.0.0.1:{near.port}/b")
+            (file,) = await client.save(done, tmp_path)
+
+            assets = calls(emulator, "asset")
+
+    assert Path(file).read_bytes() == PNG
+    assert [len(near.requests), len(far.requests), len(assets)] == [4, 2, 4]
+    assert_stranger_clean(near, far)
+    assert not any(each.has_key or "cookie" in each.headers for each in assets)
+    assert all(each.has_key for each in emulator.requests() if each.on in ("create", "query"))
+
+
+@pytest.mark.parametrize("service", SERVICES)
+async def test_the_key_is_not_sent_where_a_file_redirects_to_a_call_of_the_api(
+    service: str, tmp_path: Path
+) -> None:
+    """Or a stranger could see, and stop, what the key's owner has there. (The file comes from the fresh address.)"""
+    async with emulator_with() as emulator, client_at(emulator, service, api_key=KEY) as client:
+        task = await (await client.submit(video())).result()
+        look = calls(emulator, "query")[-1]
+        call = urljoin(emulator.dashscope_url, look.path)
+        async with serving(moved(call)) as server:
+            url = f"http://127.0.0.1:{server.port}/a"
+            await client.save(evolve(task, outputs=(Output(url=url, kind="video"),)), tmp_path)
+
+        strange, own = calls(emulator, "query")[-2:]
+
+    assert_stranger_clean(server)
+    assert (strange.path, strange.has_key, strange.status) == (look.path, False, 401)
+    assert (own.path, own.has_key) == (look.path, True)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[logging.LogRecord]:
+    """What the library logs, at DEBUG."""
+    records: list[logging.LogRecord] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    log = logging.getLogger("bide")
+    monkeypatch.setattr(log, "handlers", [*log.handlers, Keep(logging.DEBUG)])
+    monkeypatch.setattr(log, "level", logging.DEBUG)
+    log._cache.clear()  # type: ignore[attr-defined]
+    return records
+
+
+def signatures_in(*tasks: Task) -> list[str]:
+    queries = [urlsplit(output.url or "").query for task in tasks for output in task.outputs]
+    assert all(len(query) > 20 for query in queries)
+    return [SECRET, *queries, *(part for query in queries for part in query.split("&") if len(part) > 20)]
+
+
+def assert_unsigned(what: str, signatures: list[str], *texts: str) -> None:
+    for text in texts:
+        for each in signatures:
+            assert each not in text, f"{what} has a signature: {text[:500]}"
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        {"redirect": f"http://10.0.0.1/a?Signature={SECRET}"},
+        {"redirect": f"https://me:{SECRET}@cdn.example/a"},
+        {"redirect": f"file:///etc/passwd?Signature={SECRET}"},
+        {"redirect": f"/there/is/nothing?Signature={SECRET}#{SECRET}"},
+        {"redirect": f"http://127.0.0.1:9/a?Signature={SECRET}"},
+        {"redirect": "loop"},
+        {"status": 403, "body": f"<Error>no: http://a.example/b?Signature={SECRET}</Error>"},
+        {"status": 200, "body": f"<html>http://a.example/b?Signature={SECRET}</html>"},
+        {"status": 503},
+        {"bomb": 10_000},
+    ],
+    ids=lambda trouble: next(iter(trouble.values())) if "redirect" in trouble else str(trouble)[:20],
+)
+async def test_no_signature_is_in_a_log_an_event_or_an_error(
+    trouble: dict[str, Any],
+    tmp_path: Path,
+    told: list[logging.LogRecord],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wait_for_ledgers(monkeypatch)
+    events: list[Event] = []
+    async with emulator_with(video_seconds=1) as emulator:
+        emulator.fault(on="asset", times=99, **trouble)
+        async with client_at(
+            emulator,
+            api_key=KEY,
+            ledger=SQLiteLedger(tmp_path / "tasks.db"),
+            save_to=tmp_path / "out",
+            on_event=events.append,
+        ) as client:
+            handle = await client.submit(video())
+            task = await handle.result()
+            error = await caught(handle.save(tmp_path / "asked"))
+            while not any(event.name is EventName.UNSAVED for event in events):
+                await asyncio.sleep(1)
+
+    assert isinstance(error, DownloadError)
+    signatures = signatures_in(task)
+    logged = [str(record.__dict__) + logging.Formatter().format(record) for record in told]
+    assert len(logged) > 5
+    assert_unsigned("the log", signatures, *logged)
+    assert_unsigned("an event", signatures, *map(repr, events), *(str(event.error) for event in events))
+    faults = [error, *(event.error for event in events if event.error is not None)]
+    for each in faults:
+        notes = getattr(each, "__notes__", [])
+        assert_unsigned("an error", signatures, str(each), repr(each), repr(each.__dict__), *notes)
+        assert_unsigned("a traceback", signatures, "".join(traceback.format_exception(each)))
+        assert_unsigned("a pickle", signatures, repr(pickle.dumps(each)))
+    assert_error_clean(error)
+    assert_clean("the log", *logged)
+
+
+async def test_no_signature_is_in_what_a_ledger_that_breaks_makes_of_it(
+    tmp_path: Path, told: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_for_ledgers(monkeypatch)
+    path = tmp_path / "tasks.db"
+    async with emulator_with(video_seconds=1) as emulator:
+        async with client_at(emulator, api_key=KEY, ledger=SQLiteLedger(path)) as client:
+            task = await (await client.submit(video())).result()
+            with sqlite3.connect(path) as database:
+                tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+                for (name,) in tables:
+                    with suppress(sqlite3.Error):
+                        database.execute(f'ALTER TABLE "{name}" RENAME TO "lost_{name}"')
+            database.close()
+            (file,) = await client.save(task, tmp_path / "out")
+            found = await caught(client.attach(ticket=task.ticket))
+
+    assert Path(file).is_file()
+    signatures = signatures_in(task)
+    logged = [str(record.__dict__) + logging.Formatter().format(record) for record in told]
+    assert any("could not be recorded" in each for each in logged)
+    assert_unsigned("the log", signatures, *logged)
+    assert_unsigned("an error", signatures, "".join(traceback.format_exception(found)))
+    assert_clean("the log", *logged)

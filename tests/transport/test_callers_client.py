@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import httpx2
 import pytest
-from wires import cut, late, reply, serving
 
 from bide import (
     BideError,
@@ -21,6 +20,7 @@ from bide import (
     TransportError,
     WaitTimeoutError,
 )
+from wires import cut, late, reply, serving
 from world import KEY, SERVICES, calls, client_at, emulator_with, image, truth, video
 
 LIBRARIES = [httpx, httpx2]

@@ -17,6 +17,7 @@ from bide import (
     DashScope,
     Deadlines,
     Dieyuyun,
+    Downloads,
     ErrorDetail,
     Event,
     EventName,
@@ -76,6 +77,7 @@ def clients(
         Client(Dieyuyun(), proxy="http://proxy.test:3128"),
         Client(DashScope(), pace=Pace(price=0.05, floor=2, cap=30.0)),
         Client(DashScope(), pace=Pace.fixed(1, 2, 3.0)),
+        Client(DashScope(), save_to=Path("out"), downloads=Downloads(at_once=2, hosts=[".aliyuncs.com"])),
     ]
 
 
@@ -100,6 +102,8 @@ async def following(handle: TaskHandle, directory: Path) -> None:
     assert_type(await handle.cancel(), bool)
     assert_type(await handle.save(directory), list[SavedFile])
     assert_type(await handle.save("out"), list[SavedFile])
+    for file in await handle.save("out", output=0, overwrite=True):
+        assert_type((file.path, file.size, file.sha256), tuple[str, int, str | None])
 
 
 async def completing(
@@ -161,6 +165,7 @@ async def learning(ledger: MemoryLedger) -> None:
 
 def hearing(event: Event) -> None:
     assert_type(event.name, EventName)
+    assert_type((event.output, event.bytes, event.total), tuple[int | None, int | None, int | None])
     assert_type(event.task, Task)
     assert_type(event.seconds, float | None)
     assert_type(event.error, BideError | None)

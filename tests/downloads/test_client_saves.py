@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import logging
 import os
 import resource
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import anyio
 import httpx
 import pytest
-from wires import cut, late, reply, serving
 
-from bide import DownloadError, ErrorDetail, Output, SavedFile, Task, TaskStatus
-from bide._downloads import save
-from bide._transport import Transport
+from bide import (
+    Client,
+    ClientClosedError,
+    DashScope,
+    DownloadError,
+    ErrorDetail,
+    Output,
+    SavedFile,
+    Task,
+    TaskStatus,
+)
+from bide._part import PartFile
+from wires import cut, late, reply, serving
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"p" * 100
 MP4 = b"\x00\x00\x00\x18ftypisom" + b"v" * 100
@@ -38,12 +47,14 @@ def image(url: str) -> Output:
     return Output(url=url, kind="image")
 
 
-async def saved(task: Task, folder: Path) -> list[SavedFile]:
-    transport = Transport("https://api.example")
-    try:
-        return await save(transport, task, folder)
-    finally:
-        await transport.aclose()
+def client_here(**options: Any) -> Client:
+    """A client whose API is on loopback, so that files may be; nobody listens there."""
+    return Client(DashScope(base_url="http://127.0.0.1:9/api/v1"), api_key="sk-canary-0123456789", **options)
+
+
+async def saved(task: Task, folder: Path, **options: Any) -> list[SavedFile]:
+    async with client_here() as client:
+        return await client.save(task, folder, **options)
 
 
 def names(folder: Path) -> list[str]:
@@ -55,14 +66,14 @@ def names(folder: Path) -> list[str]:
     [
         (PNG, "t1-0.png", "image/png"),
         (b"\xff\xd8\xff" + b"j" * 9, "t1-0.jpg", "image/jpeg"),
-        (b"RIFF____WEBPVP8 ", "t1-0.webp", "image/webp"),
+        (b"RIFF\x08\0\0\0WEBPVP8 ", "t1-0.webp", "image/webp"),
         (b"RIFF____WAVEfmt ", "t1-0.wav", "audio/wav"),
         (b"GIF89a....", "t1-0.gif", "image/gif"),
         (MP4, "t1-0.mp4", "video/mp4"),
-        (b"____ftypavif....", "t1-0.avif", "image/avif"),
+        (b"\0\0\0\x10ftypavif....", "t1-0.avif", "image/avif"),
         (b"\x1aE\xdf\xa3....", "t1-0.webm", "video/webm"),
         (b"ID3.......", "t1-0.mp3", "audio/mpeg"),
-        (b"who knows what", "t1-0.bin", "application/x-odd"),
+        (b"who\0knows what", "t1-0.bin", "application/x-odd"),
     ],
 )
 async def test_the_type_is_told_by_the_first_bytes(
@@ -72,7 +83,8 @@ async def test_the_type_is_told_by_the_first_bytes(
     async with serving(answer) as server:
         (kept,) = await saved(done(image(f"{server.url}/evil/..%2f..%2fname.exe?sig=1")), tmp_path)
 
-    assert kept == SavedFile(str(tmp_path / name), len(body), media_type)
+    digest = hashlib.sha256(body).hexdigest()
+    assert kept == SavedFile(str(tmp_path / name), len(body), digest, media_type)
     assert names(tmp_path) == [name]
     assert (tmp_path / name).read_bytes() == body
     assert os.fspath(kept) == str(tmp_path / name)
@@ -90,10 +102,11 @@ async def test_a_large_file_is_written_in_pieces(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (reply(b"denied", status=403), "HTTP 403: results are kept for a limited time"),
-        (reply(b"", status=204), "HTTP 204"),
-        (reply(b"<html>", headers="").replace(b"application/json", b"text/html"), "answered with text/html"),
-        (reply(b'{"code": "x"}'), "answered with application/json"),
+        (reply(b"denied", status=403), "address of the result does not work any more"),
+        (reply(b"", status=204), "HTTP 204, which is no file"),
+        (reply(b"teapot", status=418), "HTTP 418, which is no file"),
+        (file(b"<html>busy</html>"), "with words and not with the image.*<html>busy"),
+        (reply(b'{"code": "x"}'), "with words and not with the image .application/json.*code"),
         (reply(b"").replace(b"application/json", b"image/png"), "no byte came"),
         (
             cut(reply(PNG, length=500).replace(b"application/json", b"image/png")),
@@ -123,13 +136,12 @@ async def test_a_file_that_is_shorter_than_told_leaves_nothing(tmp_path: Path) -
     def answer(_: httpx.Request) -> httpx.Response:
         return httpx.Response(200, content=PNG, headers={"content-length": "5000"})
 
-    transport = Transport("https://api.example", transport=httpx.MockTransport(answer))
+    async with client_here(transport=httpx.MockTransport(answer)) as client:
+        with pytest.raises(DownloadError, match=f"broke off: {len(PNG)} of 5000 bytes") as caught:
+            await client.save(done(image("https://files.example/a")), tmp_path)
 
-    with pytest.raises(DownloadError, match=f"broke off: {len(PNG)} of 5000 bytes"):
-        await save(transport, done(image("https://files.example/a")), tmp_path)
-
+    assert caught.value.retryable
     assert names(tmp_path) == []
-    await transport.aclose()
 
 
 @pytest.mark.parametrize("packing", ["gzip", "br", "identity, GZIP"])
@@ -148,7 +160,7 @@ async def test_a_file_that_came_packed_is_not_saved_as_it_is(packing: str, tmp_p
     ["http://[bad/x", "https://", "ftp://files.example/x", "file:///etc/passwd", "/x", "http://h:port/"],
 )
 async def test_an_address_that_is_none_is_told_as_such(url: str, tmp_path: Path) -> None:
-    with pytest.raises(DownloadError, match="address"):
+    with pytest.raises(DownloadError, match=r"^.* is not fetched: "):
         await saved(done(image(url)), tmp_path)
 
     assert names(tmp_path) == []
@@ -168,19 +180,19 @@ async def test_an_odd_fault_of_a_callers_transport_is_a_failed_download(tmp_path
         def answer(_: httpx.Request, stream: Any = stream) -> httpx.Response:
             return httpx.Response(200, stream=stream)
 
-        transport = Transport("https://api.example", transport=httpx.MockTransport(answer))
-        with pytest.raises(DownloadError, match=words):
-            await save(transport, done(image("https://files.example/a")), tmp_path)
+        async with client_here(transport=httpx.MockTransport(answer)) as client:
+            with pytest.raises(DownloadError, match=words):
+                await client.save(done(image("https://files.example/a")), tmp_path)
 
     assert names(tmp_path) == []
 
 
 async def test_after_the_end_nothing_is_fetched(tmp_path: Path) -> None:
     async with serving(file()) as server:
-        transport = Transport("https://api.example")
-        await transport.aclose()
-        with pytest.raises(DownloadError, match="the client is closed"):
-            await save(transport, done(image(server.url)), tmp_path)
+        client = client_here()
+        await client.aclose()
+        with pytest.raises(ClientClosedError):
+            await client.save(done(image(server.url)), tmp_path)
 
         assert server.requests == []
 
@@ -198,7 +210,7 @@ async def test_redirects_are_followed_five_times_and_no_more(tmp_path: Path) -> 
                 await saved(done(image(server.url)), tmp_path)
     for away in ("file:///etc/passwd", "//[bad", "ftp://files.example/a"):
         async with serving(reply(b"", status=302, headers=f"Location: {away}\r\n")) as server:
-            with pytest.raises(DownloadError, match=r"not an address of a file|to what is no address"):
+            with pytest.raises(DownloadError, match=r"address|scheme|fetched"):
                 await saved(done(image(server.url)), tmp_path)
 
 
@@ -253,7 +265,7 @@ async def test_parts_that_failed_are_left_out_and_the_others_keep_their_numbers(
         await saved(done(*outputs), tmp_path)
 
     assert names(tmp_path) == ["t1-0.png", "t1-2.png"]
-    with pytest.raises(DownloadError, match="neither a URL nor data"):
+    with pytest.raises(DownloadError, match="address of the result"):
         await saved(done(Output()), tmp_path)
 
 
@@ -291,43 +303,31 @@ async def test_a_full_disk_leaves_nothing_and_says_that_the_result_is_not_lost(t
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("place", ["mkdir", "write", "fsync", "replace", "close"])
+@pytest.mark.parametrize("place", ["mkdir", "open", "write", "finish", "close"])
 @pytest.mark.parametrize("scope", [False, True])
 async def test_a_cancel_while_a_thread_works_waits_for_it_and_leaves_nothing_open(
     place: str, scope: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread would write, or hold the file, behind our back; anyio cancels again and again meanwhile."""
     folder, begun, go_on = tmp_path / "out", threading.Event(), threading.Event()
+    owner = Path if place == "mkdir" else PartFile
+    work = getattr(owner, place)
 
-    def slow(work: Callable[..., Any]) -> Callable[..., Any]:
-        def slowly(*args: Any, **options: Any) -> Any:
-            begun.set()
-            go_on.wait(5)
-            return work(*args, **options)
+    def slowly(*args: Any, **options: Any) -> Any:
+        begun.set()
+        go_on.wait(5)
+        return work(*args, **options)
 
-        return slowly
-
-    slow_open = Path.open
-
-    def opened(path: Path, mode: str = "r") -> Any:
-        real = slow_open(path, mode)
-        stub = mock.Mock(wraps=real)
-        getattr(stub, place).side_effect = slow(getattr(real, place))
-        return stub
-
-    if place == "fsync":
-        monkeypatch.setattr(os, "fsync", slow(os.fsync))
-    elif place in ("write", "close"):
-        monkeypatch.setattr(Path, "open", opened)
-    else:
-        monkeypatch.setattr(Path, place, slow(getattr(Path, place)))
+    monkeypatch.setattr(owner, place, slowly)
     data = base64.b64encode(PNG).decode()
+    client = client_here()
+    await client.statistics()
     before = descriptors()
 
     async def one() -> None:
         with anyio.CancelScope() as cancel:
             scopes.append(cancel)
-            await saved(done(Output(data=data)), folder)
+            await client.save(done(Output(data=data)), folder)
 
     scopes: list[anyio.CancelScope] = []
     task = asyncio.create_task(one())
@@ -347,6 +347,7 @@ async def test_a_cancel_while_a_thread_works_waits_for_it_and_leaves_nothing_ope
 
     assert task.cancelled()
     assert descriptors() == before
+    await client.aclose()
     if folder.exists():
         assert names(folder) in ([], ["t1-0.png"]), "a whole file or none"
 
@@ -356,14 +357,12 @@ def descriptors() -> int:
 
 
 async def test_many_failed_downloads_leak_no_descriptor(tmp_path: Path) -> None:
-    broken = cut(reply(PNG, length=500).replace(b"application/json", b"image/png"))
-    async with serving(broken) as server:
-        transport = Transport("https://api.example")
+    broken = cut(file(PNG, length=500))
+    async with serving(broken) as server, client_here() as client:
         before = descriptors()
-        for _ in range(30):
+        for _ in range(10):
             with pytest.raises(DownloadError):
-                await save(transport, done(*[image(server.url)] * 3), tmp_path)
-        await transport.aclose()
+                await client.save(done(*[image(server.url)] * 3), tmp_path)
         await asyncio.sleep(0.1)
 
         assert server.connections >= 30
@@ -384,23 +383,44 @@ async def test_at_most_four_files_are_fetched_at_once_and_a_cancel_leaves_nothin
     assert names(tmp_path) == []
 
 
-async def test_the_first_failure_ends_the_other_files_of_the_call(tmp_path: Path) -> None:
-    async with serving([reply(b"", status=404), late(1000)]) as server:
-        with pytest.raises(DownloadError, match="404"):
-            await saved(done(image(server.url), image(server.url)), tmp_path)
-        await asyncio.sleep(0.1)
+async def test_one_file_that_fails_does_not_keep_the_others_from_being_saved(tmp_path: Path) -> None:
+    async with serving([reply(b"", status=418), file()]) as server:
+        with pytest.raises(DownloadError, match="418") as caught:
+            await saved(done(*[image(server.url)] * 3), tmp_path)
 
-    assert names(tmp_path) == []
+    saved_all_the_same = names(tmp_path)
+    assert len(saved_all_the_same) == 2
+    assert all(name in " ".join(caught.value.__notes__) for name in saved_all_the_same)
+
+
+async def test_a_single_output_can_be_saved(tmp_path: Path) -> None:
+    async with serving(file()) as server:
+        (kept,) = await saved(done(*[image(server.url)] * 3), tmp_path, output=1)
+        for wrong, words in ((3, "from 0 to 2"), (-1, "whole number"), (True, "whole"), ("1", "whole")):
+            with pytest.raises(ValueError, match=f"output must be .*{words}"):
+                await saved(done(*[image(server.url)] * 3), tmp_path, output=wrong)
+
+        assert len(server.requests) == 1
+    assert kept.path == str(tmp_path / "t1-1.png")
+    assert names(tmp_path) == ["t1-1.png"]
+
+
+@pytest.mark.parametrize("directory", [b"out", 3, None, "", "nul\0"])
+async def test_a_directory_that_is_none_is_told_before_anything_is_fetched(directory: Any) -> None:
+    async with serving(file()) as server:
+        with pytest.raises((TypeError, ValueError), match="directory must"):
+            await saved(done(image(server.url)), directory)
+
+        assert server.requests == []
 
 
 async def test_a_signed_address_is_in_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def answer(_: httpx.Request) -> httpx.Response:
         return httpx.Response(200, content=PNG)
 
-    transport = Transport("https://api.example", transport=httpx.MockTransport(answer))
-    with caplog.at_level(logging.DEBUG):
-        await save(transport, done(image("https://files.example/a.png?Signature=hush")), tmp_path)
-    await transport.aclose()
+    async with client_here(transport=httpx.MockTransport(answer)) as client:
+        with caplog.at_level(logging.DEBUG):
+            await client.save(done(image("https://files.example/a.png?Signature=hush")), tmp_path)
 
     assert "hush" not in caplog.text
     assert names(tmp_path) == ["t1-0.png"]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bide import Event, EventName, Task, TaskStatus
+from bide import Event, EventName, Output, SavedFile, Task, TaskStatus
 from bide.cli import _progress
-from bide.cli._gauge import Gauge
+from bide.cli._gauge import Files, Gauge
+from bide.cli._out import Stream
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bide import TaskHandle
 
 NEW = Task(ticket="order-1")
@@ -168,6 +173,103 @@ def test_a_bar_follows_its_handle_from_look_to_look() -> None:
     assert "running ~0 %, about 5 min left" in shown
     assert "about 40 s left" in shown
     assert "1/2" in shown
+
+
+# Files on their way ------------------------------------------------------------------------------------------
+
+
+def test_the_files_of_a_task_are_one_bar_by_their_bytes() -> None:
+    files = Files(2)
+    files.heard(0, 1_500_000, 6_000_000)
+
+    assert (files.percent(0.0), files.words(0.0), files.status) == (None, "1.5 MB", "saving 0/2")
+    files.heard(1, 500_000, 2_000_000)
+    assert (files.percent(0.0), files.words(0.0), files.status) == (25.0, "2.0/8.0 MB", "saving 0/2")
+    files.heard(0, 6_000_000, 6_000_000)
+    assert (files.percent(0.0), files.words(0.0), files.status) == (81.25, "6.5/8.0 MB", "saving 1/2")
+
+
+@pytest.mark.parametrize(
+    ("size", "total", "words"),
+    [
+        (0, None, "0.0 kB"),
+        (0, 0, "0.0 kB"),
+        (900, 1_200, "0.9/1.2 kB"),
+        (3_200_000, None, "3.2 MB"),
+        (500_000_000, 1_500_000_000, "0.5/1.5 GB"),
+    ],
+)
+def test_bytes_are_told_as_a_person_says_them(size: int, total: int | None, words: str) -> None:
+    file = Files(1)
+    file.heard(0, size, total)
+
+    assert (file.words(0.0), file.status) == (words, "saving")
+
+
+def saving(task: Task, size: int, total: int | None, output: int = 0) -> Event:
+    return evolve(event(EventName.SAVING, task), output=output, bytes=size, total=total)
+
+
+def test_the_row_of_a_task_goes_on_while_its_files_are_saved() -> None:
+    console = Console(force_terminal=True, width=120, record=True, color_system=None)
+    followed = Followed(running(progress=50.0))
+    done = Task(
+        ticket="order-1", task_id="t-1", status=TaskStatus.SUCCEEDED, outputs=(Output(url="https://a/1"),) * 2
+    )
+    shown = []
+    with _progress.Bars(console, None) as bars:
+        bars.name(cast("TaskHandle", followed), "a paper boat")
+        rows = bars._progress.task_ids
+        for at, each in [
+            (done, event(EventName.FINAL, done)),
+            (done, saving(done, 1_000_000, 4_000_000)),
+            (done, saving(done, 3_000_000, 6_000_000, output=1)),
+            (done, event(EventName.UNSAVED, done)),
+            (done, saving(done, 4_000_000, 4_000_000)),
+        ]:
+            followed.task = at
+            bars.heard(each)
+            bars._progress.refresh()
+            assert bars._progress.task_ids == rows, "it does not vanish and come back"
+            shown.append(" ".join(console.export_text().split("boat")[-1].split()))
+        bars.ended("order-1")
+        bars.heard(saving(done, 4_000_000, 4_000_000))
+        assert bars._progress.task_ids == rows[:1], "nor does it come back when nobody waits any more"
+
+    assert shown[0].endswith("succeeded")
+    assert shown[1].endswith("saving 0/2 1.0 MB")
+    assert shown[2].endswith("saving 0/2 4.0/10.0 MB")
+    assert shown[3].endswith("saving 0/2 4.0/10.0 MB")
+    assert shown[4].endswith("saving 1/2 7.0/10.0 MB")
+
+
+def test_what_had_ended_before_gets_its_row_when_its_files_come() -> None:
+    console = Console(force_terminal=True, width=120, record=True, color_system=None)
+    followed = Followed(
+        Task(
+            ticket="order-1", task_id="t-1", status=TaskStatus.SUCCEEDED, outputs=(Output(url="https://a/1"),)
+        )
+    )
+    with _progress.Bars(console, None) as bars:
+        bars.name(cast("TaskHandle", followed), "a paper boat")
+        bars.heard(saving(followed.task, 2_000, None))
+        bars._progress.refresh()
+
+    assert "saving 2.0 kB" in " ".join(console.export_text().split())
+
+
+@pytest.mark.real_time
+async def test_without_a_terminal_one_line_tells_of_saved_files(tmp_path: Path) -> None:
+    done = Task(ticket="order-1", task_id="t-1", status=TaskStatus.SUCCEEDED)
+    files = (SavedFile("out/order-1-0.png", 1_000_000), SavedFile("out/order-1-1.png", 2_500_000))
+    with (tmp_path / "err").open("w+") as stream:
+        stderr = Stream(stream, "standard error")
+        lines = _progress.Lines(stderr)
+        lines.heard(saving(done, 1_000_000, 1_000_000))
+        lines.heard(evolve(event(EventName.SAVED, done), files=files))
+        await asyncio.to_thread(stderr.flush, 5.0)
+
+    assert (tmp_path / "err").read_text() == "t-1 saved: 2 files, 3.5 MB\n"
 
 
 def event(name: EventName, task: Task) -> Event:

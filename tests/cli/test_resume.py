@@ -99,7 +99,7 @@ async def test_what_belongs_to_another_key_or_has_expired_is_left(tmp_path: Path
         connection = sqlite3.connect(ledger_of(emulator))
         (text,) = connection.execute("SELECT task FROM records").fetchone()
         task = json.loads(text)
-        task["outputs"][0]["expires_at"] = "2020-01-01T00:00:00+00:00"
+        task["outputs"][0]["expires_at"] = task["finished_at"] = "2020-01-01T00:00:00+00:00"
         connection.execute("UPDATE records SET task = ?", (json.dumps(task),))
         connection.commit()
         connection.close()
@@ -108,6 +108,8 @@ async def test_what_belongs_to_another_key_or_has_expired_is_left(tmp_path: Path
     for ended in (other, late):
         assert (ended.status, ended.out) == (0, "")
     assert list(tmp_path.iterdir()) == []
+    assert "expired" not in other.err
+    assert f"1 expired unsaved: {emulator.tasks()[0].id}" in late.err
 
 
 # Resuming ----------------------------------------------------------------------------------------------------
@@ -357,7 +359,7 @@ async def test_what_is_being_submitted_is_cancelled_once_its_create_is_answered(
     hasty = "import bide.cli._tasks as tasks; tasks.CANCEL_PATIENCE = 0.5\n"
     async with emulator_with(image_seconds=60, queue_seconds=60) as emulator:
         async with client_at(emulator, ledger=ledger_at(emulator)) as client:
-            emulator.fault(on="create", delay=1.5)
+            emulator.fault(on="create", delay=3)
             handle = await client.submit(image())
             while not emulator.tasks():
                 await asyncio.sleep(0.02)

@@ -121,19 +121,6 @@ async def test_a_pause_is_told() -> None:
     assert "paused for 1 s: DashScope refused the create" in ended.err
 
 
-async def test_a_file_that_came_inline_is_only_saved(tmp_path: Path) -> None:
-    image = {"created": 1780655400, "data": [{"b64_json": "iVBORw0KGgo="}]}
-    key = {"DIEYUYUN_API_KEY": KEY, "DASHSCOPE_API_KEY": ""}
-    async with quick() as emulator:
-        emulator.fault(on="create", status=200, body=image, times=2)
-        unsaved = await piped(emulator, *IMAGE, "a cat", **key)
-        saved = await piped(emulator, *IMAGE, "a cat", "--save", str(tmp_path), **key)
-
-    assert (unsaved.status, unsaved.out) == (0, "")
-    assert "--save DIR writes it" in unsaved.err
-    assert Path(saved.out.strip()).read_bytes().startswith(b"\x89PNG")
-
-
 @pytest.mark.slow
 async def test_a_create_that_may_have_arrived_is_told_when_interrupted() -> None:
     async with emulator_with() as emulator:

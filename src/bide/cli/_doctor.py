@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import sys
+import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from bide import ModelStatistics
@@ -18,6 +21,7 @@ from bide.cli._words import what_to_do
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from bide import SQLiteLedger
     from bide.cli._ledger import Place
     from bide.ledgers import LaneView, LedgerReport, OwnerView, Record
 
@@ -35,19 +39,33 @@ def doctor(place: Place, *, as_json: bool) -> int:
         print(f"bide: nothing yet: there is no ledger at {place.path}", file=sys.stderr)
         return OK
     keep_the_log_quiet()
-    report, models = asyncio.run(_report(place))
-    show([json.dumps(_plain(report, models))] if as_json else _told(report, models, place))
+    report, models, unsaved = asyncio.run(_report(place))
+    show([json.dumps(_plain(report, models, unsaved))] if as_json else _told(report, models, unsaved, place))
     return FAILED if report.problems else OK
 
 
-async def _report(place: Place) -> tuple[LedgerReport, list[ModelStatistics]]:
+async def _report(place: Place) -> tuple[LedgerReport, list[ModelStatistics], list[float]]:
+    """How the ledger is, what it has learned, and when what was not saved expires."""
     async with place.ledger() as ledger:
         report = await ledger.report()
-        # In a damaged file nothing else is worth an error of its own.
-        return report, [] if report.problems else await ModelStatistics.of(ledger)
+        if report.problems:  # in a damaged file nothing else is worth an error of its own
+            return report, [], []
+        return report, await ModelStatistics.of(ledger), await _unsaved(ledger, report.lanes)
 
 
-def _told(report: LedgerReport, models: Sequence[ModelStatistics], place: Place) -> Iterator[str]:
+async def _unsaved(ledger: SQLiteLedger, lanes: Sequence[LaneView]) -> list[float]:
+    """When each result expires that was not saved and can be fetched yet, the first one first."""
+    keys: dict[str, set[str]] = {}
+    for lane in lanes:
+        keys.setdefault(lane.origin, set()).add(lane.fingerprint)
+    records = [record for origin in keys for record in await ledger.unsaved(origin, keys[origin])]
+    now = time.time()
+    return sorted(moment for record in records for moment in record.losses if moment > now)
+
+
+def _told(
+    report: LedgerReport, models: Sequence[ModelStatistics], unsaved: Sequence[float], place: Place
+) -> Iterator[str]:
     yield _line("file", f"{report.path}, {report.size / 1024:.0f} KiB, mode {report.mode:o}")
     if report.mode & FOR_OTHERS:
         yield _line("", f"others may read it, and the prompts in it: chmod 600 {report.path}")
@@ -66,6 +84,8 @@ def _told(report: LedgerReport, models: Sequence[ModelStatistics], place: Place)
     yield _line("records", counts or "none")
     if report.unowned:
         yield _line("", f"{report.unowned} open that nobody drives: {place.command('resume')}")
+    if unsaved:
+        yield _line("unsaved", f"{_results(unsaved)}: {place.command('resume', '--save', 'DIR')}")
     others = _others(report)
     for number, owner in enumerate(others):
         yield _line("" if number else "used by", _owner(owner))
@@ -82,6 +102,16 @@ def _told(report: LedgerReport, models: Sequence[ModelStatistics], place: Place)
 
 def _line(title: str, text: str) -> str:
     return f"{title:<9}{text}"
+
+
+def _results(unsaved: Sequence[float]) -> str:
+    count = "1 result" if len(unsaved) == 1 else f"{len(unsaved)} results"
+    first = _moment(unsaved[0])
+    return count if first is None else f"{count}, the first expires {first:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _moment(seconds: float) -> datetime | None:
+    return None if seconds == math.inf else datetime.fromtimestamp(seconds, UTC)
 
 
 def _others(report: LedgerReport) -> list[OwnerView]:
@@ -125,8 +155,11 @@ def _unknown(record: Record) -> str:
     return f"{record.ticket}: {plain(record.task.model or record.kind, 60)}{sent}"
 
 
-def _plain(report: LedgerReport, models: Sequence[ModelStatistics]) -> dict[str, Any]:
+def _plain(
+    report: LedgerReport, models: Sequence[ModelStatistics], unsaved: Sequence[float]
+) -> dict[str, Any]:
     """All of it as JSON data."""
+    first = _moment(unsaved[0]) if unsaved else None
     return {
         "path": report.path,
         "size": report.size,
@@ -136,6 +169,7 @@ def _plain(report: LedgerReport, models: Sequence[ModelStatistics]) -> dict[str,
         "problems": list(report.problems),
         "records": report.counts,
         "unowned": report.unowned,
+        "unsaved": {"results": len(unsaved), "first_expires_at": first and first.isoformat()},
         "owners": [
             {
                 "pid": owner.pid,

@@ -1,4 +1,7 @@
-"""How far a task is: what its service tells, and where that tells nothing, an estimate that the clock moves on."""
+"""How far a task is: what its service tells, and where that tells nothing, an estimate that the clock moves on.
+
+And how far its files are, once they are on their way.
+"""
 
 from __future__ import annotations
 
@@ -92,6 +95,54 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
+# Its files -----------------------------------------------------------------------------------------------------
+
+_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+class Files:
+    """How far the files of one task are, by the bytes of all of them.
+
+    Args:
+        count: how many there are.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._known: dict[int, tuple[int, int | None]] = {}
+
+    def heard(self, place: int, size: int, total: int | None) -> None:
+        """Of the file at this *place*, of *total* bytes, *size* are here."""
+        self._known[place] = (size, total)
+
+    @property
+    def status(self) -> str:
+        """What goes on, in words: of several files, how many are whole."""
+        whole = sum(size == total for size, total in self._known.values())
+        return "saving" if self._count == 1 else f"saving {whole}/{self._count}"
+
+    def percent(self, _now: float) -> float | None:
+        """How far they are; None for as long as a length is not known."""
+        size, total = self._bytes()
+        return min(100.0, 100.0 * size / total) if total else None
+
+    def words(self, _now: float) -> str:
+        """The same in words: "3.2/10.0 MB", or what is here alone."""
+        return amount(*self._bytes())
+
+    def _bytes(self) -> tuple[int, int | None]:
+        """How many are here, and of how many."""
+        totals = [total for _, total in self._known.values() if total is not None]
+        is_known = len(totals) == self._count
+        return sum(size for size, _ in self._known.values()), sum(totals) if is_known else None
+
+
+def amount(size: int, total: int | None = None) -> str:
+    """So many bytes, of *total* where that is known, as a person says it."""
+    unit, name = next((each for each in _UNITS if (total or size) >= each[0]), _UNITS[-1])
+    return f"{size / unit:.1f}" + (f"/{total / unit:.1f}" if total else "") + f" {name}"
+
+
 # On a terminal -------------------------------------------------------------------------------------------------
 
 
@@ -100,7 +151,7 @@ class GaugeBar(BarColumn):
 
     def render(self, task: Row) -> ProgressBar:
         """See `ProgressColumn`."""
-        gauge: Gauge | None = task.fields["gauge"]
+        gauge: Gauge | Files | None = task.fields["gauge"]
         if gauge is not None:
             percent = gauge.percent(task.get_time())
             task.total, task.completed = (None, 0.0) if percent is None else (100.0, percent)
@@ -112,7 +163,7 @@ class GaugeText(ProgressColumn):
 
     def render(self, task: Row) -> Text:
         """See `ProgressColumn`."""
-        gauge: Gauge | None = task.fields["gauge"]
+        gauge: Gauge | Files | None = task.fields["gauge"]
         if gauge is not None:
             return Text(gauge.words(task.get_time()))
         return Text(f"{task.completed:.0f}/{'?' if task.total is None else f'{task.total:.0f}'}")

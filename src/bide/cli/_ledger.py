@@ -95,14 +95,17 @@ class Found:
     tickets: dict[str, Record]
 
 
-async def find(ledger: SQLiteLedger, words: Sequence[str]) -> Found:
+async def find(ledger: SQLiteLedger, words: Sequence[str], *, ended: bool = False) -> Found:
     """The records that *words* name, by their ticket or by the id of their task while that goes on.
+
+    Args:
+        ended: by the id of a task that has ended, too.
 
     Raises:
         LedgerError: it cannot be read.
     """
     async with ledger:
-        by_task = {record.task.task_id: record for record in await ledger.records()}
+        by_task = {record.task.task_id: record for record in await ledger.records(all=ended)}
         found = {word: await ledger.get(word) or by_task.get(word) for word in words}
     return Found({word: record for word, record in found.items() if record is not None})
 

@@ -29,8 +29,8 @@ def ls(
 def resume(*, concurrency: int | None = None, following: Following = NO_FOLLOWING) -> int:
     """Watch all open tasks of the key on, and take over what nobody drives: what was not sent is sent now.
 
-    Prints what image and video would have printed. With --save, results are fetched as well that have ended by
-    now and were never saved. Ctrl-C leaves the tasks alone.
+    Prints what image and video would have printed. With --save, results that are there by now and were never
+    saved are fetched first, those that expire first before the others. Ctrl-C leaves the tasks alone.
 
     Args:
         concurrency: Tasks in flight at most, if there are some to be sent; by default what the service's documents

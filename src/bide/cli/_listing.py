@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import shutil
 import sys
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +71,7 @@ def _row(record: Record, driver: OwnerView | None, now: float) -> tuple[str, ...
         task.task_id or "-",
         _age(record),
         drives,
-        f"{len(record.files)} file{'s'[: len(record.files) > 1]}" if record.files else "-",
+        _saved(record),
         prompt_of(record) or "-",
     )
 
@@ -97,6 +99,8 @@ def _as_json(record: Record, driver: OwnerView | None, now: float) -> str:
             "overdue": _is_overdue(record, now),
             "driven_by": _driver_as_json(record, driver),
             "files": [file.path for file in record.files],
+            "unsaved": list(record.unsaved),
+            "expires_at": _expires_at(record),
             "error": None if task.error is None else task.error.message,
             "prompt": prompt_of(record),
         }
@@ -117,6 +121,29 @@ def _is_overdue(record: Record, now: float) -> bool:
 def _age(record: Record) -> str:
     if record.added_at is None:
         return "-"
-    seconds = max(0.0, (datetime.now(UTC) - record.added_at).total_seconds())
+    return _span(max(0.0, (datetime.now(UTC) - record.added_at).total_seconds()))
+
+
+def _saved(record: Record) -> str:
+    """What was saved of it; where that is not all, for how long the rest can be fetched."""
+    count, now = len(record.files), time.time()
+    if not record.unsaved:
+        return f"{count} file{'s'[: count > 1]}" if count else "-"
+    results = sum(output.error is None for output in record.task.outputs)
+    saved = f"{results - len(record.unsaved)} of {results}" if results > len(record.unsaved) else "no"
+    ahead = [moment for moment in record.losses if moment > now]
+    if not ahead:
+        return f"{saved}, expired"
+    return saved if min(ahead) == math.inf else f"{saved}, {_span(min(ahead) - now)} left"
+
+
+def _expires_at(record: Record) -> str | None:
+    """When the first of its unsaved results expires, or has expired."""
+    moments = [record.task.outputs[place].expires_at for place in record.unsaved]
+    first = min((moment for moment in moments if moment is not None), default=None)
+    return None if first is None else first.isoformat()
+
+
+def _span(seconds: float) -> str:
     size, unit = next((each for each in _UNITS if seconds >= each[0]), _UNITS[-1])
     return f"{seconds // size:.0f} {unit}"

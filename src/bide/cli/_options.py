@@ -41,13 +41,19 @@ class Following:
     json: Annotated[
         bool, Parameter(help="Print one JSON object for each task instead, a line each.", negative="")
     ] = False
+    overwrite: Annotated[
+        bool,
+        Parameter(help="With --save, fetch and write files anew that are there already.", negative=""),
+    ] = False
     timeout: Annotated[
         float | None, Parameter(help="Seconds to wait for each task; it goes on after that.")
     ] = None
 
     def wishes(self, concurrency: int | None = None, *, detach: bool = False) -> Wishes:
         """What is wanted of each task."""
-        return Wishes(self.save, self.json, self.timeout, concurrency, detach)
+        return Wishes(
+            self.save, self.json, self.timeout, concurrency, detach=detach, overwrite=self.overwrite
+        )
 
 
 @Parameter(name="*")

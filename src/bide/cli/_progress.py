@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn
 
 from bide import EventName
-from bide.cli._gauge import Gauge, GaugeBar, GaugeText
+from bide.cli._gauge import Files, Gauge, GaugeBar, GaugeText, amount
 from bide.cli._text import plain
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def display(total: int | None, stderr: Stream) -> Display:
 
 
 class Bars:
-    """A bar for all, and one for each task under way, as far as the screen has room."""
+    """A bar for all, and one for each task under way, as far as the screen has room: until its files are saved."""
 
     def __init__(self, console: Console, total: int | None) -> None:
         self._progress = Progress(
@@ -84,6 +84,7 @@ class Bars:
         self._paused_until: float | None = None
         self._handles: dict[str, TaskHandle] = {}
         self._rows: dict[str, tuple[TaskID, Gauge]] = {}
+        self._files: dict[str, Files] = {}
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -110,20 +111,37 @@ class Bars:
         elif self._paused_until is not None and time.monotonic() > self._paused_until:
             self._paused_until = None
             self._progress.update(self._all, status="")
-        self._show(event.task)
+        if event.name is EventName.SAVING:
+            self._show_files(event)
+        else:
+            self._show(event.task)
 
     def _show(self, task: Task) -> None:
         ticket, handle = task.ticket, self._handles.get(task.ticket)
-        if task.status.is_accepted and ticket not in self._rows and len(self._rows) < self._most_rows:
-            label = self._labels.get(ticket) or task.task_id or ticket
-            gauge = Gauge(lambda: task)
-            row = self._progress.add_task(label, total=None, status=task.status, gauge=gauge)
-            self._rows[ticket] = (row, gauge)
-        if ticket in self._rows and not task.status.is_final:
+        if task.status.is_accepted:
+            self._give_a_row(task)
+        if ticket in self._rows and ticket not in self._files:
             row, gauge = self._rows[ticket]
             # A look that has told nothing but the time that is left makes no event: the handle has it.
             gauge.newest = lambda: task if handle is None else handle.task
             self._progress.update(row, status=task.status)
+
+    def _show_files(self, event: Event) -> None:
+        """The row of the task goes on, by the bytes of its files."""
+        task, ticket = event.task, event.ticket
+        if ticket in self._handles:  # else nobody waits for it any more
+            self._give_a_row(task)
+        if ticket in self._rows:
+            files = self._files.setdefault(ticket, Files(sum(each.error is None for each in task.outputs)))
+            files.heard(event.output or 0, event.bytes or 0, event.total)
+            self._progress.update(self._rows[ticket][0], gauge=files, status=files.status)
+
+    def _give_a_row(self, task: Task) -> None:
+        if task.ticket not in self._rows and len(self._rows) < self._most_rows:
+            label = self._labels.get(task.ticket) or task.task_id or task.ticket
+            gauge = Gauge(lambda: task)
+            row = self._progress.add_task(label, total=None, status=task.status, gauge=gauge)
+            self._rows[task.ticket] = (row, gauge)
 
     def say(self, line: str) -> None:
         """Print above the bars."""
@@ -142,6 +160,7 @@ class Bars:
         """Take the bar away, and count."""
         self._labels.pop(ticket, None)
         self._handles.pop(ticket, None)
+        self._files.pop(ticket, None)
         if ticket in self._rows:
             row, _ = self._rows.pop(ticket)
             self._progress.remove_task(row)
@@ -149,7 +168,8 @@ class Bars:
 
 
 class Lines:
-    """A line when a task is accepted, since it may cost from then on, one for each pause, and one at its end."""
+    """A line when a task is accepted, since it may cost from then on, one for each pause, one at its end, and one when
+    its files are saved."""
 
     def __init__(self, stderr: Stream) -> None:
         self._stderr = stderr
@@ -177,6 +197,8 @@ class Lines:
             self.say(f"paused for {event.seconds:.0f} s: {_why(event)}")
         elif event.name is EventName.FINAL:
             self.say(_end(event.task))
+        elif event.name is EventName.SAVED:
+            self.say(_saved(event))
 
     def say(self, line: str) -> None:
         """Print it."""
@@ -192,3 +214,9 @@ def _why(event: Event) -> str:
 
 def _end(task: Task) -> str:
     return f"{task.task_id or task.ticket} {task.status}"
+
+
+def _saved(event: Event) -> str:
+    count = len(event.files)
+    size = amount(sum(file.size for file in event.files))
+    return f"{event.task_id or event.ticket} saved: {count} file{'s' if count > 1 else ''}, {size}"

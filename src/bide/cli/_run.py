@@ -2,6 +2,7 @@
 
 The first Ctrl-C (SIGTERM and SIGHUP alike) stops the waiting, never a task: nothing more is sent, the ids known so far
 are printed at once with the command that goes on, creates under way are answered, and what they add is printed too.
+What has come of a file stays beside its place: that command goes on with it.
 The second one ends the program at once.
 
 All of it is on the ledger: what a program leaves that is killed, `bide resume` goes on with.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -53,6 +55,7 @@ WINDOW = 100
 """Prompts that are under way at once; further ones are not even read."""
 LAST_WORDS = 3.0
 """Seconds that a reader has at the end to take what is written."""
+_NAMES_A_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Wishes:
         timeout: seconds to wait for each at most.
         concurrency: tasks in flight at most; None is the service's documented limit.
         detach: do not wait for more than its acceptance.
+        overwrite: write files anew that are there already.
     """
 
     save: Path | None = None
@@ -72,6 +76,7 @@ class Wishes:
     timeout: float | None = None
     concurrency: int | None = None
     detach: bool = False
+    overwrite: bool = False
 
     def check(self) -> None:
         """Raise ValueError or OSError if they cannot be fulfilled: before anything is sent."""
@@ -81,6 +86,8 @@ class Wishes:
             raise ValueError(f"--concurrency is at least 1, not {self.concurrency}")
         if self.detach and self.save is not None:
             raise ValueError("--detach does not wait for results: bide resume --save DIR brings them home")
+        if self.overwrite and self.save is None:
+            raise ValueError("--overwrite is about files: give --save DIR, too")
         if self.save is not None:
             self.save.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.save):
@@ -151,6 +158,7 @@ class _Run:
         self._left: list[str] = []  # ids of tasks that go on, or whose files are still to be fetched
         self._kept: list[str] = []  # tickets on record that have no task yet
         self._mine: set[str] = set()  # tickets; others are watched only since their slots are waited for
+        self._saved_by_id: dict[str, TaskHandle] = {}
         self._detached = 0
         self._taking: asyncio.Task[None] | None = None
         self._told_left = 0
@@ -191,6 +199,9 @@ class _Run:
     def _heard(self, event: Event) -> None:
         if event.name is EventName.WAITING:
             self._mine.add(event.ticket)
+        by_id = self._saved_by_id.get(event.ticket)
+        if by_id is not None:
+            event = evolve(event, task=by_id.task)
         if event.ticket in self._mine or not self._manner.makes:
             self._display.heard(event)
 
@@ -237,8 +248,7 @@ class _Run:
             if self._hopeless and self._manner.makes:
                 await _withdraw(handle)
             await self._wait(handle)
-            if self._wishes.save is not None:
-                files = await handle.save(self._wishes.save)
+            files = await self._save(handle)
         except ClientClosedError:
             return  # it is told at the end
         except (BideError, ValueError, TypeError) as error:
@@ -248,10 +258,8 @@ class _Run:
             self._display.ended(handle.ticket)
             if self._wishes.detach and fault is None:
                 self._detached += 1
-            elif _is_left(handle, fault):
-                self._left.append(str(handle.task_id))
-            elif not handle.task.status.is_final:
-                self._kept.append(handle.ticket)
+            elif not handle.task.status.is_final or _is_to_be_saved(fault):
+                self._leave(handle)
         elif item.name is not None:
             self._left.append(item.name)
         del self._open[id(item)]
@@ -274,6 +282,29 @@ class _Run:
             if is_withdrawn(handle) or not handle.task.status.is_final:
                 raise
             await handle.result()  # it has ended meanwhile: what came of it says more
+
+    async def _save(self, handle: TaskHandle) -> Sequence[SavedFile]:
+        """Bring the files of a task home, if that is wished.
+
+        Raises:
+            DownloadError: one of them could not be fetched or written.
+        """
+        wishes, task = self._wishes, handle.task
+        if wishes.save is None:
+            return ()
+        if self._manner.ledger is None and _NAMES_A_FILE.fullmatch(task.task_id or ""):
+            # The ticket of a task on no record is another one each time: by its id the next command finds what this one
+            # has begun.
+            task = evolve(task, ticket=str(task.task_id))
+            self._saved_by_id[task.ticket] = handle
+        return await self._client.save(task, wishes.save, overwrite=wishes.overwrite)
+
+    def _leave(self, handle: TaskHandle) -> None:
+        """There is still something to wait for, or to fetch."""
+        if handle.task_id is not None:
+            self._left.append(handle.task_id)
+        elif self._manner.ledger is not None:
+            self._kept.append(handle.ticket)
 
     def _told_or_not_sent(self, item: Item, handle: TaskHandle | None, error: Exception) -> None:
         """Tell the *error*, unless it is only that the request was withdrawn with others."""
@@ -383,8 +414,8 @@ class _Run:
             status = handle.task.status
             if self._wishes.json:
                 self._stdout.put(as_json(item.label, handle.task, ()))
-            if handle.task_id is not None:
-                self._left.append(handle.task_id)
+            if handle.task_id is not None or status is TaskStatus.SUCCEEDED:
+                self._leave(handle)
             elif status is TaskStatus.UNKNOWN:
                 advice = what_to_do(handle.ticket, self._manner.place)
                 self._stderr.put(f"bide: {plain(item.label, 60)}: its create may have arrived")
@@ -411,6 +442,8 @@ class _Run:
         words: list[str] = [self._manner.goes_on]
         if self._wishes.save is not None:
             words += ["--save", str(self._wishes.save)]
+        if self._wishes.overwrite:
+            words.append("--overwrite")
         if self._wishes.json:
             words.append("--json")
         if ids:
@@ -447,8 +480,6 @@ async def _settle(handle: TaskHandle) -> None:
                 return
 
 
-def _is_left(handle: TaskHandle, fault: Exception | None) -> bool:
-    """Whether there is still something to wait for, or to fetch."""
-    return handle.task_id is not None and (
-        not handle.task.status.is_final or isinstance(fault, DownloadError)
-    )
+def _is_to_be_saved(fault: Exception | None) -> bool:
+    """Whether a later command may bring home what this one could not."""
+    return isinstance(fault, DownloadError) and fault.retryable

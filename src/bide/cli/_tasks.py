@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
-from datetime import UTC, datetime
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ MOST_TIMES = 100
 """Tasks of one prompt."""
 CANCEL_PATIENCE = 15.0
 """Seconds that a cancel may wait for the answer of a create under way."""
+REMEMBERED = 24 * 3600.0
+"""Seconds after its end for which a service may still know a task: DashScope's documents name them for its ids."""
 
 
 # Making ------------------------------------------------------------------------------------------------------
@@ -88,7 +91,8 @@ def watch(provider: Provider, words: Sequence[str], wishes: Wishes, place: Place
         ValueError: no ids were given.
     """
     _check(words)
-    found = _found(place, words)
+    # Files are named, and found again, by what is on record.
+    found = _found(place, words, ended=wishes.save is not None)
 
     async def items(_: Client) -> AsyncIterator[Item]:
         for word in dict.fromkeys(words):
@@ -96,7 +100,7 @@ def watch(provider: Provider, words: Sequence[str], wishes: Wishes, place: Place
             if record is None:
                 yield Item(word, partial(_attach, word), word)
             else:
-                yield Item(_label(record), partial(_attach_ticket, record.ticket), word)
+                yield Item(_label(record), partial(_attach_record, record, word), word)
 
     manner = Manner("watch")
     if found.tickets:
@@ -107,7 +111,9 @@ def watch(provider: Provider, words: Sequence[str], wishes: Wishes, place: Place
 
 
 def resume(provider: Provider, wishes: Wishes, place: Place) -> int:
-    """Follow all that is open on the ledger, and with `save` fetch what was never saved; returns the exit status.
+    """Follow all that is open on the ledger; returns the exit status.
+
+    With `save` what was never saved is fetched before that, the most urgent first.
 
     Raises:
         LedgerError: the ledger cannot be opened.
@@ -117,40 +123,58 @@ def resume(provider: Provider, wishes: Wishes, place: Place) -> int:
         return OK
     ledger = place.ledger()
     count = 0
+    lost: list[str] = []
 
     async def items(client: Client) -> AsyncIterator[Item]:
         nonlocal count
-        seen = set()
-        for handle in await client.resume():
-            seen.add(handle.ticket)
+        is_open = {handle.ticket: handle for handle in await client.resume()}
+        records = await ledger.records(all=True) if wishes.save is not None else ()
+        unsaved = [record for record in records if record.unsaved and record.ticket not in is_open]
+        now = time.time()
+        for record in sorted(unsaved, key=lambda each: _expires(each, now)):
+            handle = None if _is_lost(record, now) else await _on_record(client, record)
+            if handle is not None:
+                count += 1
+                yield Item(_label(record), partial(_given, handle), record.task.task_id or record.ticket)
+        for handle in is_open.values():
             count += 1
             label = getattr(handle.request, "prompt", None) or handle.task_id or handle.ticket
             yield Item(label, partial(_given, handle), handle.task_id or handle.ticket)
-        for record in await ledger.records(all=True) if wishes.save is not None else ():
-            if record.ticket in seen or not _is_to_be_fetched(record):
-                continue
-            try:
-                handle = await client.attach(ticket=record.ticket)
-            except (ValueError, LookupError):  # of another service or key; or just removed, since it is old
-                continue
-            count += 1
-            yield Item(_label(record), partial(_given, handle), record.task.task_id or record.ticket)
+        lost.extend(
+            [
+                record.task.task_id or record.ticket
+                for record in unsaved
+                if _is_lost(record, now) and await _on_record(client, record) is not None
+            ]
+        )
 
     status = run(provider, wishes, items, None, Manner("resume", place, ledger, adopts=True))
     if status == OK and not count:
         print(f"bide: nothing is open for this key in {place.path}", file=sys.stderr)
+    if lost:
+        ids = plain(", ".join(lost), 2000)
+        print(f"bide: {len(lost)} expired unsaved: {ids}", file=sys.stderr)
     return status
 
 
-def _is_to_be_fetched(record: Record) -> bool:
-    """Whether it has a result that was never saved, and can be."""
-    now = datetime.now(UTC)
-    return (
-        record.task.status is TaskStatus.SUCCEEDED
-        and not record.files
-        and any(each.url is not None or each.data is not None for each in record.task.outputs)
-        and all(each.expires_at is None or each.expires_at > now for each in record.task.outputs)
-    )
+async def _on_record(client: Client, record: Record) -> TaskHandle | None:
+    """The handle of *record*; None if it is of another service or key, or was just removed, since it is old."""
+    try:
+        return await client.attach(ticket=record.ticket)
+    except (ValueError, LookupError):
+        return None
+
+
+def _expires(record: Record, now: float) -> float:
+    """When the first of its unsaved results is lost that can be fetched yet."""
+    return min((moment for moment in record.losses if moment > now), default=math.inf)
+
+
+def _is_lost(record: Record, now: float) -> bool:
+    """Whether its addresses have expired, and its service has forgotten the task, so that it gives no fresh ones."""
+    ended = record.task.finished_at or record.added_at
+    is_forgotten = ended is not None and now - ended.timestamp() > REMEMBERED
+    return is_forgotten and all(moment <= now for moment in record.losses)
 
 
 def _label(record: Record) -> str:
@@ -161,8 +185,13 @@ async def _attach(task_id: str, client: Client) -> TaskHandle:
     return await client.attach(task_id)
 
 
-async def _attach_ticket(ticket: str, client: Client) -> TaskHandle:
-    return await client.attach(ticket=ticket)
+async def _attach_record(record: Record, word: str, client: Client) -> TaskHandle:
+    try:
+        return await client.attach(ticket=record.ticket)
+    except ValueError:  # it was made with another key, of the same account perhaps
+        if word == record.ticket or not record.task.status.is_final:
+            raise
+        return await client.attach(word)
 
 
 async def _given(handle: TaskHandle, _: Client) -> TaskHandle:
@@ -224,13 +253,13 @@ def _check(words: Sequence[str]) -> None:
         raise ValueError("give at least one task id, as the service gave it, or ticket")
 
 
-def _found(place: Place, words: Sequence[str]) -> Found:
+def _found(place: Place, words: Sequence[str], *, ended: bool = False) -> Found:
     """What is on record of *words*. A ledger that cannot be read is told: ids do not need it."""
     if not place.exists:
         return Found({})
     keep_the_log_quiet()
     try:
-        return asyncio.run(find(place.ledger(), words))
+        return asyncio.run(find(place.ledger(), words, ended=ended))
     except (LedgerError, ImportError) as error:
         print(f"bide: {plain(str(error), 2000)}; going on without it", file=sys.stderr)
         return Found({})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from bide import SubmissionUnknownError, TaskStatus, WaitTimeoutError
+from bide import DownloadError, SubmissionUnknownError, TaskStatus, WaitTimeoutError
 from bide.cli._exits import status_of
 from bide.cli._text import plain
 
@@ -35,6 +35,9 @@ def in_other_words(
         if is_withdrawn(handle):
             return f"{label} got no slot within {timeout:g} s: withdrawn, nothing was sent"
         return f"{name_of(handle.task)} is {handle.task.status} after {timeout:g} s; it goes on"
+    if isinstance(error, DownloadError) and handle is not None:
+        text = "; ".join([str(error), *getattr(error, "__notes__", ())])
+        return f"{name_of(handle.task)}: {text.replace('with overwrite=True', 'with --overwrite')}"
     if isinstance(error, SubmissionUnknownError):
         text = (
             f"nobody can say whether the create of {label} arrived; it is not sent again, since that could buy it "

@@ -7,11 +7,13 @@ import ast
 import importlib
 import json
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import httpx
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -27,6 +29,7 @@ NAMED = {
     "ledger",
     "pace",
     "behind",
+    "download",
 }
 
 
@@ -258,3 +261,70 @@ def test_prices_are_tried_until_they_enclose_the_looks_and_the_lag_of_another_pa
     assert sorted(policy.price for policy in done if policy.price is not None) == [
         pytest.approx(price) for price in (0.04, 0.1, 0.25, 0.625)
     ]
+
+
+# Downloads ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def origin(bench: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the server of large files is, with one of 1 MB."""
+    files = bench("files")
+    noise = tmp_path_factory.mktemp("noise") / "noise"
+    noise.write_bytes(bytes(files.MB))
+    # A real file: its threads would share the position of a file in memory.
+    with noise.open("rb") as file, files._Server(file) as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+        serving.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        serving.join()
+
+
+def test_the_server_of_large_files_goes_on_where_a_download_broke_off(origin: str) -> None:
+    with httpx.Client(base_url=origin, trust_env=False) as client:
+        whole = client.get("/1/one")
+        same = {"If-Range": whole.headers["etag"]}
+        ends = [client.get("/1/one", headers=same | {"Range": f"bytes={start}-"}) for start in (20, 500_000)]
+        changed = client.get("/1/one", headers={"If-Range": '"other"', "Range": "bytes=20-"})
+
+    assert len(whole.content) == 1_000_000
+    assert [(each.status_code, each.content) for each in ends] == [
+        (206, whole.content[20:]),
+        (206, whole.content[500_000:]),
+    ]
+    assert (changed.status_code, changed.content) == (200, whole.content)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read there")
+def test_the_benchmark_of_downloads_saves_whole_files_and_tells_how_late_the_loop_was(
+    bench: Callable[[str], Any], origin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    download = bench("download")
+
+    measured = download.run(
+        download.with_bide, [f"{origin}/1/{number}" for number in range(3)], tmp_path, True
+    )
+
+    assert sorted(path.stat().st_size for path in tmp_path.iterdir()) == [1_000_000] * 3
+    assert 0 < measured.seconds < 10
+    assert measured.late
+
+
+def test_a_download_is_judged_by_curl_alone_and_where_there_is_none_by_nothing(
+    bench: Callable[[str], Any],
+) -> None:
+    download = bench("download")
+    one, two = (download.Measured(seconds, 0.0, (0.001,), (0.001,), growth=1) for seconds in (1.0, 2.0))
+    found = {"curl to nowhere": [one], "curl": [one], "httpx by hand": [one], "bide": [two]}
+
+    rows = download.rows_of("1 of 200 MB", found, 200_000_000, 0.6)
+    del found["curl"]
+    without = download.rows_of("1 of 200 MB", found, 200_000_000, 0.6)
+
+    assert [(row.figure, row.value) for row in rows if row.met is False] == [("to curl", 0.5)]
+    assert {row.figure for row in without if row.met is not None} == {
+        "lag of the loop p99, ms",
+        "growth of memory, MB",
+    }

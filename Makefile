@@ -13,8 +13,8 @@ help: ## Say what there is
 demo: .venv/.ready-demo ## Run 18 tasks through the emulator, with live bars (about half a minute)
 	@$(BIN)/python -m bide demo
 
-test: .venv/.ready-test ## Run the tests, with the coverage gate
-	$(BIN)/python -m pytest -n 4 --dist worksteal --cov --cov-report=term
+test: .venv/.ready-test ## Run the tests (COVERAGE=1: with the coverage gate, which takes half as long again)
+	$(BIN)/python -m pytest -n 4 --dist worksteal $(if $(COVERAGE),--cov --cov-report=term)
 
 lint: .venv/.ready-lint ## Check style, format, import contracts and docstrings
 	$(BIN)/ruff check

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nursery import nursery_for
+
 from world import emulator_with
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 KEY = "sk-canary-0123456789"
 
-PROGRAM = """
+PRELUDE = """
 import sys
 from functools import partial
 import bide
@@ -31,9 +33,19 @@ services.DashScope = partial(services.DashScope, image_floor=0.1, video_floor=0.
 services.Dieyuyun = partial(services.Dieyuyun, image_floor=0.1, video_floor=0.1)
 bide.Client = partial(bide.Client, pace=bide.Pace.fixed(0.1))
 from bide.cli import main
-sys.exit(main())
 """
-"""`bide`, but it looks more often: a test does not wait for seconds between two looks."""
+"""It looks more often: a test does not wait for seconds between two looks."""
+
+PROGRAM = "sys.exit(main())"
+"""After the prelude: `bide`, but for that."""
+
+IMPORTS = """
+import anyio._backends._asyncio, anyio.streams.tls
+import bide.cli._app, bide.cli._doctor, bide.cli._listing, bide.cli._records, bide.cli._tasks
+import bide.ledgers.sqlite
+import cyclopts.help, docstring_parser, importlib.readers, rich._emoji_codes, rich.panel, sniffio, zipfile
+"""
+"""What commands import when they need it, but for the emulator: it has been done before they begin."""
 
 IMAGE = ("image", "--model", "wan2.5-t2i-preview")
 VIDEO = ("video", "--model", "wan2.6-t2v")
@@ -70,15 +82,19 @@ def ledger_of(emulator: Emulator) -> Path:
     return home_of(emulator) / ".local" / "state" / "bide" / "ledger.db"
 
 
-def environment(emulator: Emulator, **more: str) -> dict[str, str]:
-    """Only a key of DashScope's is set."""
-    kept = {
+def outer_environment() -> dict[str, str]:
+    """What every program here has of ours."""
+    return {
         name: value
         for name, value in os.environ.items()
         if name in ("PATH", "LANG") or name.startswith("COVERAGE")
     }
+
+
+def environment(emulator: Emulator, **more: str) -> dict[str, str]:
+    """Only a key of DashScope's is set."""
     return {
-        **kept,
+        **outer_environment(),
         "HOME": str(home_of(emulator)),
         "DASHSCOPE_BASE_URL": emulator.dashscope_url,
         "DIEYUYUN_BASE_URL": emulator.dieyuyun_url,
@@ -89,12 +105,18 @@ def environment(emulator: Emulator, **more: str) -> dict[str, str]:
 
 
 async def start(emulator: Emulator, *words: str, before: str = "", **more: str) -> asyncio.subprocess.Process:
-    """Begin a command with pipes; the program *before* runs first."""
+    """Begin a command with pipes; the program *before* runs first.
+
+    What changes how an interpreter begins, or what is there to import, needs one of its own: in the nursery all has
+    been imported.
+    """
     pipe = asyncio.subprocess.PIPE
     env = environment(emulator, **more)
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-c", before + PROGRAM, *words, stdin=pipe, stdout=pipe, stderr=pipe, env=env
-    )
+    if before or any(name.startswith("PYTHON") for name in more):
+        command = [sys.executable, "-c", before + PRELUDE + PROGRAM, *words]
+    else:
+        command = nursery_for(PRELUDE + IMPORTS, PROGRAM, *outer_environment().items()).command(*words)
+    return await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe, env=env)
 
 
 async def piped(emulator: Emulator, *words: str, given: str | None = None, **more: str) -> Ended:
@@ -116,7 +138,7 @@ class Terminal:
         if self._pid == 0:  # pragma: no cover - the child
             if stdout is not None:
                 os.dup2(os.open(stdout, os.O_WRONLY | os.O_CREAT), 1)
-            os.execve(sys.executable, [sys.executable, "-c", PROGRAM, *words], env)
+            os.execve(sys.executable, [sys.executable, "-c", PRELUDE + PROGRAM, *words], env)
         asyncio.get_running_loop().add_reader(self._file, self._read)
 
     def _read(self) -> None:

@@ -22,7 +22,7 @@ from bide import _media
 try:
     import fcntl
 except ImportError:  # Windows: no lock keeps others out there
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # asked for before each use
 
 if TYPE_CHECKING:
     from _hashlib import HASH

@@ -33,7 +33,7 @@ CHECK = 60.0
 class KeptLedger(MemoryLedger):
     """A ledger that counts as one that lasts, without a thread: what is unsaved in it is watched."""
 
-    durable = True  # type: ignore[assignment]
+    durable = True  # type: ignore[assignment]  # a property there
 
 
 @pytest.fixture(autouse=True)

@@ -320,7 +320,7 @@ async def test_a_connection_is_used_again_and_none_that_was_left_in_the_middle(w
         await got(fetcher, url)
         assert server.connections == 1
 
-        async with fetcher.open(url, {}) as answer, aclosing(answer.chunks) as chunks:  # type: ignore[type-var]
+        async with fetcher.open(url, {}) as answer, aclosing(answer.chunks) as chunks:  # type: ignore[type-var]  # it is a generator
             await anext(chunks)
         await got(fetcher, url)
         assert server.connections == 2

@@ -218,7 +218,7 @@ async def test_a_fault_that_is_none_of_ours_ends_no_saving(
 class AwayLedger(MemoryLedger):
     """Somebody's own ledger, whose database is away."""
 
-    durable = True  # type: ignore[assignment]
+    durable = True  # type: ignore[assignment]  # a property there
     looks = 0
 
     async def saved(self, ticket: str, files: Any) -> Any:

@@ -6,8 +6,8 @@ import time
 from random import Random
 from typing import TYPE_CHECKING
 
-from bide._learned import RING, Learned
-from bide._pace import Look, Pace, Sight, finished, next_poll
+from bide._polling.durations import RING, Learned
+from bide._polling.pace import Look, Pace, Sight, finished, next_poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,7 @@ import httpx
 from attrs import frozen
 
 from bide import ImageRequest, TaskStatus, VideoRequest
-from bide._transport import Transport
+from bide._http.transport import Transport
 from bide._wire import Call, Reply
 from bide.errors import ServerError
 from bide.models import ErrorDetail, Limits, Task

@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 from attrs import define, field
 
-from bide import Client, DashScope, DownloadError, Output, Task, TaskStatus, _addresses, _guard, _pool
+from bide import Client, DashScope, DownloadError, Output, Task, TaskStatus
+from bide._http import addresses as _addresses
+from bide._http import guard as _guard
+from bide._http import pool as _pool
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(17) + b"\0\0\0\0IEND\xaeB`\x82"
 SECRET = "Zs3cr3tS1gnatur3"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bide._checks import MAX_DEPTH
+from bide._validators import MAX_DEPTH
 from bide.models import (
     Billing,
     Deadlines,

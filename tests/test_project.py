@@ -151,7 +151,7 @@ def test_the_lists_of_the_other_contracts_are_whole() -> None:
 
     assert modules - {"bide.emulator"} == set(alone["forbidden_modules"]) - {"httpx"}
     assert modules - set(http["source_modules"]) == {
-        *("bide._client", "bide._fetching", "bide._guard", "bide._pool", "bide._transport")
+        *("bide._client", "bide._http.fetcher", "bide._http.guard", "bide._http.pool", "bide._http.transport")
     }
     private = {name for name in modules if name.startswith("bide._")}
     assert set(command_line["forbidden_modules"]) == private

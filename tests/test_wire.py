@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bide._checks import MAX_DEPTH
+from bide._validators import MAX_DEPTH
 from bide._wire import LONGEST_RETRY_AFTER, MAX_SHOWN, Reply, Secret, is_task_id, quoted, shown
 from bide.errors import UnexpectedReplyError
 

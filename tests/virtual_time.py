@@ -82,7 +82,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 def wait_for_ledgers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no virtual time pass while a SQLite ledger's thread is at work for the loop."""
-    from bide.ledgers._worker import Worker
+    from bide.ledgers.sqlite.worker import Worker
 
     put, stop = Worker.put, Worker.stop
 

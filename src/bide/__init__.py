@@ -15,11 +15,11 @@ from bide._version import __version__
 if TYPE_CHECKING:
     from bide._client import Client
     from bide._completed import AsCompleted
+    from bide._downloads.settings import Downloads
     from bide._events import Event, EventName
-    from bide._handle import TaskEvents, TaskHandle
-    from bide._pace import Pace
+    from bide._handles import TaskEvents, TaskHandle
+    from bide._polling.pace import Pace
     from bide._statistics import LaneStatistics, ModelStatistics, Statistics
-    from bide._terms import Downloads
     from bide.errors import (
         APIError,
         AuthenticationError,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal, Self, overload
 
 import anyio
 
-from bide._account import origin_of, turnstile_for, unless_closed
 from bide._arguments import (
     check_writable,
     checked,
@@ -20,15 +19,16 @@ from bide._arguments import (
     folder_of,
     secrets_of,
 )
-from bide._checks import is_ticket
 from bide._completed import AsCompleted, Completions, note_left, outcome_of
-from bide._engine import Engine
+from bide._downloads.settings import Downloads
 from bide._events import Announcer, log_as_the_environment_says
-from bide._fetching import Fetcher
-from bide._pace import Pace
+from bide._http.fetcher import Fetcher
+from bide._http.transport import Transport
+from bide._polling.pace import Pace
+from bide._runtime.engine import Engine
+from bide._service.account import origin_of, turnstile_for, unless_closed
 from bide._statistics import statistics_of
-from bide._terms import Downloads
-from bide._transport import Transport
+from bide._validators import is_ticket
 from bide._wire import quoted, shown
 from bide.errors import BideError, ClientClosedError, WaitTimeoutError
 from bide.ledgers import MemoryLedger, Record
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 
     from bide._arguments import Limiting
     from bide._events import Event
-    from bide._handle import TaskHandle
+    from bide._handles import TaskHandle
+    from bide._http.transport import HTTPClient
     from bide._statistics import Statistics
-    from bide._transport import HTTPClient
     from bide.ledgers import Ledger
     from bide.models import Request, SavedFile
     from bide.providers import Provider

@@ -13,7 +13,7 @@ from bide.models import TaskStatus
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from bide._handle import TaskHandle
+    from bide._handles import TaskHandle
     from bide.models import Request, Task
 
     Ending: TypeAlias = tuple[TaskHandle, BideError | None]

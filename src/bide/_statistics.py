@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Self
 
 from attrs import frozen
 
-from bide._learned import duration_of, learned_from
-from bide._limits import cap
+from bide._polling.durations import duration_of, learned_from
 from bide._wire import shown
+from bide.ledgers._lanes import cap
 from bide.models import TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bide._engine import Engine
+    from bide._runtime.engine import Engine
     from bide.ledgers import LaneView, Ledger
     from bide.models import Limits
 

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from attrs import field, frozen
 
-from bide._checks import MAX_DEPTH, is_deep
+from bide._validators import MAX_DEPTH, is_deep
 from bide.errors import UnexpectedReplyError
 
 if TYPE_CHECKING:

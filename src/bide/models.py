@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 import attrs
 from attrs import evolve, field, frozen
 
-from bide._checks import (
+from bide._validators import (
     json_copy,
     optional_text,
     path_below_base,

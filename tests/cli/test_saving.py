@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.real_time
 
-IMPATIENT = "import bide._filling; bide._filling.TRIES = 1\n"
+IMPATIENT = "import bide._downloads.download; bide._downloads.download.TRIES = 1\n"
 """A program that gives up early: a test does not wait for tries that cannot help."""
 
 FULL_DISK = """

@@ -26,10 +26,11 @@ from bide import (
     TaskCancelledError,
     TaskStatus,
 )
-from bide._account import RAISE_AFTER
+from bide._service.account import RAISE_AFTER
 from bide._wire import Secret
 from bide.emulator import Emulator
-from bide.ledgers import SQLiteLedger, _session
+from bide.ledgers import SQLiteLedger
+from bide.ledgers.sqlite import session as _session
 from bide.providers import Profile
 from toy import Toy, ToyService
 from world import calls, emulator_with, provider_at, video
@@ -70,7 +71,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever joins need not wait long for others to hear of it."""
-    monkeypatch.setattr("bide._account.RAISE_AFTER", 0.1)
+    monkeypatch.setattr("bide._service.account.RAISE_AFTER", 0.1)
 
 
 def at(emulator: Emulator, path: Path, service: str = "dashscope", **options: Any) -> Client:
@@ -342,7 +343,7 @@ async def test_a_clean_close_hands_all_over_at_once(path: Path) -> None:
 async def test_a_create_cut_off_by_the_grace_is_looked_up_by_the_next_client(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bide._submission.LOOKUPS", (0.05, 0.2, 0.4))
+    monkeypatch.setattr("bide._runtime.submitter.LOOKUPS", (0.05, 0.2, 0.4))
     async with emulator_with() as emulator:
         emulator.fault(on="create", delay=60)
         first = at(emulator, path)
@@ -568,7 +569,7 @@ def most_in_a_second(times: list[float]) -> int:
 async def test_two_clients_together_keep_to_the_query_rate_of_their_account(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bide._account.RAISE_AFTER", 1.0)  # so long others have to hear of it
+    monkeypatch.setattr("bide._service.account.RAISE_AFTER", 1.0)  # so long others have to hear of it
     site = Site(path, ToyService(queries=[RUNNING]))
     options: dict[str, Any] = {"limits": Limits(), "queries_per_second": 12}
     async with site.client(**options) as first:
@@ -593,7 +594,7 @@ async def test_a_process_that_died_has_no_part_of_the_query_rate(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A restart after a crash looks at once: nobody has to hear of it first."""
-    monkeypatch.setattr("bide._account.RAISE_AFTER", 2.0)
+    monkeypatch.setattr("bide._service.account.RAISE_AFTER", 2.0)
     site = Site(path, ToyService())
     async with SQLiteLedger(path) as ledger:
         key = Secret("sk-toy").fingerprint(await ledger.salt())

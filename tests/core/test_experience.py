@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from bide import ImageRequest, LedgerError, MemoryLedger, Pace, RawRequest, Request, VideoRequest
-from bide._experience import MOST_MODELS, Experience, Model, variant_of
-from bide._learned import Learned, Lesson, learned_from, plain_of
+from bide._polling.duration_models import MOST_MODELS, Experience, Model, variant_of
+from bide._polling.durations import Learned, Lesson, learned_from, plain_of
 from bide.ledgers import SQLiteLedger
 from toy import TimedService, ToyService
 from world import image, video

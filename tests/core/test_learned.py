@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bide._learned import (
+from bide._polling.durations import (
     LONGEST,
     RATIOS,
     RING,

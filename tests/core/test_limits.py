@@ -9,7 +9,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bide._limits import (
+from bide.ledgers._lanes import (
     RAISE_EVERY,
     LaneLoad,
     LaneState,

@@ -284,7 +284,7 @@ async def test_a_task_older_than_a_list_reaches_back_is_looked_at_singly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "bide._listing.LONGEST_WINDOW", 600.0
+        "bide._polling.lister.LONGEST_WINDOW", 600.0
     )  # instead of 23 h, which no task of the emulator lives
     async with service_with(video_seconds=900) as emulator:
         async with listing(emulator) as client:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bide import Pace
-from bide._learned import Learned, Lesson
-from bide._pace import (
+from bide._polling.durations import Learned, Lesson
+from bide._polling.pace import (
     LONGEST_BACKOFF,
     Look,
     Sight,

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from bide import Pace
-from bide._learned import Learned, Lesson
-from bide._pace import (
+from bide._polling.durations import Learned, Lesson
+from bide._polling.pace import (
     Look,
     Outlook,
     Sight,

@@ -22,7 +22,7 @@ from bide import (
     TaskExpiredError,
     TaskFailedError,
 )
-from bide._learned import Learned, Lesson, learned_from, plain_of
+from bide._polling.durations import Learned, Lesson, learned_from, plain_of
 from toy import TimedService, Toy, ToyService
 from world import image, now, video
 

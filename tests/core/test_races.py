@@ -256,7 +256,7 @@ async def test_a_forked_child_that_leaves_a_client_says_nothing_of_it(
 
     async def child() -> None:
         async with client:
-            monkeypatch.setattr("bide._engine.os.getpid", lambda: 1)
+            monkeypatch.setattr("bide._runtime.engine.os.getpid", lambda: 1)
             raise SystemExit(0)
 
     with pytest.raises(SystemExit, match="0"):

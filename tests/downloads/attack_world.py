@@ -6,12 +6,7 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
-from bide import (
-    Client,
-    Output,
-    Task,
-    TaskStatus,
-)
+from bide import Client, Output, Task, TaskStatus
 from hostile_world import far_client
 from virtual_time import VirtualTimeLoop
 

@@ -14,7 +14,7 @@ import pytest
 from attrs import define, field, frozen
 
 from bide import Client, DownloadError, Event, EventName, SavedFile, Task, TaskHandle
-from bide._part import PartFile
+from bide._downloads.part_file import PartFile
 from bide.emulator import Emulator, RequestRecord
 from bide.ledgers import Ledger, MemoryLedger
 from world import calls, client_at, emulator_with, image, truth, video

@@ -28,7 +28,7 @@ from bide import (
     Task,
     TaskStatus,
 )
-from bide._part import PartFile
+from bide._downloads.part_file import PartFile
 from wires import cut, late, reply, serving
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"p" * 100

@@ -18,7 +18,8 @@ import pytest
 from attrs import evolve, frozen
 from download_world import World, fetched, names, world
 
-from bide import Client, DashScope, Event, EventName, Output, Request, Task, TaskStatus, _saving
+from bide import Client, DashScope, Event, EventName, Output, Request, Task, TaskStatus
+from bide._downloads import saver as _saving
 from bide._wire import Reply
 from bide.ledgers import MemoryLedger
 from bide.providers import Accepted, CreateOutcome, Profile

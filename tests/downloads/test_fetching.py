@@ -16,7 +16,7 @@ import httpx
 import pytest
 import respx
 
-from bide._fetching import MAX_REDIRECTS, READ_TIMEOUT, Answer, CutError, Fetcher, ForbiddenError
+from bide._http.fetcher import MAX_REDIRECTS, READ_TIMEOUT, Answer, CutError, Fetcher, ForbiddenError
 from hostile_world import (
     CDN,
     PNG,

@@ -24,13 +24,9 @@ from download_world import (
     store,
 )
 
-from bide import (
-    ClientClosedError,
-    DownloadError,
-    Downloads,
-)
-from bide._fetching import READ_TIMEOUT, CutError, Fetcher
-from bide._part import PartFile
+from bide import ClientClosedError, DownloadError, Downloads
+from bide._downloads.part_file import PartFile
+from bide._http.fetcher import READ_TIMEOUT, CutError, Fetcher
 from hostile_world import SECRET, done
 from world import now
 

@@ -28,20 +28,12 @@ from download_world import (
     world,
 )
 
-from bide import (
-    DownloadError,
-    Downloads,
-    Event,
-    EventName,
-    Output,
-    Task,
-    TaskStatus,
-    _filling,
-)
-from bide._downloads import Downloader
-from bide._fetching import Fetcher
-from bide._filling import Job
-from bide._part import PartFile
+from bide import DownloadError, Downloads, Event, EventName, Output, Task, TaskStatus
+from bide._downloads import download as _filling
+from bide._downloads.download import Job
+from bide._downloads.downloader import Downloader
+from bide._downloads.part_file import PartFile
+from bide._http.fetcher import Fetcher
 from bide.ledgers import MemoryLedger
 from hostile_world import done
 from world import calls, now
@@ -86,7 +78,7 @@ async def test_what_a_crash_has_left_of_another_task_with_the_same_ticket_is_not
     async with store(answer) as there:
         with monkeypatch.context() as patch:
             patch.setattr(PartFile, "finish", _killed)
-            patch.setattr("bide._filling.TRIES", 1)
+            patch.setattr("bide._downloads.download.TRIES", 1)
             with pytest.raises(DownloadError):
                 await saved_anew(tmp_path, f"{there.url}/A", "one")
         assert (tmp_path / ".hero-0.part").stat().st_size == came

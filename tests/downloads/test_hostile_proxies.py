@@ -12,7 +12,7 @@ import pytest
 from attrs import define, field
 
 from bide import DownloadError, Downloads
-from bide._addresses import is_stand_in
+from bide._http.addresses import is_stand_in
 from hostile_world import (
     CDN,
     PNG,

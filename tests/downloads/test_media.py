@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bide.emulator
-from bide._media import HEAD, cut_off, extension_of, is_text, media_type_of, proves_whole
+from bide._downloads.media_types import HEAD, cut_off, extension_of, is_text, media_type_of, proves_whole
 
 CLIP = (Path(bide.emulator.__file__).parent / "clip.mp4").read_bytes()
 

@@ -30,8 +30,8 @@ from part_world import (
     part_of,
 )
 
-from bide import _part
-from bide._media import HEAD
+from bide._downloads import part_file as _part
+from bide._downloads.media_types import HEAD
 
 # Writing -----------------------------------------------------------------------------------------------------
 

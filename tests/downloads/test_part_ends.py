@@ -19,7 +19,7 @@ from part_world import (
     part_of,
 )
 
-from bide._part import PartFile
+from bide._downloads.part_file import PartFile
 
 # What stands in its place ------------------------------------------------------------------------------------
 

@@ -25,8 +25,8 @@ from part_world import (
     part_of,
 )
 
-from bide import _part
-from bide._part import PartBusyError
+from bide._downloads import part_file as _part
+from bide._downloads.part_file import PartBusyError
 
 # Others ------------------------------------------------------------------------------------------------------
 

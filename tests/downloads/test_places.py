@@ -13,9 +13,9 @@ import pytest
 from download_world import Asked, Store, failing, ok, part_of, png, settle, store
 
 from bide import Client, DownloadError, Downloads
-from bide._downloads import BUSY_POLL, _Gate
-from bide._fetching import CutError, Fetcher
-from bide._part import PartFile
+from bide._downloads.downloader import BUSY_POLL, _Gate
+from bide._downloads.part_file import PartFile
+from bide._http.fetcher import CutError, Fetcher
 from hostile_world import done, far_client, reply, serving
 from world import now
 

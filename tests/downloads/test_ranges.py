@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bide._ranges import (
+from bide._downloads.ranges import (
     Begin,
     Complete,
     GoOn,

@@ -27,8 +27,8 @@ import httpx
 
 from bide import Client, DashScope, Dieyuyun, Limits, Pace, Provider, TaskHandle, VideoRequest
 from bide.ledgers import Held, Ledger, SQLiteLedger
-from bide.ledgers._book import Book
-from bide.ledgers._sqlite_file import File
+from bide.ledgers._state_machine import Book
+from bide.ledgers.sqlite.database import File
 
 KEY = "sk-failpoint-0123456789"
 FIRST, SECOND = "first", "second"

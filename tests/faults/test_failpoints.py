@@ -94,9 +94,9 @@ POINTS = {
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real seconds are dear: the dead are noticed, and lost creates looked up, sooner."""
-    monkeypatch.setattr("bide.ledgers._session.TICK", 0.1)
-    monkeypatch.setattr("bide._submission.LOOKUPS", (0.05, 0.2, 0.4))
-    monkeypatch.setattr("bide._account.RAISE_AFTER", 0.1)
+    monkeypatch.setattr("bide.ledgers.sqlite.session.TICK", 0.1)
+    monkeypatch.setattr("bide._runtime.submitter.LOOKUPS", (0.05, 0.2, 0.4))
+    monkeypatch.setattr("bide._service.account.RAISE_AFTER", 0.1)
 
 
 @asynccontextmanager

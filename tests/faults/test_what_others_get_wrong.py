@@ -10,14 +10,7 @@ import logging
 
 import pytest
 
-from bide import (
-    Billing,
-    Limits,
-    SubmissionUnknownError,
-    TaskFailedError,
-    TaskStatus,
-    WaitTimeoutError,
-)
+from bide import Billing, Limits, SubmissionUnknownError, TaskFailedError, TaskStatus, WaitTimeoutError
 from bide.emulator import Emulator
 from world import KEY, SERVICES, THREE, calls, client_at, emulator_with, image, now, truth, video
 

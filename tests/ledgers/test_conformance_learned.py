@@ -10,7 +10,7 @@ import pytest
 from worlds import SQLitePairWorld, World, admit, record
 
 from bide.ledgers import Held, Ledger, MemoryLedger, SQLiteLedger
-from bide.ledgers._base import MOST_LEARNED
+from bide.ledgers._records import MOST_LEARNED
 
 
 def to(text: str) -> Callable[[str | None], str]:

@@ -10,7 +10,8 @@ import pytest
 from attrs import evolve
 from worlds import ORIGIN, SQLitePairWorld, admitted, record, running, state, terms
 
-from bide.ledgers import Ledger, Record, _book
+from bide.ledgers import Ledger, Record
+from bide.ledgers import _state_machine as _book
 from bide.models import ErrorDetail, Limits, Output, SavedFile, Task, TaskStatus
 
 MANY = Limits(100)

@@ -19,9 +19,12 @@ import pytest
 from programs import program, until
 from worlds import allow_writes, in_thread, record, refuse_writes, running
 
-from bide import ImageRequest, Limits, _polling, _submission
+from bide import ImageRequest, Limits
+from bide._polling import poller as _polling
+from bide._runtime import submitter as _submission
 from bide.errors import LedgerError
-from bide.ledgers import SQLiteLedger, _sqlite_file
+from bide.ledgers import SQLiteLedger
+from bide.ledgers.sqlite import database as _sqlite_file
 from bide.models import TaskStatus
 from toy import Toy, ToyService
 

@@ -15,7 +15,10 @@ from attrs import evolve
 from worlds import ORIGIN, admitted, in_thread, record, running, state
 
 from bide.errors import LedgerError
-from bide.ledgers import SQLiteLedger, _sqlite_file, _sqlite_rows, _sqlite_store
+from bide.ledgers import SQLiteLedger
+from bide.ledgers.sqlite import database as _sqlite_file
+from bide.ledgers.sqlite import rows as _sqlite_rows
+from bide.ledgers.sqlite import store as _sqlite_store
 from bide.models import ImageRequest, Output, SavedFile, Task, TaskStatus
 
 pytestmark = pytest.mark.real_time

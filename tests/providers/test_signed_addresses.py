@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bide.providers._reading import file_output, signed_until
+from bide.providers._replies import file_output, signed_until
 
 SIGNED, ENDS = datetime(2026, 7, 22, 9, 40, tzinfo=UTC), datetime(2026, 7, 22, 10, 40, tzinfo=UTC)
 EPOCH = int(ENDS.timestamp())

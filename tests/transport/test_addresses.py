@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from address_world import NOT_PUBLIC, PUBLIC, url_of
 
-from bide._addresses import check_hosts, is_loopback, is_public, refusal_of
+from bide._http.addresses import check_hosts, is_loopback, is_public, refusal_of
 
 # What each names, in words of its own. None of them may be fetched by a client whose API is not on loopback.
 HOSTILE = [

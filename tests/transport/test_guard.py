@@ -16,7 +16,7 @@ import httpcore
 import pytest
 from attrs import define, field
 
-from bide._guard import STAGGER, GuardedBackend, RefusedAddressError, check_resolved
+from bide._http.guard import STAGGER, GuardedBackend, RefusedAddressError, check_resolved
 from wires import reply, serving
 
 PUBLIC = "93.184.216.34"
@@ -410,7 +410,7 @@ async def test_a_connection_that_breaks_before_it_is_looked_at_is_none(
     def broken(*_: object) -> str:
         raise OSError(107, "Transport endpoint is not connected")
 
-    monkeypatch.setattr("bide._guard._peer_of", broken)
+    monkeypatch.setattr("bide._http.guard._peer_of", broken)
     before = open_files()
 
     with listening() as server:

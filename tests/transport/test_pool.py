@@ -13,8 +13,8 @@ import httpcore
 import httpx
 import pytest
 
-from bide import _pool
-from bide._pool import MAX_IDLE, ConnectionStack, SetupError, proxy_for
+from bide._http import pool as _pool
+from bide._http.pool import MAX_IDLE, ConnectionStack, SetupError, proxy_for
 from wires import Server, cut, late, reply, serving
 
 BROKEN = (httpx.NetworkError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.ConnectionNotAvailable)

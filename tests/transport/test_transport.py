@@ -18,8 +18,8 @@ import httpcore
 import httpx
 import pytest
 
-from bide._pool import tls_context
-from bide._transport import MAY_HAVE_ARRIVED, NOT_SENT, Transport, without_query
+from bide._http.pool import tls_context
+from bide._http.transport import MAY_HAVE_ARRIVED, NOT_SENT, Transport, without_query
 from bide._wire import Call, Secret
 from bide.errors import TransportError, UnexpectedReplyError
 from wires import cut, drip, late, reply, serving

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from bide.ledgers._base import Held, Hint, LaneTerms, LaneView, Ledger, Record, digest_of
+from bide.ledgers._records import Held, Hint, LaneTerms, LaneView, Ledger, Record, digest_of
 from bide.ledgers.memory import MemoryLedger
 
 if TYPE_CHECKING:
-    from bide.ledgers._report import LedgerReport, OwnerView
-    from bide.ledgers.sqlite import SQLiteLedger
+    from bide.ledgers.sqlite.ledger import SQLiteLedger
+    from bide.ledgers.sqlite.report import LedgerReport, OwnerView
 
 __all__ = [
     "Held",
@@ -27,13 +27,13 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """SQLite is loaded when it is asked for: a process without a durable ledger does not pay for it."""
     if name in ("LedgerReport", "OwnerView"):
-        from bide.ledgers import _report
+        from bide.ledgers.sqlite import report as _report
 
         return getattr(_report, name)
     if name != "SQLiteLedger":
         raise AttributeError(f"module 'bide.ledgers' has no attribute {name!r}")
     try:
-        from bide.ledgers.sqlite import SQLiteLedger
+        from bide.ledgers.sqlite.ledger import SQLiteLedger
     except ModuleNotFoundError as missing:
         raise ImportError(
             f"SQLiteLedger needs Python's module {missing.name}, which this system lacks; MemoryLedger works everywhere"

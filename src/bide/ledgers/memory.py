@@ -13,16 +13,16 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 
 from attrs import Factory, define, evolve
 
-from bide._limits import LaneLoad, LaneState
-from bide.ledgers._book import Book, Store
-from bide.ledgers._face import Face
+from bide.ledgers._lanes import LaneLoad, LaneState
+from bide.ledgers._ledger import Face
+from bide.ledgers._state_machine import Book, Store
 from bide.models import TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
     from typing import Self
 
-    from bide.ledgers._base import Record
+    from bide.ledgers._records import Record
 
 _T = TypeVar("_T")
 

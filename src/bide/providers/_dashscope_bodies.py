@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from bide.models import ImageRequest, VideoRequest
-from bide.providers import _asking as ask
+from bide.providers import _calls as ask
 
 
 def create_of(request: ImageRequest | VideoRequest) -> tuple[str, dict[str, Any]]:

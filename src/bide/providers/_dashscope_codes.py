@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bide.providers._faults import Codes, FaultReader
+from bide.providers._refusals import Codes, FaultReader
 
 _CODES: Codes = {
     "invalidparameter": ("refused", 400),

@@ -12,21 +12,12 @@ from attrs import evolve, field, frozen
 
 from bide._wire import Call, is_task_id
 from bide.models import Billing, Limits, Output, RawRequest, Task, TaskStatus
-from bide.providers import _asking as ask
-from bide.providers import _reading as read
-from bide.providers._base import (
-    Accepted,
-    ListedTask,
-    Page,
-    Profile,
-    Stopped,
-    TooLate,
-    TryAgain,
-    Unclear,
-)
+from bide.providers import _calls as ask
+from bide.providers import _replies as read
+from bide.providers._base import Accepted, ListedTask, Page, Profile, Stopped, TooLate, TryAgain, Unclear
 from bide.providers._dashscope_bodies import create_of
 from bide.providers._dashscope_codes import FAULTS
-from bide.providers._faults import has_error, object_in
+from bide.providers._refusals import has_error, object_in
 
 if TYPE_CHECKING:
     from bide._wire import Reply

@@ -10,10 +10,10 @@ from attrs import evolve, field, frozen
 from bide._wire import Call, is_task_id
 from bide.errors import APIError, InvalidRequestError
 from bide.models import Billing, ErrorDetail, ImageRequest, Output, RawRequest, Task, TaskStatus, VideoRequest
-from bide.providers import _asking as ask
-from bide.providers import _reading as read
+from bide.providers import _calls as ask
+from bide.providers import _replies as read
 from bide.providers._base import Accepted, Denied, Profile, Stopped, TooLate, TryAgain, Unclear
-from bide.providers._faults import FaultReader, has_error, object_in
+from bide.providers._refusals import FaultReader, has_error, object_in
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bide._wire import Reply
     from bide.models import Request
     from bide.providers._base import CancelOutcome, CreateOutcome, ListOutcome, QueryOutcome
-    from bide.providers._faults import Codes
+    from bide.providers._refusals import Codes
 
 _STATUSES = {
     "queued": TaskStatus.QUEUED,

@@ -1,0 +1,1 @@
+"""Results on disk: which, when, and each whole or not at all."""

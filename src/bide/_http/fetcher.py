@@ -1,0 +1,189 @@
+"""Fetching files from wherever a service keeps them: an HTTP client of its own, which never had a key.
+
+It sends what it is told and two headers more: no cookies, no authorization, nothing of the environment but proxies.
+Each address is judged before it is called, redirects likewise, and each address that a name resolves to when it is
+connected to. Result URLs come from a remote service: what they can reach must be no more than it could reach itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+from attrs import frozen
+
+from bide._http.addresses import is_loopback, refusal_of
+from bide._http.guard import GuardedBackend, RefusedAddressError, check_resolved
+from bide._http.pool import ConnectionStack, proxy_for
+from bide._http.transport import USER_AGENT, certificate_fault, fault_of, packing_of, timeouts, without_query
+from bide._wire import shown
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
+
+MAX_REDIRECTS = 5
+READ_TIMEOUT = 30.0
+"""Seconds without a byte after which a download counts as cut."""
+
+log = logging.getLogger("bide")
+
+
+class CutError(Exception):
+    """No connection, or a broken one: trying again may help."""
+
+
+class ForbiddenError(Exception):
+    """This may not be fetched, or not be read: trying again cannot help. Nothing reached where it leads."""
+
+
+@frozen
+class Answer:
+    """The begin of an answer, and its body as it comes.
+
+    Attributes:
+        place: where it comes from, as it may be shown: without what may be a signature.
+        headers: names in lower case.
+    """
+
+    place: str
+    status: int
+    headers: Mapping[str, str]
+    chunks: AsyncIterator[bytes]
+
+
+class Fetcher:
+    """Opens files at addresses that others name.
+
+    Args:
+        origin: of the API. Where that is on loopback (an emulator), files may be too, and without TLS.
+        hosts: the only hosts that may be fetched from; None is any with a public address.
+        at_once: files that are fetched at the same time.
+        transport: an httpx transport of the caller's: names are resolved there, and not judged here then.
+        proxy: URL of a proxy; None takes the environment's. It connects, so it has the last word on names.
+    """
+
+    def __init__(
+        self,
+        origin: str,
+        *,
+        hosts: Collection[str] | None = None,
+        at_once: int = 4,
+        transport: httpx.AsyncBaseTransport | None = None,
+        proxy: str | None = None,
+    ) -> None:
+        host = urlsplit(origin).hostname or ""
+        self._loopback = host == "localhost" or is_loopback(host)
+        self._hosts = hosts
+        self._given = transport
+        self._proxy = proxy
+        self._size = at_once
+        self._stacks: dict[str | None, ConnectionStack] = {}
+        self._closed = False
+
+    async def aclose(self) -> None:
+        """Close all connections that are ours; what is under way on them fails."""
+        self._closed = True
+        for stack in self._stacks.values():
+            await stack.aclose()
+
+    @asynccontextmanager
+    async def open(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[Answer]:
+        """Ask for *url* with *headers* besides our own; at most five redirects are followed, each judged again.
+
+        Raises:
+            CutError: no connection, or a broken one; while the body is read, too.
+            ForbiddenError: an address that may not be fetched from, too many redirects, or a packed body.
+        """
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await self._get(url, headers)
+            try:
+                place = without_query(url)
+                if not response.has_redirect_location:
+                    told = {name.lower(): value for name, value in response.headers.items()}
+                    packing = packing_of(told)
+                    if packing and response.status_code in (200, 206):
+                        raise ForbiddenError(
+                            f"{place} came packed with {packing[0]}, which was not asked for"
+                        )
+                    async with aclosing(_chunks(response, place)) as chunks:
+                        yield Answer(place, response.status_code, told, chunks)
+                    return
+                url = _joined(url, response.headers["location"])
+            finally:
+                await _closed(response)
+        last = shown(without_query(url), 200)
+        raise ForbiddenError(f"more than {MAX_REDIRECTS} redirects, the last one to {last}: ask the service")
+
+    async def _get(self, url: str, headers: Mapping[str, str]) -> httpx.Response:
+        """The begin of the answer."""
+        place = shown(without_query(url), 200)
+        why = refusal_of(url, loopback=self._loopback, hosts=self._hosts)
+        if why is not None:
+            raise ForbiddenError(f"{place} is not fetched: {why}")
+        try:
+            stack = await self._stack_for(url)
+            request = httpx.Request(
+                "GET",
+                url,
+                headers={"user-agent": USER_AGENT, "accept": "*/*", "accept-encoding": "identity", **headers},
+                extensions={"timeout": timeouts(READ_TIMEOUT)},
+            )
+            async with asyncio.timeout(READ_TIMEOUT):  # of a slow head each byte would be in time
+                response = await stack.handle_async_request(request)
+            with suppress(Exception):  # a handler may raise: that must not look like a fault of the download
+                log.debug("GET %s: HTTP %d", place, response.status_code)
+            if not isinstance(response.stream, httpx.AsyncByteStream):
+                raise RuntimeError("a transport for async use must answer with an async stream")
+            return response
+        except RefusedAddressError as refused:
+            fault: Exception = ForbiddenError(f"{place} is not fetched: {refused}")
+        except Exception as error:  # noqa: BLE001 - all of them are translated here
+            told = fault_of(error, place)
+            # A certificate may be put right before the result expires.
+            is_lasting = told.permanent and certificate_fault(error) is None
+            fault = (ForbiddenError if is_lasting else CutError)(str(told))
+        raise fault
+
+    async def _stack_for(self, url: str) -> httpx.AsyncBaseTransport:
+        if self._given is not None:
+            return self._given
+        if self._closed:
+            raise httpx.ConnectError("the client is closed")
+        proxy = self._proxy or proxy_for(url)
+        if proxy is not None:
+            parts = urlsplit(url)
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            await check_resolved(parts.hostname or "", port, loopback=self._loopback)
+        if proxy not in self._stacks:
+            backend = GuardedBackend(loopback=self._loopback) if proxy is None else None
+            self._stacks[proxy] = ConnectionStack(size=self._size, proxy=proxy, backend=backend)
+        return self._stacks[proxy]
+
+
+async def _chunks(response: httpx.Response, place: str) -> AsyncGenerator[bytes]:
+    """The body, as it comes: not through httpx's decoders, which cost time and have nothing to do."""
+    assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - told when it was opened
+    try:
+        async for chunk in response.stream:
+            yield chunk
+        return
+    except Exception as error:  # noqa: BLE001 - all of them are translated here
+        fault = CutError(str(fault_of(error, place)))
+    raise fault
+
+
+async def _closed(response: httpx.Response) -> None:
+    """Close *response*; what a caller's transport raises then is no fault of the download."""
+    with suppress(Exception):
+        await response.aclose()
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise ForbiddenError(f"{without_query(url)} redirects to what is no address") from None

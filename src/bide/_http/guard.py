@@ -1,0 +1,236 @@
+"""A connection that looks at the address before it is made.
+
+A name is resolved once, every address of the answer is checked, and exactly those addresses are dialled: a name that
+answers with another address a moment later ("rebinding") is never asked again. TLS comes after, with the name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import suppress
+from itertools import chain, zip_longest
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import httpcore
+
+from bide._http.addresses import is_loopback, is_public, is_stand_in, literal_of
+from bide._http.pool import Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from httpcore import SOCKET_OPTION
+
+STAGGER = 0.25
+"""Seconds that one address has before the next is tried beside it (RFC 8305)."""
+READ = 256 * 1024
+"""Bytes that are read at once: each read is a turn of the loop, and files are large. asyncio gives no more, and below
+TLS one record of 16 KiB."""
+MAX_DIALLED = 10
+"""Addresses of one host that are dialled at most; all are checked."""
+CLOSE_TIMEOUT = 1.0
+LOOKUP_TIMEOUT = 5.0
+"""Seconds for a lookup that only checks."""
+
+
+class RefusedAddressError(Exception):
+    """The host has an address that nothing is fetched from. Nothing was sent."""
+
+
+class GuardedBackend(httpcore.AsyncNetworkBackend):
+    """Makes httpcore's connections, to public addresses alone.
+
+    A host with one address that is not allowed is refused as a whole: an answer that mixes them is an attack.
+
+    Args:
+        loopback: whether addresses of this machine are allowed too.
+
+    Raises:
+        RefusedAddressError: an address of the host is not allowed.
+        httpcore.ConnectError: the name does not resolve, or no address took the connection.
+        httpcore.ConnectTimeout: no connection in time.
+    """
+
+    def __init__(self, *, loopback: bool) -> None:
+        self._loopback = loopback
+        self._backend = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect to *host*; *timeout* seconds are for the lookup and all attempts together."""
+        options = list(socket_options or ())
+        try:
+            async with asyncio.timeout(timeout):
+                addresses = await _addresses_of(host, port)
+                _check(host, addresses, loopback=self._loopback)
+                stream = await self._first(host, addresses, port, local_address, options)
+        except TimeoutError as fault:
+            raise httpcore.ConnectTimeout(f"no connection to {host} within {timeout} s") from fault
+        except (OSError, UnicodeError) as fault:
+            raise httpcore.ConnectError(f"{host} does not resolve: {fault}") from fault
+        try:
+            # Whom it was made to, in case that something between here and the net turned it aside.
+            _check(host, [_peer_of(stream)], loopback=self._loopback)
+        except OSError as fault:
+            await _close(stream)
+            raise httpcore.ConnectError(f"{host}: the connection broke at once") from fault
+        except RefusedAddressError:
+            await _close(stream)
+            raise
+        return Stream(stream, read=READ)
+
+    async def connect_unix_socket(
+        self,
+        path: str,
+        timeout: float | None = None,  # noqa: ARG002 - the face is httpcore's
+        socket_options: Iterable[SOCKET_OPTION] | None = None,  # noqa: ARG002 - the same
+    ) -> httpcore.AsyncNetworkStream:
+        """Refuse."""
+        raise RefusedAddressError(f"{path} is a socket of this machine")
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait; httpcore does so between attempts."""
+        await asyncio.sleep(seconds)
+
+    async def _first(
+        self, host: str, addresses: list[str], port: int, local: str | None, options: list[SOCKET_OPTION]
+    ) -> httpcore.AsyncNetworkStream:
+        """The first connection that one of *addresses* takes; the others' are closed."""
+
+        async def dial(address: str) -> httpcore.AsyncNetworkStream:
+            return await self._backend.connect_tcp(address, port, local_address=local, socket_options=options)
+
+        race: asyncio.Future[httpcore.AsyncNetworkStream] = asyncio.get_running_loop().create_future()
+        attempts: list[asyncio.Task[Exception | None]] = []
+        try:
+            for address in _interleaved(addresses)[:MAX_DIALLED]:
+                attempts.append(asyncio.create_task(_run(race, dial, address)))
+                await _news(race, attempts[-1:], timeout=STAGGER)
+                if race.done():
+                    break
+            while not race.done() and (under_way := [each for each in attempts if not each.done()]):
+                await _news(race, under_way)
+            await _end(attempts)
+        except BaseException:
+            if not race.cancel():  # from now on, whoever connects closes
+                await _close(race.result())
+            await _end(attempts)
+            raise
+        if race.done():
+            return race.result()
+        faults = [fault for each in attempts if (fault := each.result()) is not None]
+        raise httpcore.ConnectError(f"{host}: {_root(faults[0])}") from faults[0]
+
+
+async def _run(
+    race: asyncio.Future[httpcore.AsyncNetworkStream],
+    dial: Callable[[str], Awaitable[httpcore.AsyncNetworkStream]],
+    address: str,
+) -> Exception | None:
+    """Put the connection to *address* into *race*, or close it where another was first; give what went wrong."""
+    try:
+        stream = await dial(address)
+    except Exception as fault:  # noqa: BLE001 - told by the caller, if no other address takes it
+        return fault
+    if race.done():
+        await _close(stream)
+    else:
+        race.set_result(stream)
+    return None
+
+
+async def _news(
+    race: asyncio.Future[Any], attempts: list[asyncio.Task[Any]], timeout: float | None = None
+) -> None:
+    """Wait until *race* is won or one of *attempts* has ended, *timeout* seconds at most.
+
+    `wait` has a timer but cancels nobody, so that a cancel from outside at that moment cannot be taken for its own.
+    """
+    await asyncio.wait({race, *attempts}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _end(attempts: list[asyncio.Task[Exception | None]]) -> None:
+    """Cancel what is under way of *attempts*, and wait for it for a moment."""
+    for each in attempts:
+        each.cancel()
+    with anyio.CancelScope(shield=True):
+        await asyncio.wait(attempts, timeout=CLOSE_TIMEOUT)
+
+
+async def check_resolved(
+    host: str, port: int, *, loopback: bool, timeout: float | None = LOOKUP_TIMEOUT
+) -> None:
+    """Check what *host* resolves to here, for a connection that a proxy makes.
+
+    A name that does not resolve here in time passes: it is the proxy's business. So a proxy may still be led to where
+    only it gets; what it may reach is for its own rules. An address that local proxies answer names with, to learn of
+    their use, says nothing.
+
+    Raises:
+        RefusedAddressError: an address of the host is not allowed.
+    """
+    addresses: list[str] = []
+    with suppress(OSError, UnicodeError):  # and TimeoutError, which is an OSError
+        async with asyncio.timeout(timeout):
+            addresses = await _addresses_of(host, port)
+    _check(host, [each for each in addresses if not is_stand_in(each)], loopback=loopback)
+
+
+async def _addresses_of(host: str, port: int) -> list[str]:
+    """All addresses of *host*, in the order to prefer; those of a zone with their "%zone"."""
+    literal = literal_of(host)
+    if literal is not None:
+        return [literal]
+    answer = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [
+        f"{place[0]}%{place[3]}" if len(place) > 3 and place[3] else str(place[0]) for *_, place in answer
+    ]
+    if not addresses:
+        raise OSError("it has no address")
+    return list(dict.fromkeys(addresses))
+
+
+def _check(host: str, addresses: Iterable[str], *, loopback: bool) -> None:
+    for address in addresses:
+        if not (is_public(address) or (loopback and is_loopback(address))):
+            place = address if address == host else f"{host} resolves to {address}, which"
+            advice = (
+                ""
+                if not is_stand_in(address)
+                else ("; if a local proxy answers for names here, name it in proxy= or $HTTPS_PROXY")
+            )
+            raise RefusedAddressError(f"{place} is not a public address{advice}")
+
+
+def _peer_of(stream: httpcore.AsyncNetworkStream) -> str:
+    """The address at the other end of *stream*."""
+    return str(stream.get_extra_info("socket").getpeername()[0])
+
+
+def _interleaved(addresses: list[str]) -> list[str]:
+    """*addresses* in their order, but IPv4 and IPv6 in turns: where one of the two is broken, the other comes soon."""
+    first = ":" in addresses[0]
+    same = [each for each in addresses if (":" in each) is first]
+    other = [each for each in addresses if (":" in each) is not first]
+    return [each for each in chain.from_iterable(zip_longest(same, other)) if each is not None]
+
+
+async def _close(stream: httpcore.AsyncNetworkStream) -> None:
+    """Close *stream*, cancelled or not."""
+    with anyio.CancelScope(shield=True), suppress(OSError, httpcore.NetworkError, anyio.BrokenResourceError):
+        await stream.aclose()
+
+
+def _root(fault: BaseException) -> BaseException:
+    """The first cause of *fault*: libraries wrap what the system said in words that say less."""
+    for _ in range(10):
+        fault = fault.__cause__ or fault
+    return fault

@@ -1,0 +1,398 @@
+"""Calls to the API over the HTTP library: the key, time-outs, bounded bodies, errors.
+
+The API key is added here, to requests to the API's own origin. Redirects are never followed with it, cookies are
+neither kept nor sent, and no error of the HTTP library leaves this module: those carry the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shlex
+import ssl
+import time
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import SplitResult, unquote, urlencode, urlsplit
+
+import httpx
+from attrs import frozen
+
+from bide._http.pool import MAX_IDLE, SIZE, ConnectionStack, check_proxy, proxy_for, tls_context
+from bide._version import __version__
+from bide._wire import Reply, shown, unsigned
+from bide.errors import BideError, TransportError, UnexpectedReplyError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bide._wire import Call, Secret
+
+MAX_BODY = 64 * 2**20
+"""Bytes of an API answer that are read at most."""
+CONNECT_TIMEOUT = 10.0
+FRESH = 1.0
+"""A create goes out on a new connection or one used within so many seconds: a kept one that died looks like a cut."""
+PACKINGS = {"gzip", "x-gzip", "deflate", "compress", "br", "zstd"}
+CALLERS_REQUESTS = 10
+"""Requests under way at once on a client of the caller's: its pool does not bear many."""
+USER_AGENT = f"bide/{__version__}"
+
+NOT_SENT = {
+    "ConnectError": "no connection",
+    "ConnectTimeout": "no connection in time",
+    "ConnectionNotAvailable": "no connection",
+    "PoolTimeout": "no free connection in time",
+    "ProxyError": "the proxy gave no connection",
+    "UnsupportedProtocol": "an address that cannot be called",
+    "InvalidURL": "an address that cannot be called",
+    "SetupError": "no connection can be made with these settings",
+}
+MAY_HAVE_ARRIVED = {
+    "ReadTimeout": "no answer in time",
+    "WriteTimeout": "the request could not be sent in time",
+    "TimeoutException": "no answer in time",
+    "TimeoutError": "no answer in time",
+    "ReadError": "the connection broke before the answer was whole",
+    "WriteError": "the connection broke while the request was sent",
+    "CloseError": "the connection broke",
+    "NetworkError": "the connection broke",
+    "RemoteProtocolError": "the connection was closed without a whole answer",
+    "LocalProtocolError": "the request could not be written",
+    "ProtocolError": "the connection was not used as HTTP demands",
+    "DecodingError": "the answer's encoding makes no sense",
+    "TooManyRedirects": "too many redirects",
+    "StreamError": "the answer could not be read",
+    "CookieConflict": "the answer's cookies make no sense",
+    "TransportError": "the exchange failed",
+    "RequestError": "the exchange failed",
+    "HTTPError": "the exchange failed",
+    "OSError": "the connection broke",
+}
+"""What each error of the HTTP library means, by its class name or that of the nearest base that stands here."""
+PERMANENT = {"UnsupportedProtocol", "InvalidURL", "SetupError"}
+
+log = logging.getLogger("bide")
+
+
+class HTTPClient(Protocol):
+    """What is used of a caller's HTTP client: `httpx.AsyncClient` has it, and what is used alike, such as httpx2's."""
+
+    def stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: dict[str, str],
+        content: bytes | None,
+        timeout: tuple[float, float, float, float],
+        follow_redirects: bool,
+    ) -> AbstractAsyncContextManager[Any]:
+        """Send one request; the timeouts are for connecting, reading, writing, and waiting for a connection."""
+        ...
+
+
+@frozen
+class Connections:
+    """How many connections to the API there are; all 0 where they are not ours."""
+
+    busy: int = 0
+    idle: int = 0
+    opened: int = 0
+
+
+class Transport:
+    """Carries calls to one service.
+
+    Args:
+        base_url: origin and path prefix of the API.
+        http_client: an `httpx.AsyncClient` of the caller's, or one that is used alike. It is not closed.
+        transport: an httpx transport.
+        proxy: URL of a proxy; None takes the environment's.
+
+    Attributes:
+        origin: scheme, host and port that the key is sent to, and nowhere else.
+        connected: whether a connection was ever made.
+        places: requests that can be under way at once.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        http_client: HTTPClient | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        proxy: str | None = None,
+    ) -> None:
+        if http_client is not None and (transport is not None or proxy is not None):
+            raise ValueError("http_client= excludes transport= and proxy=: set them on your client")
+        if transport is not None and proxy is not None:
+            raise ValueError("transport= excludes proxy=: set it on your transport")
+        is_blocking = hasattr(http_client, "__enter__") and not hasattr(http_client, "__aenter__")
+        if http_client is not None and (is_blocking or not hasattr(http_client, "stream")):
+            raise TypeError(f"http_client must be an httpx.AsyncClient, not {type(http_client).__name__}")
+        if proxy is not None:
+            check_proxy(proxy)
+        parts = urlsplit(base_url)
+        self._base_url = base_url.rstrip("/")
+        self.origin = f"{parts.scheme}://{parts.netloc}"
+        self.connected = False
+        self.places = SIZE if http_client is None else CALLERS_REQUESTS
+        self._proxy = proxy
+        self._given = transport
+        self._client = http_client
+        self._gate = asyncio.Semaphore(CALLERS_REQUESTS)
+        self._api = transport or ConnectionStack(proxy=proxy or proxy_for(base_url))
+
+    def __repr__(self) -> str:
+        return f"<Transport to {self.origin}>"
+
+    @property
+    def connections(self) -> Connections:
+        """Those to the API, now."""
+        api = self._api
+        if self._client is not None or not isinstance(api, ConnectionStack):
+            return Connections()
+        return Connections(api.busy, api.idle, api.opened)
+
+    async def warm(self) -> None:
+        """Do what the first request would wait for: the TLS context takes 20 ms to make."""
+        if self.origin.startswith("https:") and self._given is None and self._client is None:
+            with suppress(OSError):  # the first request tells it, with what can be done
+                await asyncio.to_thread(tls_context)
+
+    async def aclose(self) -> None:
+        """Close all connections that are ours."""
+        if self._api is not self._given:
+            await self._api.aclose()
+
+    # Calls -------------------------------------------------------------------------------------------------
+
+    async def send(
+        self, call: Call, *, key: Secret, timeout: float, fresh: bool = False, limit: int = MAX_BODY
+    ) -> Reply:
+        """Send *call* once and return the answer, whatever its status.
+
+        Args:
+            timeout: seconds for the whole exchange.
+            fresh: use no connection that has been idle for more than a second (on a caller's client: as it pleases).
+            limit: bytes of the body that are read at most.
+
+        Raises:
+            TransportError: no usable answer; `may_have_arrived` tells whether the service can have read the call.
+            UnexpectedReplyError: the body is longer than *limit*.
+            ValueError: the call's path leads out of the API, or its body is no JSON. Nothing was sent.
+        """
+        url = self._url(call)
+        body = None if call.body is None else _json(call.body)
+        began = time.monotonic()
+        fault: BideError
+        try:
+            async with asyncio.timeout(timeout):
+                if self._client is not None:
+                    reply = await self._through_client(self._client, call, url, body, key, timeout, limit)
+                else:
+                    reply = await self._through_stack(call, url, body, key, timeout, fresh, limit)
+            _log_call(call, url, f"HTTP {reply.status}", began)
+            return reply
+        except UnexpectedReplyError as error:
+            # Without its frames: their locals hold the key.
+            fault = error.with_traceback(None)
+        except Exception as error:  # noqa: BLE001 - all of them are translated here, and nowhere else
+            fault = fault_of(error, self.origin, key)
+            self.connected = self.connected or fault.may_have_arrived
+        _log_call(call, url, str(fault), began)
+        # Raised out here, so that the library's error, which holds the request and the key, is not its context.
+        raise fault
+
+    async def _through_stack(
+        self, call: Call, url: str, body: bytes | None, key: Secret, timeout: float, fresh: bool, limit: int
+    ) -> Reply:
+        request = httpx.Request(
+            call.method,
+            url,
+            headers=_headers(call, key),
+            content=body,
+            extensions={"timeout": timeouts(timeout), **({MAX_IDLE: FRESH} if fresh else {})},
+        )
+        response = await self._api.handle_async_request(request)
+        self.connected = True
+        return await self._reply(response, limit, key)
+
+    async def _through_client(
+        self,
+        client: HTTPClient,
+        call: Call,
+        url: str,
+        body: bytes | None,
+        key: Secret,
+        timeout: float,
+        limit: int,
+    ) -> Reply:
+        """The same over a caller's *client*, in plain values, so that any client that is used alike will do."""
+        times = timeouts(timeout)
+        try:
+            async with asyncio.timeout(times["pool"]):
+                await self._gate.acquire()
+        except TimeoutError:
+            raise httpx.PoolTimeout(f"{CALLERS_REQUESTS} requests are under way on the client") from None
+        try:
+            async with client.stream(
+                call.method,
+                url,
+                headers=_headers(call, key),
+                content=body,
+                timeout=(times["connect"], times["read"], times["write"], times["pool"] / 2),
+                follow_redirects=False,
+            ) as response:
+                self.connected = True
+                return await self._reply(response, limit, key)
+        finally:
+            self._gate.release()
+
+    async def _reply(self, response: httpx.Response, limit: int, key: Secret) -> Reply:
+        """Read *response* to its end, up to *limit* bytes, and take the key out of it if the service echoes it."""
+        packing = packing_of(response.headers)
+        content = bytearray()
+        why = ""
+        try:
+            # None was asked for. One gzip makes 64 MiB at most of a chunk of 64 KiB; two of them, or brotli, far more.
+            if packing not in ([], ["gzip"], ["deflate"]):
+                why = f"is packed with {' and '.join(packing)}, which was not asked for"
+            else:
+                async for chunk in response.aiter_bytes():
+                    content += chunk
+                    if len(content) > limit:
+                        why = f"is longer than {limit} bytes"
+                        break
+        finally:
+            await response.aclose()
+        if why:
+            begin = shown(key.out_of(bytes(content[:4000])))
+            raise UnexpectedReplyError(
+                f"the answer of {self.origin} (HTTP {response.status_code}) {why}; it begins: {begin}"
+            )
+        headers = {
+            name.lower(): key.out_of(value.encode()).decode() for name, value in response.headers.items()
+        }
+        return Reply(response.status_code, headers, key.out_of(bytes(content)))
+
+    def _url(self, call: Call) -> str:
+        path = call.path
+        inside = path.startswith("/") and not path.startswith("//") and ".." not in unquote(path).split("/")
+        if not inside or any(c in path for c in "\\?# \t\r\n"):
+            raise ValueError(
+                f"a call's path is below the base URL and starts with one '/', not {shown(path, 80)!r}"
+            )
+        query = f"?{urlencode(call.query)}" if call.query else ""
+        return f"{self._base_url}{path}{query}"
+
+    def as_curl(self, call: Call, *, key_variable: str) -> str:
+        """*call* as a command of the shell, with the key's variable in the place of the key."""
+        lines = [f"curl -g -sS -X {call.method} {shlex.quote(self._url(call))}"]
+        lines.append(f'-H "Authorization: Bearer ${key_variable}"')
+        lines += [f"-H {shlex.quote(f'{name}: {value}')}" for name, value in call.headers.items()]
+        if call.body is not None:
+            lines.append("-H 'Content-Type: application/json'")
+            body = json.dumps(_without_secrets(call.body), ensure_ascii=False)
+            # What a terminal would obey is escaped: commands are pasted.
+            body = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in body)
+            lines.append(f"-d {shlex.quote(body)}")
+        return " \\\n  ".join(lines)
+
+
+def fault_of(error: Exception, place: str, key: Secret | None = None) -> TransportError:
+    """The error that *error* of the HTTP library stands for, in words and without its objects."""
+    names = [base.__name__ for base in type(error).__mro__]
+    not_sent = next((NOT_SENT[name] for name in names if name in NOT_SENT), None)
+    what = not_sent or next(
+        (MAY_HAVE_ARRIVED[name] for name in names if name in MAY_HAVE_ARRIVED), "an error"
+    )
+    certificate = certificate_fault(error)
+    detail = certificate or str(error)
+    if key is not None:
+        detail = detail.replace(key.reveal(), "***")
+    elif any("ProtocolError" in name for name in names):
+        detail = ""  # it quotes what the other side has written, which may be a signature
+    text = f"{place}: {what} ({names[0]}{': ' + shown(unsigned(detail), 200) if detail else ''})"
+    if certificate:
+        text += "; nothing was sent. Check the address, the system's certificates and $SSL_CERT_FILE"
+    return TransportError(
+        text,
+        may_have_arrived=not_sent is None,
+        permanent=certificate is not None or any(name in PERMANENT for name in names),
+    )
+
+
+def without_query(url: str) -> str:
+    """*url* as it may be shown: what follows a "?" may be a signature."""
+    parts = _split(url)
+    netloc = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{netloc}{parts.path}" + ("?…" if parts.query else "")
+
+
+def _without_secrets(value: Any) -> Any:
+    """*value* (JSON) as it may be shown: without signatures in addresses, and without inline files."""
+    if isinstance(value, dict):
+        return {name: _without_secrets(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_secrets(each) for each in value]
+    if isinstance(value, str) and value.lstrip()[:5].lower() == "data:":
+        return f"{value.partition(',')[0][:100]},… ({len(value)} characters)"
+    return unsigned(value) if isinstance(value, str) else value
+
+
+def _split(url: str) -> SplitResult:
+    """The parts of *url*; empty ones where it makes no sense."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
+
+
+def packing_of(headers: Mapping[str, str]) -> list[str]:
+    """The packings that an answer's headers name: mostly none. What is no packing ("aws-chunked") changes nothing."""
+    names = (name.strip().lower() for name in headers.get("content-encoding", "").split(","))
+    return [name for name in names if name in PACKINGS][:3]
+
+
+def _log_call(call: Call, url: str, end: str, began: float) -> None:
+    if log.isEnabledFor(logging.DEBUG):
+        took = time.monotonic() - began
+        with suppress(Exception):  # a handler may raise: that must not look like a fault of the call
+            log.debug("%s %s: %s after %.3f s", call.method, without_query(url), unsigned(end), took)
+
+
+def _headers(call: Call, key: Secret) -> dict[str, str]:
+    headers = {
+        "accept": "application/json",
+        "accept-encoding": "identity",
+        "user-agent": USER_AGENT,
+        **{name.lower(): value for name, value in call.headers.items()},
+        "authorization": f"Bearer {key.reveal()}",
+    }
+    if call.body is not None:
+        headers["content-type"] = "application/json"
+    return headers
+
+
+def _json(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def timeouts(timeout: float) -> dict[str, float]:
+    """Waiting for a place and connecting end well before the whole: so the whole ends only what may have arrived."""
+    connect = min(CONNECT_TIMEOUT, timeout / 6)  # once for TCP and once for TLS
+    return {"pool": timeout / 2, "connect": connect, "read": timeout, "write": timeout}
+
+
+def certificate_fault(error: BaseException | None) -> str | None:
+    """The words of a certificate that does not verify, if one is the reason of *error*."""
+    for _ in range(10):
+        if error is None:
+            return None
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error.verify_message or str(error)
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,1 @@
+"""When tasks are polled, and what their answers mean."""

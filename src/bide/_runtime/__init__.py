@@ -1,0 +1,1 @@
+"""What works behind a client."""

@@ -1,0 +1,404 @@
+"""What may be asked of a service: with the right key, within the query budget, by the service's clock.
+
+The layer between the adapters (which know the words) and the submission and polling above (which know when).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections import deque
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Protocol, TypeVar
+from weakref import WeakKeyDictionary
+
+from attrs import define, evolve, field
+
+from bide._wire import shown
+from bide.errors import APIError, ClientClosedError, NotFoundError, TransportError, UnexpectedReplyError
+from bide.ledgers._lanes import QueryBudget
+from bide.models import Task
+from bide.providers import Accepted, Denied, Page, TryAgain, Unclear
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+
+    from bide._http.transport import Transport
+    from bide._wire import Call, Reply, Secret
+    from bide.errors import BideError
+    from bide.ledgers import Ledger, Record
+    from bide.models import Output, Request
+    from bide.providers import CancelOutcome, CreateOutcome, ListedTask, Provider, QueryOutcome
+
+_T = TypeVar("_T")
+
+CREATE_TIMEOUT = 60.0
+QUERY_TIMEOUT = 20.0
+"""Seconds for one exchange, the connection included."""
+RAISE_AFTER = 2.5
+"""Seconds that others have to hear that their part of the query rate is smaller now (they ask every 0.6 s at the
+latest), and until what they sent before that counts no more (1 s)."""
+CLOCK_SLACK = 3.0
+"""Seconds: a service tells its clock in whole ones, and an answer takes a moment to come."""
+MOST_PAGES = 100
+"""A list longer than this is not read to its end."""
+
+
+class Listener(Protocol):
+    """Who hears what becomes of submissions, by their tickets: the engine, for its handles."""
+
+    def seen(self, ticket: str, task: Task) -> None:
+        """A look was answered; *task* is the newest snapshot."""
+
+    def told(self, ticket: str, error: BideError) -> None:
+        """Whoever waits must hear this now; the submission is not ended by it."""
+
+    def pressure(self, kind: str) -> float:
+        """How many requests of *kind* wait for each slot that there is; 0 where slots are not what they wait for."""
+        ...
+
+    def held(self, kind: str) -> None:
+        """Requests of *kind* wait for a slot from now on."""
+
+    async def is_wanted(self, ticket: str) -> bool:
+        """Wait until whoever submitted *ticket* has its handle; False if it was cancelled before that."""
+        ...
+
+    def stumbled(self, ticket: str, error: BideError) -> None:
+        """Something failed and will be tried again; the last such fault is named when a wait times out."""
+
+    def looked(self, ticket: str, seconds: float, error: BideError | None) -> None:
+        """A look has ended after *seconds*, with what made it fail."""
+
+    def paused(self, ticket: str, lane: str, seconds: float, error: BideError) -> None:
+        """With *error* for *ticket*, nobody of the lane creates for so many *seconds* (or, where the task is accepted
+        already, nobody of the account asks)."""
+
+
+async def unless_closed(task: asyncio.Task[_T]) -> _T:
+    """Wait for a *task* of ours, which goes on when this wait is cancelled.
+
+    Raises:
+        ClientClosedError: the client was closed, and *task* ended with it.
+    """
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        me = asyncio.current_task()
+        if task.cancelled() and (me is None or not me.cancelling()):
+            raise ClientClosedError("the client was closed meanwhile") from None
+        raise
+
+
+class Turnstile:
+    """Lets queries through at the account's rate; shared by all clients of an account on one ledger.
+
+    Whoever waits in `enter` goes before the poller, which asks with `try_enter` and hears of a free place
+    through `on_free`.
+
+    Attributes:
+        rate: of the account, of which this process may have a part only; None is no limit.
+    """
+
+    def __init__(self, rate: float | None) -> None:
+        self.rate = rate
+        self.budget = QueryBudget(rate)
+        self.on_free: list[Callable[[], None]] = []
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._raise_to: float | None = None
+        self._raising: asyncio.TimerHandle | None = None
+
+    def join(self, rate: float) -> None:
+        """Begin with a part of the account's rate: when those who have had it all will have heard of that."""
+        if self.budget.rate is not None and rate < self.budget.rate:
+            self.budget.set_rate(rate)
+            self.budget.pause(asyncio.get_running_loop().time() + RAISE_AFTER)
+
+    def limit(self, rate: float) -> None:
+        """Let only *rate* (in a second) through from now on. A higher one than before holds a little later: whoever has
+        to do with less for it may not have heard of that yet."""
+        now = self.budget.rate
+        if now is None or rate <= now:
+            if self._raising is not None:
+                self._raising.cancel()
+            self._raise_to = self._raising = None
+            self.budget.set_rate(rate)
+        elif self._raise_to is None:
+            self._raise_to = rate
+            self._raising = asyncio.get_running_loop().call_later(RAISE_AFTER, self._raise)
+        else:
+            self._raise_to = min(self._raise_to, rate)  # what is more will be told again
+
+    def _raise(self) -> None:
+        self.budget.set_rate(self._raise_to)
+        self._raise_to = self._raising = None
+        self._serve()
+
+    def free_at(self, now: float) -> float:
+        """When the poller may send a query: *now* or earlier if at once; infinity: `on_free` will tell."""
+        return math.inf if self._waiting else self.budget.free_at(now)
+
+    def try_enter(self, now: float) -> bool:
+        """Take a place if one is free; `leave` must follow then."""
+        if self.free_at(now) > now:
+            return False
+        self.budget.take()
+        return True
+
+    async def enter(self) -> None:
+        """Wait for a place; `leave` must follow."""
+        loop = asyncio.get_running_loop()
+        if self.try_enter(loop.time()):
+            return
+        place: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(place)
+        self._serve()
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place in self._waiting:
+                self._waiting.remove(place)
+            elif not place.cancelled():
+                self.leave()
+            raise
+
+    def leave(self) -> None:
+        """The query has ended."""
+        self.budget.give_back(asyncio.get_running_loop().time())
+        self._serve()
+
+    def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._waiting and (at := self.budget.free_at(loop.time())) <= loop.time():
+            place = self._waiting.popleft()
+            if not place.cancelled():
+                self.budget.take()
+                place.set_result(None)
+        if not self._waiting:
+            for tell in tuple(self.on_free):
+                tell()
+        elif at < math.inf:
+            self._timer = loop.call_at(at, self._serve)
+
+
+_TURNSTILES: WeakKeyDictionary[Ledger, dict[tuple[str, str], Turnstile]] = WeakKeyDictionary()
+
+
+def turnstile_for(ledger: Ledger, origin: str, keys: Iterable[str], rate: float | None) -> Turnstile:
+    """The turnstile of the account that has *keys* (fingerprints); clients that share one of them share it.
+
+    Where two clients name different rates, the lower one holds.
+    """
+    known = _TURNSTILES.setdefault(ledger, {})
+    names = [(origin, key) for key in keys]
+    there = next((known[name] for name in names if name in known), None)
+    if there is None:
+        there = Turnstile(rate)
+    elif rate is not None and (there.rate is None or rate < there.rate):
+        there.rate = rate
+        there.budget.set_rate(rate)
+    for name in names:
+        known.setdefault(name, there)
+    return there
+
+
+@define
+class Counters:
+    """What was asked of the service and how often it said "too many"."""
+
+    creates: int = 0
+    creates_429: int = 0
+    queries: int = 0
+    queries_429: int = 0
+    lists: int = 0
+    cancels: int = 0
+    pauses: int = 0
+
+
+@define(eq=False)
+class Account:
+    """One provider, its keys by fingerprint, and the query budget."""
+
+    provider: Provider
+    transport: Transport
+    ledger: Ledger
+    turnstile: Turnstile
+    counters: Counters
+    _keys: Mapping[str, Secret] = field(repr=False)
+    _offset: float | None = None
+    """How far the service's clock is ahead of the ledger's, as its last answer told."""
+
+    async def create(self, record: Record) -> CreateOutcome:
+        """Send the create of an admitted record, once. Whatever happens after the sending is `Unclear` at worst.
+
+        Raises:
+            TransportError: nothing was sent: no connection was made.
+        """
+        if record.request is None or record.lane is None:
+            raise ValueError(f"ticket {record.ticket} has no request or no lane: it cannot be created")
+        call = self.provider.create_call(record.request, record.ticket)
+        self.counters.creates += 1
+        try:
+            reply = await self._send(call, record.lane, CREATE_TIMEOUT, fresh=True)
+            self.counters.creates_429 += reply.status == 429
+            outcome = self.provider.read_created(reply, record.request)
+            return Accepted(self._dated(outcome.task)) if isinstance(outcome, Accepted) else outcome
+        except TransportError as fault:
+            if not fault.may_have_arrived:
+                raise
+            return Unclear(fault)
+        except UnexpectedReplyError as fault:
+            return Unclear(fault)
+        except Exception as fault:  # noqa: BLE001 - an adapter's bug must not look like "nothing was sent"
+            return Unclear(misread(fault))
+
+    async def query(self, lane: str, task_id: str) -> QueryOutcome:
+        """Ask for a task. The caller has a place in the turnstile."""
+        self.counters.queries += 1
+        outcome = await self._ask(
+            self.provider.query_call(task_id), lane, lambda r: self.provider.read_task(r, task_id)
+        )
+        return self._dated(outcome) if isinstance(outcome, Task) else outcome
+
+    async def cancel(self, lane: str, task_id: str) -> CancelOutcome:
+        """Ask to cancel a task."""
+        async with self.place():
+            self.counters.cancels += 1
+            call = self.provider.cancel_call(task_id)
+            return await self._ask(call, lane, lambda r: self.provider.read_cancelled(r, task_id))
+
+    async def listed(
+        self, lane: str, since: float, until: float, model: str | None = None
+    ) -> list[ListedTask] | TryAgain | Denied:
+        """All tasks that were created from *since* to *until* (ledger's clock), as the service lists them."""
+        tasks: list[ListedTask] = []
+        for number in range(1, MOST_PAGES + 1):
+            async with self.place():
+                self.counters.lists += 1
+                call = self.provider.list_call(
+                    self.service_time(since), self.service_time(until), number, model
+                )
+                page = await self._ask(call, lane, self.provider.read_list)
+            if not isinstance(page, Page):
+                return page
+            tasks.extend(page.tasks)
+            if number >= page.pages or not page.tasks:
+                break
+        return tasks
+
+    async def key_of(self, task_id: str) -> str:
+        """The fingerprint of the key that *task_id* was made with: the only one, or the one that can see it.
+
+        Raises:
+            NotFoundError: none of them can.
+            BideError: the service could not be asked.
+        """
+        if len(self._keys) == 1:
+            return next(iter(self._keys))
+        for fingerprint in self._keys:
+            async with self.place():
+                outcome = await self.query(fingerprint, task_id)
+            if isinstance(outcome, Task):
+                return fingerprint
+            if isinstance(outcome, TryAgain):
+                raise outcome.error.about(ticket=None, task_id=task_id)
+        raise NotFoundError(
+            f"none of the {len(self._keys)} keys of this client knows task {task_id}", task_id=task_id
+        )
+
+    def as_curl(self, task: Task, request: Request | None, *, create: bool) -> str:
+        """See `TaskHandle.as_curl`."""
+        if not create:
+            if task.task_id is None:
+                raise ValueError(
+                    f"ticket {task.ticket} has no task id: there is nothing to ask for. as_curl(create=True) gives the "
+                    f"create; running that makes, and bills, a new task"
+                )
+            call = self.provider.query_call(task.task_id)
+        elif request is None:
+            raise ValueError(
+                f"task {task.task_id} was made elsewhere, or stored without its request: its create is not known here"
+            )
+        else:
+            call = self.provider.create_call(request, task.ticket)
+        variable = next(iter(self.provider.key_variables), "API_KEY")
+        return self.transport.as_curl(call, key_variable=variable)
+
+    def service_time(self, moment: float) -> datetime:
+        """A *moment* of the ledger's clock by the service's own, as far as its answers have told."""
+        if self._offset is not None:
+            return datetime.fromtimestamp(moment + self._offset, UTC)
+        return datetime.fromtimestamp(datetime.now(UTC).timestamp() + moment - self.ledger.now(), UTC)
+
+    @property
+    def origin(self) -> str:
+        """See `origin_of`."""
+        return origin_of(self.provider, self.transport)
+
+    @property
+    def connected(self) -> bool:
+        """Whether a connection to the service was ever made."""
+        return self.transport.connected
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """A place in the turnstile, for one query."""
+        await self.turnstile.enter()
+        try:
+            yield
+        finally:
+            self.turnstile.leave()
+
+    async def _ask(self, call: Call, lane: str, read: Callable[[Reply], _T]) -> _T | TryAgain:
+        """One exchange that may be repeated at will: a fault of the wire is `TryAgain`."""
+        try:
+            reply = await self._send(call, lane, QUERY_TIMEOUT)
+        except (TransportError, UnexpectedReplyError) as fault:
+            return TryAgain(fault)
+        if reply.status == 429:
+            self.counters.queries_429 += 1
+            self.counters.pauses += 1
+            now = asyncio.get_running_loop().time()
+            self.turnstile.budget.refused(now, reply.retry_after, random.random())  # noqa: S311 - jitter
+        elif reply.status < 400:
+            self.turnstile.budget.answered()
+        return read(reply)
+
+    def _dated(self, task: Task) -> Task:
+        """*task* with the expiry of results whose address does not tell it: by the documents, from now on at most."""
+        if not any(each.url is not None and each.expires_at is None for each in task.outputs):
+            return task
+        return evolve(task, outputs=tuple(map(self._dated_output, task.outputs)))
+
+    def _dated_output(self, output: Output) -> Output:
+        lifetime = self.provider.profile(output.kind).lifetime
+        if output.url is None or output.expires_at is not None or lifetime is None:
+            return output
+        return evolve(output, expires_at=datetime.now(UTC) + timedelta(seconds=lifetime))
+
+    async def _send(self, call: Call, lane: str, timeout: float, *, fresh: bool = False) -> Reply:
+        reply = await self.transport.send(call, key=self._keys[lane], timeout=timeout, fresh=fresh)
+        if reply.date is not None:
+            self._offset = reply.date - self.ledger.now()
+        return reply
+
+
+def origin_of(provider: Provider, transport: Transport) -> str:
+    """Where limits apply: provider and origin, since one host may serve several APIs."""
+    return f"{provider.name}@{transport.origin}"
+
+
+def retry_after_of(outcome: TryAgain) -> float | None:
+    """The seconds that a passing fault asked to wait, or None."""
+    return outcome.error.retry_after if isinstance(outcome.error, APIError) else None
+
+
+def misread(fault: Exception) -> UnexpectedReplyError:
+    """The error for an exception that nobody foresaw, such as a bug in an adapter: as text, it may hold anything."""
+    return UnexpectedReplyError(f"an answer could not be read: {type(fault).__name__}: {shown(str(fault))}")

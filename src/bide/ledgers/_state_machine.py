@@ -1,0 +1,467 @@
+"""The state machine of submissions: each method of `Book` is one step, which a ledger makes atomic over its store.
+
+No I/O and no clock of its own: a store is a dictionary or a database, and what changes here is the same in both.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from attrs import evolve
+
+from bide.errors import LedgerError
+from bide.ledgers._lanes import LaneState, cap, may_start_at, refused, window
+from bide.ledgers._lanes import accepted as after_accept
+from bide.ledgers._records import MOST_LEARNED, MOST_UNSAVED, Held, LaneView, Record
+from bide.models import Billing, ErrorDetail, TaskStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from bide.ledgers._lanes import LaneLoad, Setback
+    from bide.ledgers._records import LaneTerms
+    from bide.models import Limits, SavedFile, Task
+
+NOT_STORED = (
+    "whoever submitted this is gone, and its request was not stored: nothing was sent, submit it again"
+)
+
+
+class Store(Protocol):
+    """Where records and lanes are kept: what `Book` needs of a dictionary or of a database."""
+
+    def now(self) -> float:
+        """Seconds by the ledger's clock."""
+        ...
+
+    def record(self, ticket: str) -> Record | None:
+        """The record of *ticket*."""
+        ...
+
+    def insert(self, record: Record) -> Record:
+        """A new record; returns it with its place in the order of arrival."""
+        ...
+
+    def replace(self, before: Record, after: Record) -> Record:
+        """A record has changed."""
+        ...
+
+    def drop(self, record: Record) -> None:
+        """Remove a record."""
+        ...
+
+    def heads(self, origin: str, kind: str) -> Iterable[Record]:
+        """The oldest record that waits and has an owner, of each set of keys; oldest first."""
+        ...
+
+    def lane(self, origin: str, kind: str, key: str) -> LaneState:
+        """The state of a lane; of one that is not known yet, a new one."""
+        ...
+
+    def keep_lane(self, origin: str, kind: str, key: str, state: LaneState) -> None:
+        """The lane has changed."""
+        ...
+
+    def load(
+        self, origin: str, kind: str, key: str, now: float, *, slots: bool = True, creates: bool = True
+    ) -> LaneLoad:
+        """How a lane is used now. Without *slots* those need not be counted (the lane has no cap), without *creates*
+        neither what is submitting nor what was answered (it has no rate)."""
+        ...
+
+    def answered(self, origin: str, kind: str, key: str, now: float, window: float) -> None:
+        """A create was answered: it counts for the lane's create rate for *window* seconds."""
+        ...
+
+    def of_task(self, origin: str, task_id: str) -> str | None:
+        """The ticket that has, or had of late, the service's *task_id*."""
+        ...
+
+    def unsettled(self, origin: str, lane: str, now: float) -> list[Record]:
+        """Records of the key that are `submitting`, or `unknown` and still held."""
+        ...
+
+    def owned_by(self, owner: str) -> list[Record]:
+        """The open records of *owner*."""
+        ...
+
+    def unowned(self, origin: str) -> list[Record]:
+        """The open records that belong to nobody."""
+        ...
+
+    def open_records(self, origin: str) -> list[Record]:
+        """The open records, in the order of arrival."""
+        ...
+
+    def unsaved(self, origin: str, keys: Collection[str], at: float, most: int) -> Iterable[Record]:
+        """The records of these keys with unsaved results that expire after *at*; if there are more than *most*, those
+        whose results expire first."""
+        ...
+
+    def lanes(self, origin: str) -> list[tuple[str, str, LaneState]]:
+        """Kind, key and state of each lane that was used."""
+        ...
+
+    def learned(self, names: Collection[str] | None) -> dict[str, str]:
+        """What was learned under these names, or all."""
+        ...
+
+    def keep_learned(self, texts: Mapping[str, str], most: int) -> None:
+        """These have changed now; of all names the *most* that were changed last stay."""
+        ...
+
+
+class Book:
+    """The steps of the state machine; see `Ledger` for what each means.
+
+    Args:
+        can_be_sent: whether others have the request of a record that waits, when its owner has gone.
+    """
+
+    def __init__(self, store: Store, *, can_be_sent: Callable[[Record], bool] | None = None) -> None:
+        self.store = store
+        self._can_be_sent = can_be_sent or _has_request
+
+    # One submission ----------------------------------------------------------------------------------------
+
+    def add(self, record: Record) -> Record:
+        there = self.store.record(record.ticket)
+        if there is None and record.task.task_id is not None:
+            there = self.find(record.origin, record.task.task_id)
+        return there or self.store.insert(record)
+
+    def get(self, ticket: str) -> Record | None:
+        return self.store.record(ticket)
+
+    def follow(self, ticket: str) -> Record | None:
+        record = self.store.record(ticket)
+        if record is None or record.followed:
+            return record
+        return self._change(record, followed=True)
+
+    def admit(self, origin: str, kind: str, owner: str, lanes: Sequence[LaneTerms]) -> Record | Held:
+        now = self.store.now()
+        keys = frozenset(each.fingerprint for each in lanes)
+        heads = [head for head in self.store.heads(origin, kind) if not keys.isdisjoint(head.keys)]
+        if not heads:
+            return Held(is_idle=True)
+        free: list[LaneTerms] = []
+        until = math.inf
+        for terms in lanes:
+            at = self._may_start_at(origin, kind, terms, now)
+            if at <= now:
+                free.append(terms)
+            else:
+                until = min(until, at)
+        for head in heads:
+            terms_for_head = next((each for each in free if each.fingerprint in head.keys), None)
+            if terms_for_head is None:
+                continue
+            if head.owner == owner:
+                return self._admit(head, terms_for_head, now)
+            free.remove(terms_for_head)
+        return Held(until)
+
+    def _may_start_at(self, origin: str, kind: str, terms: LaneTerms, now: float) -> float:
+        state = self.store.lane(origin, kind, terms.fingerprint)
+        seconds = window(terms.limits)[1]
+        if state.window is None or state.window < seconds:
+            state = evolve(state, window=seconds)
+            self.store.keep_lane(origin, kind, terms.fingerprint, state)
+        capped = cap(state, terms.limits, now) is not None
+        load = self.store.load(
+            origin, kind, terms.fingerprint, now, slots=capped, creates=state.probing or bool(seconds)
+        )
+        return may_start_at(state, load, terms.limits, now)
+
+    def _admit(self, record: Record, terms: LaneTerms, now: float) -> Record:
+        return self._change(
+            record,
+            task=evolve(record.task, status=TaskStatus.SUBMITTING),
+            lane=terms.fingerprint,
+            admitted=now,
+            sent_at=datetime.now(UTC),
+            slot_for=terms.slot_for,
+            slot_until=now + terms.slot_for,
+        )
+
+    def accept(self, ticket: str, task: Task, owner: str, admitted: float | None) -> Record:
+        record = self._record(ticket)
+        if self._belongs_to_another(record, task):
+            return record
+        status = record.task.status
+        is_answer = admitted is not None and record.admitted == admitted and record.task.task_id is None
+        if self._is_fenced(record, owner) and is_answer and status is TaskStatus.UNKNOWN:
+            until = self.store.now() + record.slot_for
+            return self._change(record, task=task, owner=None, slot_until=until)
+        if self._is_fenced(record, owner) and not (is_answer and status is TaskStatus.SUBMITTING):
+            return record
+        self._accepted(record)
+        return self._change(record, task=task)
+
+    def put_back(
+        self,
+        ticket: str,
+        setback: Setback,
+        *,
+        owner: str,
+        limits: Limits,
+        certain: bool,
+        retry_after: float | None,
+    ) -> Record:
+        record = self._record(ticket)
+        if record.task.status is not TaskStatus.SUBMITTING or record.owner != owner or record.lane is None:
+            return record
+        now, store = self.store.now(), self.store
+        lane = self._settle(record)
+        load = store.load(record.origin, record.kind, record.lane, now, creates=False)
+        is_held = record.slot_until > now
+        lane = refused(
+            lane,
+            limits,
+            setback,
+            certain=certain,
+            retry_after=retry_after,
+            others=load.slots - is_held,
+            sent=now if record.admitted is None else record.admitted,
+            now=now,
+            chance=random.random(),  # noqa: S311 - jitter, not a secret
+        )
+        store.keep_lane(record.origin, record.kind, record.lane, lane)
+        if record.cancelling:
+            ended = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE)
+            return self._change(record, task=ended, slot_until=now)
+        waiting = evolve(record.task, status=TaskStatus.WAITING)
+        return self._change(
+            record,
+            task=waiting,
+            lane=None,
+            admitted=None,
+            sent_at=None,
+            slot_for=math.inf,
+            slot_until=math.inf,
+        )
+
+    def update(self, ticket: str, task: Task, owner: str) -> Record:
+        record = self._record(ticket)
+        if self._is_fenced(record, owner):
+            return record
+        return self._change(record, task=task)
+
+    def finish(self, ticket: str, task: Task, owner: str, hold: float) -> Record:
+        record = self._record(ticket)
+        if self._is_fenced(record, owner) or self._belongs_to_another(record, task):
+            return record
+        if record.task.status is TaskStatus.SUBMITTING:
+            # A refusal says nothing about slots: only an accepted create ends the probing after a pause.
+            settled = task.status in (TaskStatus.SUCCEEDED, TaskStatus.FAILED)
+            (self._accepted if settled else self._settle)(record)
+        return self._change(record, task=task, slot_until=self.store.now() + hold)
+
+    def saved(self, ticket: str, files: Sequence[SavedFile]) -> Record | None:
+        record = self.store.record(ticket)
+        if record is None:
+            return None
+        by_path = {each.path: each for each in (*record.files, *files)}
+        after = tuple(by_path.values())
+        return record if after == record.files else self._change(record, files=after)
+
+    def withdraw(self, ticket: str, task: Task) -> Record:
+        record = self._record(ticket)
+        if record.task.status is not TaskStatus.WAITING:
+            return record
+        return self._change(record, task=task)
+
+    def cancelling(self, ticket: str) -> Record:
+        record = self._record(ticket)
+        if record.task.status is not TaskStatus.SUBMITTING or record.cancelling:
+            return record
+        return self._change(record, cancelling=True)
+
+    def cancel_answered(self, ticket: str, *, taken: bool) -> Record:
+        record = self._record(ticket)
+        if not record.cancelling or record.cancel_taken is not None or record.task.status.is_final:
+            return record
+        return self._change(record, cancel_taken=taken)
+
+    # What the user settles -----------------------------------------------------------------------------------
+
+    def settle(self, ticket: str, task_id: str) -> Record:
+        record = self._looked_up(ticket)
+        if record.task.task_id == task_id:
+            return record
+        if record.task.status is not TaskStatus.UNKNOWN:
+            raise ValueError(
+                f"ticket {ticket} is {record.task.status}: only one whose create is unknown can be settled"
+            )
+        other = self.store.of_task(record.origin, task_id)
+        if other is not None:
+            raise ValueError(f"task {task_id} belongs to ticket {other}: it cannot be {ticket}'s too")
+        task = evolve(
+            record.task, status=TaskStatus.QUEUED, task_id=task_id, error=None, billing=Billing.UNKNOWN
+        )
+        until = self.store.now() + record.slot_for
+        return self._change(record, task=task, owner=None, slot_until=until)
+
+    def forget(self, ticket: str) -> Record:
+        record = self._looked_up(ticket)
+        status = record.task.status
+        if status is TaskStatus.WAITING:
+            ended = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE)
+            self._change(record, task=ended)
+            return record
+        if not status.is_final and record.slot_until > self.store.now():
+            name = record.task.task_id or "it"
+            raise ValueError(
+                f"ticket {ticket} is {status}: {name} goes on at the service, and is paid for; cancel it, or wait"
+            )
+        self.store.drop(record)
+        return record
+
+    def _looked_up(self, ticket: str) -> Record:
+        record = self.store.record(ticket)
+        if record is None:
+            raise LookupError(f"no record of ticket {ticket!r}")
+        return record
+
+    # Many ---------------------------------------------------------------------------------------------------
+
+    def find(self, origin: str, task_id: str) -> Record | None:
+        ticket = self.store.of_task(origin, task_id)
+        record = None if ticket is None else self.store.record(ticket)
+        return None if record is None or record.task.status.is_final else record
+
+    def known(self, origin: str, task_ids: Collection[str]) -> frozenset[str]:
+        return frozenset(each for each in task_ids if self.store.of_task(origin, each) is not None)
+
+    def unsettled(self, origin: str, lane: str) -> list[Record]:
+        return self.store.unsettled(origin, lane, self.store.now())
+
+    def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
+        left = [
+            self._abandon(record)
+            for record in self.store.owned_by(owner)
+            if not waiting or record.task.status is TaskStatus.WAITING
+        ]
+        return [record for record in left if not record.task.status.is_final]
+
+    def _abandon(self, record: Record) -> Record:
+        """The owner of *record* is gone: whoever holds the key may go on with it."""
+        if record.task.status is TaskStatus.WAITING and not self._can_be_sent(record):
+            detail = ErrorDetail(message=NOT_STORED)
+            ended = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE, error=detail)
+            return self._change(record, task=ended)
+        return self._change(record, owner=None)
+
+    def adopt(
+        self,
+        origin: str,
+        keys: Collection[str],
+        owner: str,
+        *,
+        tickets: Collection[str] | None,
+        waiting: bool,
+    ) -> list[Record]:
+        held = frozenset(keys)
+        return [
+            self._change(record, owner=owner)
+            for record in self.store.unowned(origin)
+            if _is_of_keys(record, held)
+            and (tickets is None or record.ticket in tickets)
+            and (waiting or record.task.status is not TaskStatus.WAITING)
+        ]
+
+    def open_records(self, origin: str, keys: Collection[str]) -> list[Record]:
+        held = frozenset(keys)
+        return [record for record in self.store.open_records(origin) if _is_of_keys(record, held)]
+
+    def unsaved(self, origin: str, keys: Collection[str]) -> list[Record]:
+        held, now = frozenset(keys), time.time()
+        found = [
+            (min(ahead), record.sequence, record)
+            for record in self.store.unsaved(origin, held, now, MOST_UNSAVED)
+            if _is_of_keys(record, held) and (ahead := [moment for moment in record.losses if moment > now])
+        ]
+        return [record for *_, record in sorted(found, key=lambda each: each[:2])[:MOST_UNSAVED]]
+
+    def lanes(self, origin: str, keys: Collection[str]) -> list[LaneView]:
+        now = self.store.now()
+        return [
+            LaneView(key, kind, self.store.load(origin, kind, key, now).slots, state, origin)
+            for kind, key, state in self.store.lanes(origin)
+            if key in keys
+        ]
+
+    # What was learned ---------------------------------------------------------------------------------------
+
+    def learned(self, names: Collection[str] | None) -> dict[str, str]:
+        return self.store.learned(names)
+
+    def learn(self, changes: Mapping[str, Callable[[str | None], str]]) -> dict[str, str] | Exception:
+        """What a change raises is returned: it concerns nobody whose step shares the transaction."""
+        before = self.store.learned(changes)
+        try:
+            after = {name: _text(change(before.get(name))) for name, change in changes.items()}
+        except Exception as fault:  # noqa: BLE001 - it is raised where the step is waited for
+            return fault
+        self.store.keep_learned(after, MOST_LEARNED)
+        return after
+
+    def _change(self, record: Record, **changes: Any) -> Record:
+        return self.store.replace(record, evolve(record, version=record.version + 1, **changes))
+
+    # Rules --------------------------------------------------------------------------------------------------
+
+    def _record(self, ticket: str) -> Record:
+        record = self.store.record(ticket)
+        if record is None:
+            raise LedgerError(
+                f"no record of ticket {ticket!r}: it was removed, or its last handle has gone", ticket=ticket
+            )
+        return record
+
+    def _is_fenced(self, record: Record, owner: str) -> bool:
+        return record.task.status.is_final or record.owner != owner
+
+    def _belongs_to_another(self, record: Record, task: Task) -> bool:
+        """Whether the task that a create was answered with is another submission's already."""
+        if task.task_id is None or record.task.task_id is not None:
+            return False
+        return self.store.of_task(record.origin, task.task_id) not in (None, record.ticket)
+
+    def _settle(self, record: Record) -> LaneState:
+        """The create of *record* has its answer, or nobody waits for it any more. Returns the state of its lane."""
+        place = (record.origin, record.kind, record.lane or "")
+        lane = self.store.lane(*place)
+        if lane.window:
+            self.store.answered(*place, self.store.now(), lane.window)
+        return lane
+
+    def _accepted(self, record: Record) -> None:
+        """The create of *record* was accepted: its lane may go on."""
+        if record.lane is None or record.task.status is not TaskStatus.SUBMITTING:
+            return
+        lane = self._settle(record)
+        after = after_accept(lane)
+        if after != lane:
+            self.store.keep_lane(record.origin, record.kind, record.lane, after)
+
+
+def _has_request(record: Record) -> bool:
+    return record.request is not None
+
+
+def _text(value: object) -> str:
+    """*value* if it is text that can be stored."""
+    if not isinstance(value, str):
+        raise TypeError(f"what is learned is kept as text, not as {type(value).__name__}")
+    value.encode()
+    return value
+
+
+def _is_of_keys(record: Record, keys: frozenset[str]) -> bool:
+    return record.lane in keys if record.lane is not None else not keys.isdisjoint(record.keys)

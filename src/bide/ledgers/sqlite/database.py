@@ -1,0 +1,308 @@
+"""The database file of a `SQLiteLedger`: opening and checking it, its schema, its transactions, its clock.
+
+All of it runs in the ledger's one thread. Faults of SQLite leave as `LedgerError`s that say what to do.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import secrets
+import sqlite3
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bide.errors import LedgerError
+from bide.ledgers.sqlite.processes import close, close_in_children, closed, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+APPLICATION = 0x62696465
+"""SQLite's `application_id` of our files: "bide"."""
+BUSY = 5.0
+"""Seconds that another program may hold the file before it counts as locked."""
+LONGEST_WRITE = 10.0
+"""Seconds that another process may hold the lock of writers."""
+CHECKPOINT = 4000
+"""Pages of the write-ahead log after which it is written back."""
+
+SCHEMA = (
+    """
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+    CREATE TABLE owners (instance TEXT PRIMARY KEY, pid INTEGER, host TEXT, started TEXT) WITHOUT ROWID;
+    CREATE TABLE clients (owner TEXT PRIMARY KEY, instance TEXT, origin TEXT, keys TEXT) WITHOUT ROWID;
+    CREATE TABLE lanes (
+        origin TEXT, kind TEXT, key TEXT, paused_until REAL, learned INTEGER, learned_at REAL, setbacks INTEGER,
+        setback_at REAL, probing INTEGER, window REAL, PRIMARY KEY (origin, kind, key)
+    ) WITHOUT ROWID;
+    CREATE TABLE creates (origin TEXT, kind TEXT, key TEXT, answered REAL);
+    CREATE INDEX creates_of_lane ON creates (origin, kind, key, answered);
+    CREATE TABLE records (
+        sequence INTEGER PRIMARY KEY, ticket TEXT NOT NULL UNIQUE, origin TEXT NOT NULL, kind TEXT NOT NULL,
+        keys TEXT NOT NULL, digest TEXT NOT NULL, model TEXT, owner TEXT, status TEXT NOT NULL, lane TEXT,
+        task_id TEXT, added_at TEXT, admitted REAL, sent_at TEXT, slot_for REAL, slot_until REAL, held INTEGER,
+        cancelling INTEGER, cancel_taken INTEGER, followed INTEGER, version INTEGER, files TEXT, task TEXT,
+        is_open INTEGER, clean_at REAL, blanked INTEGER
+    );
+    CREATE TABLE requests (sequence INTEGER PRIMARY KEY, body TEXT NOT NULL);
+    CREATE INDEX records_waiting ON records (origin, kind, keys, sequence)
+        WHERE status = 'waiting' AND owner IS NOT NULL;
+    CREATE INDEX records_held ON records (origin, kind, lane, slot_until) WHERE held = 1;
+    CREATE INDEX records_submitting ON records (origin, kind, lane) WHERE status = 'submitting';
+    CREATE INDEX records_of_task ON records (task_id) WHERE task_id IS NOT NULL;
+    CREATE INDEX records_open ON records (owner) WHERE is_open = 1;
+    CREATE INDEX records_to_clean ON records (clean_at) WHERE clean_at IS NOT NULL;
+    CREATE TABLE removed (origin TEXT, task_id TEXT, ticket TEXT, at REAL, PRIMARY KEY (origin, task_id)) WITHOUT ROWID;
+    CREATE TABLE news (id INTEGER PRIMARY KEY AUTOINCREMENT, ticket TEXT, instance TEXT, at REAL);
+    """,
+    """
+    CREATE TABLE learned (name TEXT PRIMARY KEY, state TEXT NOT NULL, changed REAL NOT NULL) WITHOUT ROWID;
+    CREATE INDEX learned_to_clean ON learned (changed);
+    """,
+    # When the first and the last of the results that were not saved expire. Up to here all files of a task were noted
+    # at once, and addresses were blanked at `clean_at`, but what came inline stays.
+    """
+    ALTER TABLE records ADD COLUMN first_loss REAL;
+    ALTER TABLE records ADD COLUMN last_loss REAL;
+    UPDATE records SET first_loss = clean_at, last_loss = clean_at
+        WHERE status = 'succeeded' AND files IS NULL AND blanked IS NULL;
+    UPDATE records SET first_loss = 9e999, last_loss = 9e999
+        WHERE status = 'succeeded' AND files IS NULL AND task LIKE '%"data": "%';
+    CREATE INDEX records_unsaved ON records (origin, first_loss, last_loss, lane) WHERE first_loss IS NOT NULL;
+    """,
+)
+"""Each step takes a file from one version of the schema to the next. They are only ever added to."""
+
+
+class File:
+    """One open connection. `transaction` is the only way to write.
+
+    Args:
+        folder: the directory beside the file for locks and sockets.
+        full: whether vital transactions wait until the disk has them, so that they outlive a loss of power.
+    """
+
+    def __init__(self, path: Path, folder: Path, *, full: bool) -> None:
+        self.path = path
+        self._full = full
+        self._is_full = False
+        self._lock = -1
+        self._name: tuple[int, int] | None = None
+        try:
+            if not path.parent.is_dir():
+                raise LedgerError(
+                    f"the ledger {path} cannot be made: there is no directory {path.parent}; make it first"
+                )
+            if path.is_dir():
+                raise LedgerError(f"the ledger {path} is a directory: name a file in it")
+            folder.mkdir(mode=0o700, exist_ok=True)
+            self._lock = os.open(folder / "write.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            close_in_children(self._lock)
+            with self._locked():
+                self.connection = self._open()
+            self._before = self._clock()
+        except BaseException as fault:
+            self._close_lock()
+            if isinstance(fault, sqlite3.Error | OSError):
+                raise explained(fault, path) from fault
+            raise
+
+    def _open(self) -> sqlite3.Connection:
+        if not self.path.exists():
+            # Never done with a file that is there: closing it would take away the locks that another connection of this
+            # process has on it, as POSIX has it.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        self._name = opened(self.path)
+        connection = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None, cached_statements=256)
+        try:
+            _check(connection, self.path)
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA secure_delete = FAST")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT}")
+            _migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def close(self) -> None:
+        """Close the file: what its log still holds is written back under the lock."""
+        try:
+            with self._locked():
+                self.connection.close()
+        finally:
+            self._close_lock()
+
+    def _close_lock(self) -> None:
+        if self._name is not None:
+            closed(self._name)
+            self._name = None
+        if self._lock >= 0:
+            close(self._lock)
+            self._lock = -1
+
+    @contextmanager
+    def transaction(self, *, writes: bool, vital: bool = False) -> Iterator[sqlite3.Connection]:
+        """All that is done inside happens, or nothing. No other process writes meanwhile."""
+        if not writes:
+            self.connection.execute("BEGIN")
+            try:
+                yield self.connection
+            finally:
+                if self.connection.in_transaction:
+                    self.connection.execute("COMMIT")
+            return
+        with self._locked():
+            full = vital and self._full
+            if full != self._is_full:
+                self.connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
+                self._is_full = full
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.connection
+                self.connection.execute("COMMIT")
+            except BaseException:
+                if self.connection.in_transaction:
+                    self.connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the file lock that all writers share.
+
+        SQLite before 3.51.3 can, rarely, corrupt a log that several connections write and write back at once. Later
+        ones need no lock, but without it a writer that meets another sleeps for milliseconds, and some starve.
+        """
+        pause, until = 0.0001, time.monotonic() + LONGEST_WRITE
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise LedgerError(
+                        f"the ledger {self.path} has been locked for {LONGEST_WRITE:g} s by another process: "
+                        f"one that is stopped in the midst of writing? Continue or end it; nothing was recorded"
+                    ) from None
+                time.sleep(pause * random.random())  # noqa: S311 - so that two do not meet again and again
+                pause = min(pause * 2, 0.002)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    # The clock ----------------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """Seconds that all processes on the file agree on, and that no setting of the wall clock moves."""
+        return _since_boot() + self._before
+
+    def _clock(self) -> float:
+        """What has to be added to the seconds since this machine has started: the same for all its processes."""
+        boot = _boot()
+        with self.transaction(writes=True) as connection:
+            row = connection.execute("SELECT value FROM meta WHERE name = ?", (f"clock {boot}",)).fetchone()
+            if row is not None:
+                return float(row[0])
+            # Seconds since 1970, and none before what was recorded ere the machine was started again.
+            before = max(time.time(), _newest(connection)) - _since_boot() if boot else 0.0
+            connection.execute("DELETE FROM meta WHERE name LIKE 'clock %'")
+            connection.execute("INSERT INTO meta VALUES (?, ?)", (f"clock {boot}", before))
+            return before
+
+    def salt(self) -> bytes:
+        """What keys are salted with before they are digested: each ledger has its own."""
+        with self.transaction(writes=True) as connection:
+            row = connection.execute("SELECT value FROM meta WHERE name = 'salt'").fetchone()
+            if row is None:
+                row = (secrets.token_bytes(16),)
+                connection.execute("INSERT INTO meta VALUES ('salt', ?)", row)
+            return bytes(row[0])
+
+
+def _newest(connection: sqlite3.Connection) -> float:
+    """The newest moment on record."""
+    (newest,) = connection.execute(
+        "SELECT max(at) FROM (SELECT max(admitted) AS at FROM records UNION ALL SELECT max(answered) FROM creates "
+        "UNION ALL SELECT max(at) FROM news UNION ALL SELECT max(at) FROM removed "
+        "UNION ALL SELECT max(changed) FROM learned)"
+    ).fetchone()
+    return float(newest or 0.0)
+
+
+def _boot() -> str:
+    """What names this start of the machine; empty where nothing does."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _since_boot() -> float:
+    if _HAS_BOOT:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.time()
+
+
+_HAS_BOOT = bool(_boot()) and hasattr(time, "CLOCK_BOOTTIME")
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise unless the file is a ledger, or empty; nothing has been changed then."""
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    is_empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    if application != APPLICATION and not is_empty:
+        raise LedgerError(f"{path} is a database of another program, not a ledger of bide: name another file")
+    if version > len(SCHEMA):
+        raise LedgerError(
+            f"the ledger {path} was written by a newer bide (its schema is {version}, this bide knows {len(SCHEMA)}): "
+            f"upgrade bide, or name another file; nothing was changed"
+        )
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Bring the schema up to date."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        for step in SCHEMA[version:]:
+            for statement in filter(str.strip, step.split(";")):
+                connection.execute(statement)
+        if version < len(SCHEMA):
+            connection.execute(f"PRAGMA application_id = {APPLICATION}")
+            connection.execute(f"PRAGMA user_version = {len(SCHEMA)}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def explained(fault: sqlite3.Error | OSError, path: Path) -> LedgerError:
+    """*fault* as an error that says what to do."""
+    text = str(fault)
+    code = (getattr(fault, "sqlite_errorcode", None) or 0) & 0xFF
+    advice = _ADVICE.get(code, "nothing was recorded; the file and its directory must be on a local disk")
+    if isinstance(fault, PermissionError):
+        advice = _ADVICE[sqlite3.SQLITE_READONLY]
+    elif isinstance(fault, OSError):
+        text = fault.strerror or text
+    return LedgerError(f"the ledger {path} cannot be used ({text}): {advice}")
+
+
+_ADVICE = {
+    sqlite3.SQLITE_FULL: "free some space; nothing was recorded, and nothing new is sent until it can be",
+    sqlite3.SQLITE_READONLY: "it (or FILE-wal, -shm, -bide, or its directory) may not be written; change owner or mode",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check that its directory exists and may be written",
+    sqlite3.SQLITE_PERM: "this process may not write it; change its owner or mode, or name another file",
+    sqlite3.SQLITE_BUSY: "another program (a database browser?) has locked it; end that one; nothing was recorded",
+    sqlite3.SQLITE_LOCKED: "another program has locked it; nothing was recorded",
+    sqlite3.SQLITE_NOTADB: "the file is no SQLite database; name another file, or move this one away",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged; move it away (`sqlite3 FILE .recover` may save it) and start anew",
+    sqlite3.SQLITE_IOERR: "the disk does not work, or is full; nothing was recorded",
+}

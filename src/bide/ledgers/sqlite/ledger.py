@@ -1,0 +1,227 @@
+"""The ledger of one machine: a SQLite file that any number of processes share, and that outlives them all."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+
+from bide.errors import LedgerError
+from bide.ledgers._ledger import Face
+from bide.ledgers.sqlite.report import LedgerReport, report_of
+from bide.ledgers.sqlite.session import Session, SQLiteHands
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Collection, Mapping
+    from types import TracebackType
+
+    from bide.ledgers._records import Record
+    from bide.ledgers._state_machine import Book
+
+_T = TypeVar("_T")
+
+WEEK = 7 * 24 * 3600.0
+
+
+class SQLiteLedger(Face):
+    """Records in a SQLite file: durable, and shared by all processes of one machine that name the same file.
+
+    A client opens it when it starts and lets go of it when it is closed; what a client (or a process that died) leaves
+    open is taken over by another one that holds the key. Without a client, use it as `async with SQLiteLedger(path)`.
+    One instance serves one event loop at a time. Fork before a ledger is first used, or start processes by `spawn`:
+    what was open when a process was forked cannot be opened in it again.
+
+    Args:
+        path: the file; it is made, for this user alone, if it is missing, with a folder of locks beside it. It must
+            be on a local disk.
+        durability: "process" outlives the death of processes; "power" a loss of power too, for the intent to buy and
+            for the ids of what was bought: each of those waits for the disk then.
+        store_prompts: without it only a digest of each request is kept: no process but the one that submitted can
+            send what waits, so that ends as cancelled if it is closed or dies; a create whose outcome is unknown
+            cannot be told by its prompt; what the service echoes of a prompt is left out of the stored results.
+        keep: seconds that records of ended tasks are kept beyond the expiry of their results. At the expiry their
+            addresses are blanked.
+
+    Raises:
+        ValueError: *path* names no file; *durability* or *keep* is not one of those.
+
+    Example:
+        async with Client(DashScope(), ledger=SQLiteLedger("tasks.db")) as client:
+            for handle in await client.resume():
+                print(handle)
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        durability: Literal["process", "power"] = "process",
+        store_prompts: bool = True,
+        keep: float = WEEK,
+    ) -> None:
+        super().__init__()
+        if durability not in ("process", "power"):
+            raise ValueError(f'durability must be "process" or "power", not {durability!r}')
+        if isinstance(keep, bool) or not isinstance(keep, int | float) or not keep >= 0:
+            raise ValueError(f"keep must be a number of seconds, 0 or more, not {keep!r}")
+        name = str(path)
+        if not name or "\0" in name or name.startswith((":memory:", "file:")):
+            raise ValueError(
+                f"path must name a file, not {name!r}; to keep nothing on disk use MemoryLedger()"
+            )
+        self.path: Path = Path(path).resolve()  # by whatever name, one file has one folder of locks
+        self._full = durability == "power"
+        self._store_prompts = store_prompts
+        self._keep = keep
+        self._owners: set[str] = set()
+        self._numbers = itertools.count(1)
+        self._entered = 0
+        self._session: Session | None = None
+        self._opening: asyncio.Task[Session] | None = None
+
+    def __repr__(self) -> str:
+        return f"<SQLiteLedger {self.path}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a ledger cannot be pickled: make a SQLiteLedger of the same path in the other process"
+        )
+
+    async def __aenter__(self) -> Self:
+        self._entered += 1
+        try:
+            await self._opened()
+        except BaseException:
+            self._entered -= 1
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entered -= 1
+        await self._close_if_unused()
+
+    @property
+    def durable(self) -> bool:
+        return True
+
+    def now(self) -> float:
+        return time.time() if self._session is None else self._session.now()
+
+    async def salt(self) -> bytes:
+        return (await self._opened()).salt
+
+    async def enter(self, origin: str, keys: Collection[str]) -> str:
+        session = await self._opened()
+        owner = f"{session.instance}.{next(self._numbers)}"
+        self._owners.add(owner)
+        try:
+            await session.worker.put(lambda hands: hands.enter(owner, origin, keys), writes=True)
+        except BaseException:
+            self._owners.discard(owner)
+            raise
+        return owner
+
+    async def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
+        session = await self._opened()
+        left: list[Record]
+        if waiting:
+            left = await session.worker.put(lambda hands: hands.leave(owner, waiting=True), writes=True)
+            return left
+        try:
+            left = await session.worker.put(lambda hands: hands.leave(owner), writes=True)
+        except LedgerError:
+            session.not_left.add(owner)  # it is tried again
+            raise
+        finally:
+            self._owners.discard(owner)
+            await self._close_if_unused()
+        return left
+
+    async def newer(self, versions: Mapping[str, int]) -> list[Record]:
+        session = await self._opened()
+        records: list[Record] = await session.worker.put(
+            lambda hands: hands.store.newer(versions), writes=False
+        )
+        return records
+
+    async def share(self, owner: str, rate: float) -> float:
+        session = await self._opened()
+        part: float = await session.worker.put(lambda hands: hands.share(owner, rate), writes=False)
+        return part
+
+    async def records(self, *, all: bool = False) -> list[Record]:  # noqa: A002 - the word of `bide ls --all`
+        """The records that are open or `unknown`, or *all* that are kept, in the order of their arrival."""
+        session = await self._opened()
+        records: list[Record] = await session.worker.put(
+            lambda hands: hands.store.listed(is_open=not all), writes=False
+        )
+        return records
+
+    async def report(self) -> LedgerReport:
+        """How the file, its owners and its lanes are. It reads the whole file."""
+        session = await self._opened()
+        report: LedgerReport = await session.worker.put(report_of, writes=False)
+        return report
+
+    async def aclose(self) -> None:
+        """Let go of the file. The next use opens it again.
+
+        Raises:
+            RuntimeError: clients use it still: close them first.
+        """
+        session = self._session
+        if self._owners and session is not None and session.is_of_this_loop and not session.is_inherited:
+            raise RuntimeError(f"{len(self._owners)} clients use this ledger: close them first")
+        await self._close()
+
+    async def _close(self) -> None:
+        if self._session is not None and self._session.is_inherited:
+            return  # on its way out a forked child must not wait for a thread that it does not have
+        session, self._session = self._session, None
+        if session is None:
+            return
+        if session.is_of_this_loop:
+            await session.aclose()
+        else:
+            session.worker.stop()
+
+    # Inside ------------------------------------------------------------------------------------------------
+
+    async def _step(self, step: Callable[[Book], _T], *, writes: bool = True, vital: bool = False) -> _T:
+        session = await self._opened()
+        result: _T = await session.worker.put(
+            lambda hands: step(hands.book), writes=writes, vital=vital and self._full
+        )
+        return result
+
+    async def _opened(self) -> Session:
+        """What is open, in this loop and process."""
+        if self._session is not None and self._session.is_of_this_loop:
+            self._session.check()
+            return self._session
+        if self._session is not None:  # its loop was closed without it
+            self._session.worker.stop()
+            self._session = None
+            self._owners.clear()
+            self._entered = 0
+        if self._opening is None or self._opening.done():
+            self._opening = asyncio.create_task(self._open())
+        return await asyncio.shield(self._opening)
+
+    async def _open(self) -> Session:
+        full, store_prompts, keep, path = self._full, self._store_prompts, self._keep, self.path
+        session = Session(
+            lambda: SQLiteHands(path, full=full, store_prompts=store_prompts, keep=keep), self._tell
+        )
+        await session.start()
+        self._session = session
+        return session
+
+    async def _close_if_unused(self) -> None:
+        if not self._owners and self._entered <= 0:
+            await self._close()

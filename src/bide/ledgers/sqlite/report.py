@@ -1,0 +1,119 @@
+"""How a SQLite ledger is: what `bide doctor` tells."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from bide.ledgers._records import LaneView, Record
+    from bide.ledgers.sqlite.session import SQLiteHands
+
+
+@frozen
+class OwnerView:
+    """A process that has the ledger open, or has died while it had.
+
+    Attributes:
+        instance: what names it in the names of its clients, as owners of records, and in those of its lock and socket.
+        pid: its number on *host*.
+        host: the machine that it runs on.
+        started: when it opened the ledger, UTC.
+        is_alive: whether it holds its lock; what a dead one has left is adopted by the next client that holds the key.
+        clients: how many clients it has.
+        open: records that they drive.
+    """
+
+    instance: str
+    pid: int
+    host: str
+    started: datetime
+    is_alive: bool
+    clients: int
+    open: int
+
+
+@frozen
+class LedgerReport:
+    """How a ledger is.
+
+    Attributes:
+        path: the file.
+        size: its size in bytes.
+        mode: its permissions, such as 0o600.
+        sqlite_version: of the library that this process uses.
+        journal_mode: "wal", unless the file system cannot do that.
+        problems: what SQLite's check of the whole file has found; empty if it is sound.
+        owners: the processes that have it open, this one included.
+        lanes: the lanes that have been used.
+        unknown: submissions of which nobody knows whether their create arrived.
+        counts: records by status.
+        unowned: open records that nobody drives.
+        now: the ledger's clock, to compare the pauses of lanes with.
+    """
+
+    path: str
+    size: int
+    mode: int
+    sqlite_version: str
+    journal_mode: str
+    problems: tuple[str, ...]
+    owners: tuple[OwnerView, ...]
+    lanes: tuple[LaneView, ...]
+    unknown: tuple[Record, ...]
+    counts: dict[str, int]
+    unowned: int
+    now: float
+
+
+def report_of(hands: SQLiteHands) -> LedgerReport:
+    """Look at everything, in the ledger's thread."""
+    connection, store = hands.file.connection, hands.store
+    status = hands.file.path.stat()
+    checked = [row[0] for row in connection.execute("PRAGMA integrity_check(10)")]
+    lanes = [
+        view
+        for origin in store.origins()
+        for view in hands.book.lanes(origin, {key for _, key, _ in store.lanes(origin)})
+    ]
+    (unowned,) = connection.execute(
+        "SELECT count(*) FROM records WHERE is_open = 1 AND owner IS NULL"
+    ).fetchone()
+    return LedgerReport(
+        path=str(hands.file.path),
+        size=status.st_size,
+        mode=status.st_mode & 0o777,
+        sqlite_version=sqlite3.sqlite_version,
+        journal_mode=connection.execute("PRAGMA journal_mode").fetchone()[0],
+        problems=() if checked == ["ok"] else tuple(checked),
+        owners=tuple(_owners(hands)),
+        lanes=tuple(lanes),
+        unknown=tuple(each for each in store.listed(is_open=True) if each.task.status.is_final),
+        counts=dict(connection.execute("SELECT status, count(*) FROM records GROUP BY status").fetchall()),
+        unowned=unowned,
+        now=store.now(),
+    )
+
+
+def _owners(hands: SQLiteHands) -> list[OwnerView]:
+    rows = hands.file.connection.execute(
+        "SELECT instance, pid, host, started, (SELECT count(*) FROM clients WHERE clients.instance = owners.instance), "
+        "(SELECT count(*) FROM records WHERE is_open = 1 AND owner >= instance || '.' AND owner < instance || '/') "
+        "FROM owners ORDER BY started"
+    ).fetchall()
+    me = hands.presence.instance
+    return [
+        OwnerView(
+            instance,
+            pid,
+            host,
+            datetime.fromisoformat(started),
+            instance == me or hands.presence.is_alive(instance),
+            clients,
+            count,
+        )
+        for instance, pid, host, started, clients, count in rows
+    ]

@@ -1,0 +1,194 @@
+"""Records as rows of the table `records`, and back."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs import evolve
+
+from bide.ledgers._records import Record
+from bide.models import Billing, SavedFile, Task, TaskStatus
+
+if TYPE_CHECKING:
+    from bide.models import Request
+
+DAY = 24 * 3600.0
+LONGEST_RAW = 64 * 1024
+"""Characters of a service's answer that are stored; a longer one (with files inline) is not kept beside its results."""
+
+AS_THEY_ARE = (
+    *("sequence", "ticket", "version", "origin", "kind", "digest"),
+    *("owner", "lane", "admitted", "slot_for", "slot_until", "cancel_taken"),
+)
+FLAGS = ("cancelling", "followed")
+COLUMNS = (
+    *AS_THEY_ARE,
+    *FLAGS,
+    *("keys", "added_at", "sent_at", "files", "status", "model", "task_id", "is_open", "held", "task"),
+)
+LOSSES = ("first_loss", "last_loss")
+_FILE = tuple(each.name for each in attrs.fields(SavedFile))
+
+
+def row_of(record: Record, now: float, *, prompts: bool) -> dict[str, Any]:
+    """The whole row of a new record."""
+    row = {name: getattr(record, name) for name in AS_THEY_ARE}
+    row["sequence"] = record.sequence or None
+    row |= {name: 1 if getattr(record, name) else None for name in FLAGS}
+    row["keys"] = ",".join(sorted(record.keys))
+    row["added_at"], row["sent_at"] = text_of(record.added_at), text_of(record.sent_at)
+    row["files"] = _files_text(record)
+    row["status"], row["model"], row["task_id"] = (
+        record.task.status.value,
+        record.task.model,
+        record.task.task_id,
+    )
+    row["is_open"], row["held"] = _is_open(record), _is_held(record, now)
+    row["task"] = task_text(record, prompts=prompts)
+    return row | losses(record)
+
+
+def changes(before: Record, after: Record, now: float, *, prompts: bool) -> dict[str, Any]:
+    """The columns that have changed. Ticket, service, kind, keys and request of a record never do."""
+    changed = {
+        name: value
+        for name in ("owner", "lane", "admitted", "slot_for", "slot_until", "cancel_taken", "version")
+        if (value := getattr(after, name)) != getattr(before, name)
+    }
+    if after.sent_at is not before.sent_at:
+        changed["sent_at"] = text_of(after.sent_at)
+    if after.files is not before.files:
+        changed["files"] = _files_text(after)
+    for name in FLAGS:
+        if getattr(after, name) != getattr(before, name):
+            changed[name] = 1 if getattr(after, name) else None
+    if after.task is not before.task:
+        changed |= _task_changes(before, after, now)
+        if not (_is_plain(before.task) and _is_plain(after.task)):
+            changed["task"] = task_text(after, prompts=prompts)
+    if "files" in changed or "status" in changed:
+        changed |= losses(after)
+    return changed
+
+
+def _task_changes(before: Record, after: Record, now: float) -> dict[str, Any]:
+    old, new = before.task, after.task
+    changed: dict[str, Any] = {}
+    for name in ("model", "task_id"):
+        if getattr(new, name) != getattr(old, name):
+            changed[name] = getattr(new, name)
+    if new.status is not old.status:
+        changed["status"] = new.status.value
+        changed["held"] = _is_held(after, now)
+        if new.status.is_final is not old.status.is_final:
+            changed["is_open"] = _is_open(after)
+            # While an unknown outcome holds its slot it is not to be forgotten.
+            hold = max(0.0, after.slot_until - now) if new.status is TaskStatus.UNKNOWN else 0.0
+            changed["clean_at"] = expiry(new) + hold if new.status.is_final else None
+            changed["blanked"] = None
+    return changed
+
+
+def task_text(record: Record, *, prompts: bool) -> str | None:
+    """The snapshot as JSON; None where the columns say it all. Without *prompts* what echoes them is left out."""
+    task = record.task
+    if _is_plain(task):
+        return None
+    plain = task.to_dict()
+    raw = plain.pop("raw")
+    if not prompts:
+        for output in plain["outputs"]:
+            output["revised_prompt"] = None
+        # A refusal may quote it.
+        prompt = getattr(record.request, "prompt", None)
+        for error in filter(None, [plain["error"], *(output["error"] for output in plain["outputs"])]):
+            for name in ("message", "text"):
+                error[name] = error[name].replace(prompt, "…") if prompt and error[name] else error[name]
+    del plain["ticket"], plain["status"]
+    text = json.dumps({name: value for name, value in plain.items() if value not in (None, ())})
+    if raw is not None and prompts:
+        raw_text = json.dumps(raw)
+        if len(raw_text) <= LONGEST_RAW:
+            text = f'{text[:-1]}, "raw": {raw_text}}}'
+    return text
+
+
+def record_of(row: tuple[Any, ...], request: Request | None) -> Record:
+    """The record of a row, whose columns are `COLUMNS`."""
+    values = dict(zip(COLUMNS, row, strict=True))
+    ticket, status = values["ticket"], TaskStatus(values["status"])
+    if values["task"] is None:
+        task = Task(ticket=ticket, status=status, model=values["model"], billing=Billing.NONE)
+    else:
+        task = Task.from_dict({**json.loads(values["task"]), "ticket": ticket, "status": status})
+    return Record(
+        **{name: values[name] for name in AS_THEY_ARE},
+        request=request,
+        keys=frozenset(filter(None, values["keys"].split(","))),
+        task=task,
+        added_at=_moment(values["added_at"]),
+        sent_at=_moment(values["sent_at"]),
+        cancelling=bool(values["cancelling"]),
+        followed=bool(values["followed"]),
+        files=tuple(_file_of(each) for each in json.loads(values["files"] or "[]")),
+    )
+
+
+def _file_of(plain: dict[str, Any]) -> SavedFile:
+    """Keys that this version does not know are passed over."""
+    return SavedFile(**{name: plain[name] for name in _FILE if name in plain})
+
+
+def losses(record: Record) -> dict[str, float | None]:
+    """The columns that tell when what was not saved is lost."""
+    moments = record.losses
+    return dict(zip(LOSSES, (min(moments, default=None), max(moments, default=None)), strict=True))
+
+
+def blanked(record: Record) -> Record:
+    """*record* without the addresses that have expired, wherever they stand."""
+    task = record.task
+    outputs = tuple(evolve(each, url=None) for each in task.outputs)
+    return evolve(record, task=evolve(task, outputs=outputs, raw=None))
+
+
+def expiry(task: Task) -> float:
+    """When the last of its addresses stops working, by the wall clock; a day from now where nobody says."""
+    moments = [
+        time.time() + DAY if output.expires_at is None else output.expires_at.timestamp()
+        for output in task.outputs
+        if output.url is not None or output.expires_at is not None
+    ]
+    return max(moments, default=time.time() + DAY)
+
+
+def _is_plain(task: Task) -> bool:
+    """Whether the columns say all that is known of it."""
+    return task.status in (TaskStatus.WAITING, TaskStatus.SUBMITTING) and task.billing is Billing.NONE
+
+
+def _is_open(record: Record) -> int | None:
+    return None if record.task.status.is_final else 1
+
+
+def _is_held(record: Record, now: float) -> int | None:
+    """Whether it may use a slot: until its `slot_until`, if it does."""
+    held = record.lane is not None and (not record.task.status.is_final or record.slot_until > now)
+    return 1 if held else None
+
+
+def _files_text(record: Record) -> str | None:
+    return json.dumps([attrs.asdict(each) for each in record.files]) if record.files else None
+
+
+def text_of(moment: datetime | None) -> str | None:
+    """*moment* as it stands in a column."""
+    return None if moment is None else moment.isoformat()
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text).astimezone(UTC)

@@ -66,10 +66,10 @@ def assert_error_clean(error: BaseException) -> None:
                 for name, value in frame.f_locals.items():
                     # A reporter may look one level deeper than a repr.
                     at = f"{name} in {frame.f_code.co_qualname}, in a traceback of {type(each).__name__}"
-                    assert_clean(at, shown(value), shown(_inside(value)))
+                    assert_clean(at, excerpt(value), excerpt(_inside(value)))
 
 
-def shown(value: object) -> str:
+def excerpt(value: object) -> str:
     try:
         return repr(value)
     except Exception as fault:  # noqa: BLE001 - of any library
@@ -134,5 +134,5 @@ def assert_reprs_clean(*roots: object) -> int:
     count = 0
     for each in reachable(*roots):
         count += 1
-        assert_clean(f"an object of type {type(each).__name__}", shown(each))
+        assert_clean(f"an object of type {type(each).__name__}", excerpt(each))
     return count

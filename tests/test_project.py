@@ -130,33 +130,6 @@ def test_types_are_shipped() -> None:
     assert Path(bide.__file__).with_name("py.typed").exists()
 
 
-def test_every_module_has_its_layer() -> None:
-    """A module that no layer names would escape the contract."""
-    layers = PROJECT["tool"]["importlinter"]["contracts"][0]["layers"]
-    named = {name.strip() for layer in layers for name in layer.split("|")}
-    modules = {
-        path.stem for path in Path(bide.__file__).parent.iterdir() if path.suffix == ".py" or path.is_dir()
-    }
-
-    assert modules - named - {"__pycache__"} == {"__init__", "__main__", "_version", "emulator"}
-    assert named <= modules
-
-
-def test_the_lists_of_the_other_contracts_are_whole() -> None:
-    """A new module must be named in them, or the contract says less than its name."""
-    _, alone, http, command_line = PROJECT["tool"]["importlinter"]["contracts"]
-    folder = Path(bide.__file__).parent
-    modules = {f"bide.{path.stem}" for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
-    modules -= {"bide.__init__", "bide.__main__", "bide.__pycache__"}
-
-    assert modules - {"bide.emulator"} == set(alone["forbidden_modules"]) - {"httpx"}
-    assert modules - set(http["source_modules"]) == {
-        *("bide._client", "bide._http.fetcher", "bide._http.guard", "bide._http.pool", "bide._http.transport")
-    }
-    private = {name for name in modules if name.startswith("bide._")}
-    assert set(command_line["forbidden_modules"]) == private
-
-
 def test_every_group_that_make_sets_up_is_there() -> None:
     needs = set(re.findall(r"\.ready-(\w+) ##", (ROOT / "Makefile").read_text()))
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bide._text import MAX_EXCERPT, excerpt
 from bide._validators import MAX_DEPTH
-from bide._wire import LONGEST_RETRY_AFTER, MAX_SHOWN, Reply, Secret, is_task_id, quoted, shown
+from bide._wire import LONGEST_RETRY_AFTER, Reply, Secret, is_task_id, quoted
 from bide.errors import UnexpectedReplyError
 
 NOW = "Wed, 21 Oct 2026 07:28:00 GMT"
@@ -191,19 +192,19 @@ def test_an_id_is_one_harmless_segment_of_a_path_or_refused(value: str) -> None:
         ("\ud800", "\\ud800"),
         ("\u202egnp.exe", "\\u202egnp.exe"),
         (b"bytes \xff", "bytes \ufffd"),
-        ("x" * (MAX_SHOWN + 1), "x" * MAX_SHOWN + "…"),
-        ("x" * MAX_SHOWN, "x" * MAX_SHOWN),
-        (("é" * (MAX_SHOWN + 1)).encode(), "é" * MAX_SHOWN + "…"),
-        (("𝄞" * (MAX_SHOWN + 1)).encode(), "𝄞" * MAX_SHOWN + "…"),
+        ("x" * (MAX_EXCERPT + 1), "x" * MAX_EXCERPT + "…"),
+        ("x" * MAX_EXCERPT, "x" * MAX_EXCERPT),
+        (("é" * (MAX_EXCERPT + 1)).encode(), "é" * MAX_EXCERPT + "…"),
+        (("𝄞" * (MAX_EXCERPT + 1)).encode(), "𝄞" * MAX_EXCERPT + "…"),
     ],
 )
 def test_shown_text_is_cut_and_escaped(text: str | bytes, safe: str) -> None:
-    assert shown(text) == safe
+    assert excerpt(text) == safe
 
 
 @given(text=st.text() | st.binary(max_size=300), limit=st.integers(0, 50))
 def test_whatever_is_shown_cannot_steer_a_terminal(text: str | bytes, limit: int) -> None:
-    safe = shown(text, limit)
+    safe = excerpt(text, limit)
 
     assert safe.isprintable()
     assert len(safe) <= 10 * limit + 1

@@ -14,10 +14,9 @@ from bide._version import __version__
 
 if TYPE_CHECKING:
     from bide._client import Client
-    from bide._completed import AsCompleted
     from bide._downloads.settings import Downloads
     from bide._events import Event, EventName
-    from bide._handles import TaskEvents, TaskHandle
+    from bide._handles import AsCompleted, TaskEvents, TaskHandle
     from bide._polling.pace import Pace
     from bide._statistics import LaneStatistics, ModelStatistics, Statistics
     from bide.errors import (
@@ -113,12 +112,11 @@ __all__ = [
 _MODULES = ("errors", "ledgers", "models", "providers")
 _HOMES = {
     "_client": "Client",
-    "_completed": "AsCompleted",
+    "_downloads.settings": "Downloads",
     "_events": "Event EventName",
-    "_handle": "TaskEvents TaskHandle",
-    "_pace": "Pace",
+    "_handles": "AsCompleted TaskEvents TaskHandle",
+    "_polling.pace": "Pace",
     "_statistics": "LaneStatistics ModelStatistics Statistics",
-    "_terms": "Downloads",
     "errors": (
         "APIError AuthenticationError BideError BillingError ClientClosedError DownloadError "
         "InvalidRequestError LedgerError NotFoundError RateLimitError ServerError SubmissionUnknownError "

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from bide._wire import Secret, shown
-from bide.errors import DownloadError
+from bide._text import excerpt
+from bide._wire import Secret
 from bide.models import Limits
 
 if TYPE_CHECKING:
     from bide.providers import Provider
+
 
 _T = TypeVar("_T")
 
@@ -73,44 +71,5 @@ def checked_rate(provider: Provider, queries_per_second: float | None) -> float 
 def checked(name: str, value: _T | None, kind: type[_T], example: str) -> _T:
     """*value* of the argument *name*, or what stands for None; it must be a *kind*."""
     if value is not None and not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {example}, not {shown(repr(value), 60)}")
+        raise TypeError(f"{name} must be a {example}, not {excerpt(repr(value), 60)}")
     return kind() if value is None else value
-
-
-def folder_of(directory: str | os.PathLike[str]) -> Path:
-    """*directory* as a path.
-
-    Raises:
-        TypeError, ValueError: it is none.
-    """
-    if not isinstance(directory, str | os.PathLike) or isinstance(os.fspath(directory), bytes):
-        raise TypeError(f"directory must be a str or a path, not {shown(repr(directory), 60)}")
-    if not str(directory) or "\0" in str(directory):
-        raise ValueError(f"directory must name a folder, not {shown(repr(str(directory)), 60)}")
-    return Path(directory)
-
-
-def check_output(output: object) -> None:
-    """Raise ValueError unless *output* can be a place among the outputs, or None for all of them."""
-    if output is not None and (isinstance(output, bool) or not isinstance(output, int) or output < 0):
-        raise ValueError(
-            f"output must be a whole number, 0 for the first one, or None for all, not {output!r}"
-        )
-
-
-async def check_writable(folder: Path) -> None:
-    """Make *folder* and try it out: before anything is bought whose result could not be saved.
-
-    Raises:
-        DownloadError: files cannot be written there.
-    """
-    try:
-        await asyncio.to_thread(_try_out, folder)
-    except OSError as fault:
-        raise DownloadError(f"save_to: cannot write to {folder}: {fault}; nothing was sent") from None
-
-
-def _try_out(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass

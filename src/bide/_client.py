@@ -10,26 +10,22 @@ from typing import TYPE_CHECKING, Literal, Self, overload
 
 import anyio
 
-from bide._arguments import (
-    check_writable,
-    checked,
-    checked_keys,
-    checked_limits,
-    checked_rate,
-    folder_of,
-    secrets_of,
-)
-from bide._completed import AsCompleted, Completions, note_left, outcome_of
+from bide._arguments import checked, checked_keys, checked_limits, checked_rate, secrets_of
+from bide._concurrency import unless_closed
+from bide._downloads.paths import check_writable, folder_of
 from bide._downloads.settings import Downloads
 from bide._events import Announcer, log_as_the_environment_says
+from bide._handles import AsCompleted, Completions, note_left, outcome_of
 from bide._http.fetcher import Fetcher
 from bide._http.transport import Transport
 from bide._polling.pace import Pace
 from bide._runtime.engine import Engine
-from bide._service.account import origin_of, turnstile_for, unless_closed
+from bide._service.account import origin_of
+from bide._service.query_rate import turnstile_for
 from bide._statistics import statistics_of
+from bide._text import excerpt
 from bide._validators import is_ticket
-from bide._wire import quoted, shown
+from bide._wire import quoted
 from bide.errors import BideError, ClientClosedError, WaitTimeoutError
 from bide.ledgers import MemoryLedger, Record
 from bide.models import Billing, Deadlines, ImageRequest, Limits, RawRequest, Task, TaskStatus, VideoRequest
@@ -115,11 +111,11 @@ class Client:
         secrets, api_key = secrets_of(api_key), None
         if isinstance(provider, str | type) or not hasattr(provider, "create_call"):
             raise TypeError(
-                f"provider must be an instance such as DashScope(), not {shown(repr(provider), 60)}"
+                f"provider must be an instance such as DashScope(), not {excerpt(repr(provider), 60)}"
             )
         if ledger is not None and (isinstance(ledger, type) or not hasattr(ledger, "admit")):
             raise TypeError(
-                f"ledger must be a Ledger such as SQLiteLedger('tasks.db'), not {shown(repr(ledger), 60)}"
+                f"ledger must be a Ledger such as SQLiteLedger('tasks.db'), not {excerpt(repr(ledger), 60)}"
             )
         self._provider = provider
         self._keys = checked_keys(provider, secrets)
@@ -325,7 +321,7 @@ class Client:
                 keys=engine.keys,
                 owner=engine.owner,
                 # In a task of our own: a cancel of the caller's must not carry frames that hold the key.
-                lane=await unless_closed(engine.spawn(engine.account.key_of(task_id))),
+                key=await unless_closed(engine.spawn(engine.account.key_of(task_id))),
                 slot_until=engine.ledger.now() + slot_for,
                 task=Task(ticket=ticket, task_id=task_id, status=TaskStatus.QUEUED),
             )
@@ -470,13 +466,13 @@ class Client:
         if not isinstance(request, ImageRequest | VideoRequest | RawRequest):
             raise TypeError(
                 f"submit takes an ImageRequest, VideoRequest or RawRequest, not {type(request).__name__}: "
-                f"{shown(repr(request), 80)}"
+                f"{excerpt(repr(request), 80)}"
             )
         if ticket is None:
             ticket = secrets.token_hex(10)
         elif not is_ticket(ticket):
             raise ValueError(
-                f"not a ticket: {shown(repr(ticket), 80)}; expected 1 to 128 letters, digits, '.', '_' or '-', "
+                f"not a ticket: {excerpt(repr(ticket), 80)}; expected 1 to 128 letters, digits, '.', '_' or '-', "
                 f"starting with a letter or digit, since files are named by it"
             )
         # The provider may refuse the request: better now than behind the caller's back.

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
+from bide.errors import ClientClosedError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor
@@ -44,3 +46,18 @@ async def ended(job: asyncio.Future[Any]) -> None:
         # anyio cancels again at each await, asyncio as often as it is asked to.
         with anyio.CancelScope(shield=True), suppress(asyncio.CancelledError):
             await asyncio.wait([job])
+
+
+async def unless_closed(task: asyncio.Task[_T]) -> _T:
+    """Wait for a *task* of ours, which goes on when this wait is cancelled.
+
+    Raises:
+        ClientClosedError: the client was closed, and *task* ended with it.
+    """
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        me = asyncio.current_task()
+        if task.cancelled() and (me is None or not me.cancelling()):
+            raise ClientClosedError("the client was closed meanwhile") from None
+        raise

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from attrs import frozen
 
-from bide._wire import shown, unsigned
+from bide._text import excerpt, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +40,7 @@ class EventName(StrEnum):
     SUBMITTED = "submitted"
     """The service has taken it: its task id is known, and on record. A create that is answered with the result at once
     is final without it, and a task that was attached begins with being looked at."""
-    LOOKED = "looked"
+    POLLED = "polled"
     """A status query for this task has ended, after `seconds`; `error` says why if it failed. (A list that took the
     place of many queries tells only what has changed.)"""
     CHANGED = "changed"
@@ -58,7 +58,7 @@ class EventName(StrEnum):
 
 
 _LEVELS = {
-    EventName.LOOKED: logging.DEBUG,
+    EventName.POLLED: logging.DEBUG,
     EventName.SAVING: logging.DEBUG,
     EventName.UNSAVED: logging.WARNING,
 }
@@ -130,7 +130,7 @@ class Event:
         if self.error is not None:
             words.append(f"({type(self.error).__name__}: {_for_the_log(str(self.error))})")
         elif task.error is not None and self.name is EventName.FINAL:
-            words.append(f"({shown(task.error.code or '', 60)}: {_for_the_log(task.error.message or '')})")
+            words.append(f"({excerpt(task.error.code or '', 60)}: {_for_the_log(task.error.message or '')})")
         return " ".join(words)
 
 
@@ -158,7 +158,7 @@ class Announcer:
         self.ended: Counter[TaskStatus] = Counter()
         self.files = 0
 
-    def tell(
+    def emit(
         self,
         name: EventName,
         task: Task,
@@ -183,7 +183,7 @@ class Announcer:
         at, provider = datetime.now(UTC), self._provider
         event = Event(name, at, provider, kind, key, task, seconds, error, files, output, bytes, total)
         if is_logged:
-            note(level, str(event))
+            log_line(level, str(event))
         if self._hook is None:
             return
         try:
@@ -199,21 +199,21 @@ class Announcer:
     def _complain(self, fault: BaseException) -> None:
         """Tell of a hook that raises: at full length once."""
         if self._complained:
-            note(logging.DEBUG, f"on_event raised {type(fault).__name__}")
+            log_line(logging.DEBUG, f"on_event raised {type(fault).__name__}")
             return
         self._complained = True
         text = "on_event raised; it is called on, and its next faults are logged as DEBUG"
-        note(logging.ERROR, text, fault)
+        log_line(logging.ERROR, text, fault)
 
 
-def note(level: int, text: str, fault: BaseException | None = None) -> None:
+def log_line(level: int, text: str, fault: BaseException | None = None) -> None:
     """Log *text* as a line without signatures. A handler that raises disturbs nobody: records are being written."""
     with suppress(Exception):
-        log.log(level, "%s", unsigned(text), exc_info=fault)
+        log.log(level, "%s", redacted(text), exc_info=fault)
 
 
 def _for_the_log(text: str) -> str:
-    return shown(unsigned(text), 200)
+    return excerpt(redacted(text), 200)
 
 
 class _Printer(logging.StreamHandler[TextIO]):
@@ -233,7 +233,7 @@ def log_as_the_environment_says() -> None:
     if not word:
         return
     if word not in LEVELS:
-        log.warning("$BIDE_LOG is %r; expected one of %s", shown(word, 40), ", ".join(LEVELS))
+        log.warning("$BIDE_LOG is %r; expected one of %s", excerpt(word, 40), ", ".join(LEVELS))
         return
     log.setLevel(LEVELS[word])
     if not log.hasHandlers():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from attrs import frozen
 
 from bide._polling.durations import duration_of, learned_from
-from bide._wire import shown
+from bide._text import excerpt
 from bide.ledgers._lanes import cap
 from bide.models import TaskStatus
 
@@ -51,7 +51,7 @@ class Statistics:
         queries, lists, cancels: calls sent, all on the query budget; `queries_429` of the three were answered so.
         pauses: how often "too many", or a connection that failed, has put creates or queries off.
         queries_paused_for: seconds until the next query may go after a 429; 0 if at once.
-        looks_due: tasks that would be looked at now, if the query budget and the connections allowed it.
+        polls_due: tasks that would be looked at now, if the query budget and the connections allowed it.
         connections: open ones to the API; `connections_busy` of them carry a request, and `connections_opened` counts
             all there were (through a proxy: not those made anew after the server has closed one). 0 where the client
             was given a transport or an HTTP client.
@@ -78,7 +78,7 @@ class Statistics:
     cancels: int
     pauses: int
     queries_paused_for: float
-    looks_due: int
+    polls_due: int
     connections: int
     connections_busy: int
     connections_opened: int
@@ -122,7 +122,7 @@ class ModelStatistics:
         try:
             learned = learned_from(text)
         except ValueError as fault:
-            return cls(name, problem=shown(str(fault), 300))
+            return cls(name, problem=excerpt(str(fault), 300))
         return cls(
             name=name,
             tasks=learned.seen,
@@ -160,7 +160,7 @@ async def statistics_of(engine: Engine, limits: Callable[[str], Limits]) -> Stat
         cancels=counters.cancels,
         pauses=counters.pauses,
         queries_paused_for=engine.account.turnstile.budget.paused_for(engine.clock()),
-        looks_due=engine.poller.backlog,
+        polls_due=engine.poller.backlog,
         connections=connections.busy + connections.idle,
         connections_busy=connections.busy,
         connections_opened=connections.opened,
@@ -169,7 +169,7 @@ async def statistics_of(engine: Engine, limits: Callable[[str], Limits]) -> Stat
 
 def _lane(view: LaneView, limits: Limits, now: float) -> LaneStatistics:
     return LaneStatistics(
-        key=view.fingerprint,
+        key=view.key,
         kind=view.kind,
         slots=view.slots,
         cap=cap(view.state, limits, now),

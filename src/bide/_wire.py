@@ -22,9 +22,7 @@ from bide.errors import UnexpectedReplyError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-MAX_SHOWN = 400
-"""Characters of a strange body that an error message shows."""
+from bide._text import excerpt
 
 SHORTEST_SECRET = 8
 """Characters. A shorter key is none ("any", "test" in front of an emulator), and stands in answers as a plain word."""
@@ -95,8 +93,8 @@ class Reply:
         """The error for a body that makes no sense, with the body in its text."""
         kind = self.headers.get("content-type", "no content type")
         return UnexpectedReplyError(
-            f"the service's answer makes no sense: {why} (HTTP {self.status}, {shown(kind, 60)}, "
-            f"{len(self.content)} bytes): {shown(self.content)}"
+            f"the service's answer makes no sense: {why} (HTTP {self.status}, {excerpt(kind, 60)}, "
+            f"{len(self.content)} bytes): {excerpt(self.content)}"
         )
 
     @property
@@ -147,23 +145,6 @@ def epoch_of(value: str | None) -> float | None:
         return None
 
 
-def shown(text: str | bytes, limit: int = MAX_SHOWN) -> str:
-    """*text* cut to *limit* characters and escaped, so that it can stand in a message or a terminal."""
-    if isinstance(text, bytes):
-        # A character takes 4 bytes at most: one more than fits, so that a cut shows.
-        text = text[: (limit + 1) * 4].decode("utf-8", "replace")
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit])
-    return safe + ("…" if len(text) > limit else "")
-
-
-_SIGNED = re.compile(r"([a-z][a-z0-9+.-]*://[^\s?\"'<>]*)\?[^\s\"'<>]*", re.IGNORECASE)
-
-
-def unsigned(text: str) -> str:
-    """*text* without the query strings of the addresses in it: those may be signatures."""
-    return _SIGNED.sub(r"\1?…", text)
-
-
 _TASK_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:=~@+-]{0,255}")
 
 
@@ -180,7 +161,7 @@ def quoted(task_id: str) -> str:
     """
     if not is_task_id(task_id):
         raise ValueError(
-            f"not a task id: {shown(repr(task_id), 80)}; expected 1 to 256 letters, digits or _.:=~@+-, "
+            f"not a task id: {excerpt(repr(task_id), 80)}; expected 1 to 256 letters, digits or _.:=~@+-, "
             f"as the service gave it"
         )
     return quote(task_id, safe="")

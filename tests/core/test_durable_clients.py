@@ -26,7 +26,7 @@ from bide import (
     TaskCancelledError,
     TaskStatus,
 )
-from bide._service.account import RAISE_AFTER
+from bide._service.query_rate import RAISE_AFTER
 from bide._wire import Secret
 from bide.emulator import Emulator
 from bide.ledgers import SQLiteLedger
@@ -71,7 +71,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever joins need not wait long for others to hear of it."""
-    monkeypatch.setattr("bide._service.account.RAISE_AFTER", 0.1)
+    monkeypatch.setattr("bide._service.query_rate.RAISE_AFTER", 0.1)
 
 
 def at(emulator: Emulator, path: Path, service: str = "dashscope", **options: Any) -> Client:
@@ -569,7 +569,7 @@ def most_in_a_second(times: list[float]) -> int:
 async def test_two_clients_together_keep_to_the_query_rate_of_their_account(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bide._service.account.RAISE_AFTER", 1.0)  # so long others have to hear of it
+    monkeypatch.setattr("bide._service.query_rate.RAISE_AFTER", 1.0)  # so long others have to hear of it
     site = Site(path, ToyService(queries=[RUNNING]))
     options: dict[str, Any] = {"limits": Limits(), "queries_per_second": 12}
     async with site.client(**options) as first:
@@ -594,7 +594,7 @@ async def test_a_process_that_died_has_no_part_of_the_query_rate(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A restart after a crash looks at once: nobody has to hear of it first."""
-    monkeypatch.setattr("bide._service.account.RAISE_AFTER", 2.0)
+    monkeypatch.setattr("bide._service.query_rate.RAISE_AFTER", 2.0)
     site = Site(path, ToyService())
     async with SQLiteLedger(path) as ledger:
         key = Secret("sk-toy").fingerprint(await ledger.salt())

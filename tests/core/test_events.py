@@ -55,10 +55,10 @@ async def test_the_hook_hears_each_step_of_a_task_once() -> None:
 
     assert names(events) == [
         *("waiting", "submitting", "submitted"),
-        *("looked", "changed"),
-        "looked",
-        *("looked", "changed"),
-        *("looked", "final"),
+        *("polled", "changed"),
+        "polled",
+        *("polled", "changed"),
+        *("polled", "final"),
     ]
     assert {event.ticket for event in events} == {"mine"}
     assert [event.task_id for event in events[:3]] == [None, None, "toy-1"]
@@ -124,7 +124,7 @@ async def test_a_429_on_a_query_is_a_look_that_failed_and_a_pause_of_the_queries
             await handle.result()
 
     looked, paused = [event for event in events if event.error is not None]
-    assert (looked.name, paused.name) == (EventName.LOOKED, EventName.PAUSED)
+    assert (looked.name, paused.name) == (EventName.POLLED, EventName.PAUSED)
     assert isinstance(looked.error, RateLimitError)
     assert 9 <= (paused.seconds or 0) <= 10
     assert paused.task_id == handle.task_id
@@ -202,7 +202,7 @@ async def test_the_environment_asks_for_the_log(tmp_path: Path) -> None:
     ]
     assert words[:3] == ["waiting", "submitting", "submitted"]
     assert [word for word in words if word != "saving"][-2:] == ["final", "saved"]
-    assert "looked" in words
+    assert "polled" in words
     assert "GET http://127.0.0.1" in ended.stderr, "each call is a line"
     assert KEY not in ended.stderr
     assert "?" not in ended.stderr.replace("?…", ""), "no query string, which may be a signature"
@@ -280,7 +280,7 @@ async def test_the_statistics_tell_how_submissions_have_ended() -> None:
     assert (statistics.expired, statistics.unknown, statistics.open) == (0, 0, 0)
     assert (statistics.creates, statistics.cancels) == (5, 1)
     assert statistics.connections_opened >= statistics.connections >= 1
-    assert (statistics.connections_busy, statistics.looks_due) == (0, 0)
+    assert (statistics.connections_busy, statistics.polls_due) == (0, 0)
 
 
 async def test_the_statistics_tell_how_many_looks_have_to_wait() -> None:
@@ -289,7 +289,7 @@ async def test_the_statistics_tell_how_many_looks_have_to_wait() -> None:
             handles = [await client.submit(image(str(number))) for number in range(30)]
             while not all(handle.task.status is TaskStatus.RUNNING for handle in handles[:5]):
                 await handles[4]._changed()
-            assert (await client.statistics()).looks_due > 5
+            assert (await client.statistics()).polls_due > 5
 
 
 async def test_no_budget_of_queries_is_no_limit() -> None:
@@ -399,7 +399,7 @@ async def test_each_way_of_ending_is_told_once() -> None:
     assert list(by_ticket.values()) == [
         ["waiting waiting", "submitting submitting", "final succeeded"],
         ["waiting waiting", "submitting submitting", "final unknown"],
-        ["looked queued", "changed running", "looked running", "final succeeded"],
+        ["polled queued", "changed running", "polled running", "final succeeded"],
         ["waiting waiting", "submitting submitting", "submitted queued"],
         ["waiting waiting", "final cancelled"],
     ]
@@ -416,7 +416,7 @@ async def test_a_cancel_while_submitting_ends_in_one_final_event() -> None:
         with pytest.raises(BideError):
             await handle.result()
 
-    assert names(events) == ["waiting", "submitting", "submitted", "looked", "final"]
+    assert names(events) == ["waiting", "submitting", "submitted", "polled", "final"]
 
 
 @pytest.mark.parametrize("fault", [asyncio.CancelledError(), KeyError("mine"), BaseException("any")])

@@ -9,11 +9,11 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bide._service.query_rate import QueryBudget
 from bide.ledgers._lanes import (
     RAISE_EVERY,
     LaneLoad,
     LaneState,
-    QueryBudget,
     accepted,
     cap,
     may_start_at,

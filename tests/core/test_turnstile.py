@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from bide._service.account import Turnstile, turnstile_for
+from bide._service.query_rate import Turnstile, turnstile_for
 from bide.ledgers import MemoryLedger
 from world import now
 

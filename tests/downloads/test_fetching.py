@@ -60,16 +60,16 @@ async def got(fetcher: Fetcher, url: str = FILE, **headers: str) -> tuple[Answer
 async def refused(fetcher: Fetcher, url: str = FILE) -> str:
     with pytest.raises(ForbiddenError) as caught:
         await got(fetcher, url)
-    return shown(caught.value)
+    return excerpt(caught.value)
 
 
 async def cut(fetcher: Fetcher, url: str = FILE) -> str:
     with pytest.raises(CutError) as caught:
         await got(fetcher, url)
-    return shown(caught.value)
+    return excerpt(caught.value)
 
 
-def shown(error: BaseException) -> str:
+def excerpt(error: BaseException) -> str:
     """The words of an error, which hold no signature, and whose traceback has no error with one beside it."""
     assert SECRET not in str(error)
     assert error.__cause__ is None
@@ -238,7 +238,7 @@ async def test_a_fault_is_told_as_what_trying_again_would_do(fault: Exception, k
             await got(fetcher)
 
     if type(fault) is not ZeroDivisionError:
-        assert shown(caught.value).startswith(f"https://{CDN}/a.png?…: ")
+        assert excerpt(caught.value).startswith(f"https://{CDN}/a.png?…: ")
 
 
 # An error of the HTTP library may quote what a server wrote.

@@ -37,7 +37,7 @@ async def test_an_admitted_record_is_submitting_in_its_lane_and_says_when(ledger
     got = await admitted(ledger)
 
     assert got.task.status is TaskStatus.SUBMITTING
-    assert got.lane == "k1"
+    assert got.key == "k1"
     assert got.admitted is not None
     assert got.sent_at is not None
     assert got.slot_until == pytest.approx(got.admitted + 1000)
@@ -127,7 +127,7 @@ async def test_a_record_that_is_put_back_is_first_in_the_queue_and_its_lane_paus
     )
 
     assert back.task.status is TaskStatus.WAITING
-    assert back.lane is None
+    assert back.key is None
     held = await admit(ledger)
     assert isinstance(held, Held)
     assert 30 <= held.until - ledger.now() <= 31
@@ -207,7 +207,7 @@ async def test_with_several_keys_the_head_goes_to_the_first_lane_that_is_free(le
 
     got = [await admitted(ledger, lanes), await admitted(ledger, lanes)]
 
-    assert [(each.ticket, each.lane) for each in got] == [("t0", "k1"), ("t1", "k2")]
+    assert [(each.ticket, each.key) for each in got] == [("t0", "k1"), ("t1", "k2")]
     assert isinstance(await admit(ledger, lanes), Held)
 
 
@@ -262,7 +262,7 @@ async def test_the_create_rate_holds_from_the_answers_on(world: World, ledger: L
 
 async def test_an_attached_task_uses_a_slot_of_its_lane(ledger: Ledger) -> None:
     task = Task(ticket="a1", task_id="x1", status=TaskStatus.RUNNING)
-    await ledger.add(record("a1", request=None, task=task, lane="k1", slot_until=math.inf))
+    await ledger.add(record("a1", request=None, task=task, key="k1", slot_until=math.inf))
     await ledger.add(record("t1"))
 
     assert isinstance(await admit(ledger, terms(limits=Limits(1))), Held)
@@ -328,7 +328,7 @@ async def test_the_lanes_in_use_can_be_seen(ledger: Ledger) -> None:
 
     (lane,) = await ledger.lanes(ORIGIN, {"k1"})
 
-    assert (lane.fingerprint, lane.kind, lane.slots) == ("k1", "image", 1)
+    assert (lane.key, lane.kind, lane.slots) == ("k1", "image", 1)
     assert await ledger.lanes(ORIGIN, {"k2"}) == []
 
 

@@ -51,10 +51,10 @@ async def test_a_pause_is_of_one_lane(ledger: Ledger) -> None:
     await put_back(ledger, "t0", "rate", retry_after=50.0)
 
     again = await admitted(ledger, lanes)
-    assert (again.ticket, again.lane) == ("t0", "k2")
+    assert (again.ticket, again.key) == ("t0", "k2")
     film = await ledger.admit(ORIGIN, "video", "me", lanes)
     assert isinstance(film, Record)
-    assert film.lane == "k1"
+    assert film.key == "k1"
 
 
 async def test_a_later_refusal_does_not_shorten_a_pause(ledger: Ledger) -> None:
@@ -246,7 +246,7 @@ async def test_an_overdue_record_is_still_open_and_ends_as_any_other(world: Worl
 async def test_the_lane_that_is_named_first_is_taken_first(ledger: Ledger, keys: tuple[str, str]) -> None:
     await ledger.add(record("t1", keys=frozenset(keys)))
 
-    assert (await admitted(ledger, terms(*keys))).lane == keys[0]
+    assert (await admitted(ledger, terms(*keys))).key == keys[0]
 
 
 async def test_a_head_that_can_use_one_lane_alone_leaves_the_others_to_those_behind_it(

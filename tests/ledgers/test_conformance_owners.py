@@ -93,7 +93,7 @@ async def test_a_submitting_record_is_adopted_with_all_that_is_known_of_its_crea
 
     assert same(left, evolve(marked, owner=None))
     assert same(adopted, evolve(marked, owner="other"))
-    assert (adopted.admitted, adopted.lane, adopted.slot_until) == (got.admitted, "k1", got.slot_until)
+    assert (adopted.admitted, adopted.key, adopted.slot_until) == (got.admitted, "k1", got.slot_until)
     assert adopted.cancelling
     assert [each.ticket for each in await ledger.unsettled(ORIGIN, "k1")] == ["t1"]
 

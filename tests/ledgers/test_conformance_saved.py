@@ -209,7 +209,7 @@ async def test_each_key_and_service_has_its_own(ledger: Ledger) -> None:
 
 async def test_a_result_that_was_put_on_record_when_it_had_ended_is_to_be_saved_too(ledger: Ledger) -> None:
     task = Task(ticket="t1", task_id="x1", status=TaskStatus.SUCCEEDED, outputs=(url(),))
-    held = await ledger.add(record("t1", task=task, lane="k1"))
+    held = await ledger.add(record("t1", task=task, key="k1"))
 
     assert await ledger.unsaved(ORIGIN, {"k1"}) == [held]
 

@@ -21,7 +21,7 @@ def final(ticket: str, task_id: str) -> Record:
         request=None,
         keys=frozenset({"k"}),
         owner="me",
-        lane="k",
+        key="k",
         task=task,
     )
 

@@ -118,7 +118,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _matches(self, got: Record, ticket: Ticket) -> None:
         """*got* tells what the model does."""
-        seen = (got.ticket, str(got.task.status), got.owner, got.lane, got.task.task_id, got.cancelling)
+        seen = (got.ticket, str(got.task.status), got.owner, got.key, got.task.task_id, got.cancelling)
         known = (ticket.name, ticket.status, ticket.owner, ticket.lane, ticket.task_id, ticket.cancelling)
         assert seen == known
         if got.task.status.is_final:
@@ -176,9 +176,9 @@ class LedgerMachine(RuleBasedStateMachine):
         if isinstance(got, Held):
             assert None in answers, f"it was the turn of {answers}"
             return False
-        assert (got.ticket, got.lane) in answers, f"it was the turn of {answers}"
+        assert (got.ticket, got.key) in answers, f"it was the turn of {answers}"
         ticket = self.model.tickets[got.ticket]
-        ticket.status, ticket.lane, ticket.slot_for = "submitting", got.lane, SLOT_FOR
+        ticket.status, ticket.lane, ticket.slot_for = "submitting", got.key, SLOT_FOR
         ticket.slot_until = now.plus(SLOT_FOR)
         self._matches(got, ticket)
         return True
@@ -413,7 +413,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def _agree_on_slots(self) -> None:
         views, now = self._timed(self.world.ledger.lanes(ORIGIN, KEYS))
         for view in views:
-            records = self.model.of_lane(view.kind, view.fingerprint)
+            records = self.model.of_lane(view.kind, view.key)
             least = sum(each.surely_holds_slot(now) for each in records)
             assert least <= view.slots <= sum(each.may_hold_slot(now) for each in records)
         for key in KEYS:

@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import define, evolve
 
-from bide._arguments import check_output, folder_of
-from bide._concurrency import ended, in_thread
+from bide._concurrency import ended, in_thread, unless_closed
 from bide._downloads.download import Job
 from bide._downloads.downloader import Downloader
-from bide._events import EventName, note
-from bide._http.transport import without_query
-from bide._service.account import unless_closed
+from bide._downloads.paths import check_output, folder_of
+from bide._events import EventName, log_line
+from bide._text import excerpt, redacted_url
 from bide._validators import is_ticket
-from bide._wire import shown
 from bide.errors import BideError, DownloadError, LedgerError
 from bide.models import SavedFile, Task, TaskStatus
 from bide.providers import Denied, Gone, TryAgain
@@ -179,7 +177,7 @@ class Saving:
             output=task.outputs[place],
             folder=Path(name[0]),
             stem=name[1],
-            identity=f"{self._engine.origin} {task.task_id or without_query(task.outputs[place].url or '')} {place}",
+            identity=f"{self._engine.origin} {task.task_id or redacted_url(task.outputs[place].url or '')} {place}",
             overwrite=overwrite,
             fresh=partial(fresh.output, place),
             heard=self._teller(task, place),
@@ -192,9 +190,9 @@ class Saving:
         try:
             await self._engine.ledger.saved(task.ticket, [file])
         except Exception as fault:  # noqa: BLE001 - a ledger may be anybody's; the file is there
-            note(
+            log_line(
                 logging.WARNING,
-                f"{task.ticket}: what was saved could not be recorded: {shown(str(fault), 1000)}",
+                f"{task.ticket}: what was saved could not be recorded: {excerpt(str(fault), 1000)}",
             )
         return file, is_new
 
@@ -256,7 +254,9 @@ class Saving:
         self._by_itself.pop(ticket, None)
         self._failing.discard(ticket)
         if not saving.cancelled() and (fault := saving.exception()) is not None:
-            note(logging.ERROR, f"{ticket} is not saved by itself any more: {type(fault).__name__}", fault)
+            log_line(
+                logging.ERROR, f"{ticket} is not saved by itself any more: {type(fault).__name__}", fault
+            )
 
     async def _keep_saving(self, task: Task, directory: Path) -> None:
         """Save until it is saved, or cannot be any more."""
@@ -285,7 +285,7 @@ class Saving:
         except DownloadError as error:
             return error
         except Exception as fault:  # noqa: BLE001 - whatever it is, the result is paid for, and tried again
-            words = f"it could not be saved: {type(fault).__name__}: {shown(str(fault), 1000)}"
+            words = f"it could not be saved: {type(fault).__name__}: {excerpt(str(fault), 1000)}"
             return DownloadError(words, retryable=True, ticket=task.ticket, task_id=task.task_id)
         return None
 
@@ -301,7 +301,7 @@ class Saving:
             if waits and not is_told:
                 is_told = True
                 some = ", ".join(list(waits)[:IDS_A_LINE])
-                note(logging.INFO, f"waiting for {len(waits)} results to be saved, by ticket: {some}")
+                log_line(logging.INFO, f"waiting for {len(waits)} results to be saved, by ticket: {some}")
 
     async def settled_within(self, seconds: float) -> None:
         """The same for at most so many *seconds*; what is left then is told."""
@@ -312,7 +312,7 @@ class Saving:
         left = [ticket for ticket in list(self._by_itself) if not await self._is_saved(ticket)]
         for start in range(0, len(left), IDS_A_LINE):
             some = ", ".join(left[start : start + IDS_A_LINE])
-            note(
+            log_line(
                 logging.WARNING,
                 f"closed with {len(left)} results not saved yet, by ticket: {some}; what has come of them stays in "
                 f"part files, and a client that saves them while the service keeps them goes on",
@@ -334,7 +334,7 @@ class Saving:
             try:
                 unsaved = await self._engine.ledger.unsaved(self._engine.origin, self._engine.keys)
             except Exception as fault:  # noqa: BLE001 - a ledger may be anybody's; it is asked again
-                note(logging.WARNING, f"what is unsaved cannot be read: {shown(str(fault), 1000)}")
+                log_line(logging.WARNING, f"what is unsaved cannot be read: {excerpt(str(fault), 1000)}")
                 await asyncio.sleep(CHECK_EVERY)
                 continue
             self._hopeless &= {record.ticket for record in unsaved}
@@ -393,15 +393,15 @@ class _Fresh:
         if task_id is None:
             return ()
         account = self._engine.account
-        lane = await self._lane(task_id)
+        key = await self._key(task_id)
         for attempt in range(LOOKS):
             async with account.place():
-                outcome = await account.query(lane, task_id)
+                outcome = await account.query(key, task_id)
             match outcome:
                 case TryAgain(error) | Denied(error):
                     fault: BideError = error
                 case Gone(error):
-                    note(logging.DEBUG, f"no fresh address for {task_id}: {shown(str(error), 1000)}")
+                    log_line(logging.DEBUG, f"no fresh address for {task_id}: {excerpt(str(error), 1000)}")
                     return ()
                 case Task():
                     return outcome.outputs
@@ -413,12 +413,12 @@ class _Fresh:
             retryable=True,
         )
 
-    async def _lane(self, task_id: str) -> str:
+    async def _key(self, task_id: str) -> str:
         """The key that the task was made with."""
         with suppress(LedgerError):
             record = await self._engine.ledger.get(self._task.ticket)
-            if record is not None and record.lane in self._engine.keys:
-                return record.lane
+            if record is not None and record.key in self._engine.keys:
+                return record.key
         return await self._engine.account.key_of(task_id)
 
 
@@ -432,7 +432,7 @@ def _wanted(task: Task, output: int | None) -> list[int]:
     if task.status is not TaskStatus.SUCCEEDED:
         raise ValueError(f"nothing to save: {name} is {task.status}, not succeeded: await handle.result()")
     if not is_ticket(task.ticket):
-        raise ValueError(f"the ticket {shown(repr(task.ticket), 80)} cannot name a file")
+        raise ValueError(f"the ticket {excerpt(repr(task.ticket), 80)} cannot name a file")
     if output is None:
         return [place for place, each in enumerate(task.outputs) if each.error is None]
     check_output(output)

@@ -14,20 +14,22 @@ import ssl
 import time
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import SplitResult, unquote, urlencode, urlsplit
+from urllib.parse import unquote, urlencode, urlsplit
 
 import httpx
 from attrs import frozen
 
 from bide._http.pool import MAX_IDLE, SIZE, ConnectionStack, check_proxy, proxy_for, tls_context
+from bide._text import excerpt, redacted
 from bide._version import __version__
-from bide._wire import Reply, shown, unsigned
+from bide._wire import Reply
 from bide.errors import BideError, TransportError, UnexpectedReplyError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bide._wire import Call, Secret
+from bide._text import redacted_url
 
 MAX_BODY = 64 * 2**20
 """Bytes of an API answer that are read at most."""
@@ -269,7 +271,7 @@ class Transport:
         finally:
             await response.aclose()
         if why:
-            begin = shown(key.out_of(bytes(content[:4000])))
+            begin = excerpt(key.out_of(bytes(content[:4000])))
             raise UnexpectedReplyError(
                 f"the answer of {self.origin} (HTTP {response.status_code}) {why}; it begins: {begin}"
             )
@@ -283,7 +285,7 @@ class Transport:
         inside = path.startswith("/") and not path.startswith("//") and ".." not in unquote(path).split("/")
         if not inside or any(c in path for c in "\\?# \t\r\n"):
             raise ValueError(
-                f"a call's path is below the base URL and starts with one '/', not {shown(path, 80)!r}"
+                f"a call's path is below the base URL and starts with one '/', not {excerpt(path, 80)!r}"
             )
         query = f"?{urlencode(call.query)}" if call.query else ""
         return f"{self._base_url}{path}{query}"
@@ -315,7 +317,7 @@ def fault_of(error: Exception, place: str, key: Secret | None = None) -> Transpo
         detail = detail.replace(key.reveal(), "***")
     elif any("ProtocolError" in name for name in names):
         detail = ""  # it quotes what the other side has written, which may be a signature
-    text = f"{place}: {what} ({names[0]}{': ' + shown(unsigned(detail), 200) if detail else ''})"
+    text = f"{place}: {what} ({names[0]}{': ' + excerpt(redacted(detail), 200) if detail else ''})"
     if certificate:
         text += "; nothing was sent. Check the address, the system's certificates and $SSL_CERT_FILE"
     return TransportError(
@@ -323,13 +325,6 @@ def fault_of(error: Exception, place: str, key: Secret | None = None) -> Transpo
         may_have_arrived=not_sent is None,
         permanent=certificate is not None or any(name in PERMANENT for name in names),
     )
-
-
-def without_query(url: str) -> str:
-    """*url* as it may be shown: what follows a "?" may be a signature."""
-    parts = _split(url)
-    netloc = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{netloc}{parts.path}" + ("?…" if parts.query else "")
 
 
 def _without_secrets(value: Any) -> Any:
@@ -340,15 +335,7 @@ def _without_secrets(value: Any) -> Any:
         return [_without_secrets(each) for each in value]
     if isinstance(value, str) and value.lstrip()[:5].lower() == "data:":
         return f"{value.partition(',')[0][:100]},… ({len(value)} characters)"
-    return unsigned(value) if isinstance(value, str) else value
-
-
-def _split(url: str) -> SplitResult:
-    """The parts of *url*; empty ones where it makes no sense."""
-    try:
-        return urlsplit(url)
-    except ValueError:
-        return urlsplit("")
+    return redacted(value) if isinstance(value, str) else value
 
 
 def packing_of(headers: Mapping[str, str]) -> list[str]:
@@ -361,7 +348,7 @@ def _log_call(call: Call, url: str, end: str, began: float) -> None:
     if log.isEnabledFor(logging.DEBUG):
         took = time.monotonic() - began
         with suppress(Exception):  # a handler may raise: that must not look like a fault of the call
-            log.debug("%s %s: %s after %.3f s", call.method, without_query(url), unsigned(end), took)
+            log.debug("%s %s: %s after %.3f s", call.method, redacted_url(url), redacted(end), took)
 
 
 def _headers(call: Call, key: Secret) -> dict[str, str]:

@@ -16,9 +16,9 @@ from weakref import WeakValueDictionary
 
 from attrs import define, field
 
-from bide._events import note
+from bide._events import log_line
 from bide._polling.durations import RING, Learned, Lesson, learned_from, plain_of
-from bide._wire import shown
+from bide._text import excerpt
 from bide.models import RawRequest
 
 if TYPE_CHECKING:
@@ -128,8 +128,9 @@ class Experience:
         try:
             text = (await self._ledger.learned([model.name])).get(model.name)
         except Exception as fault:  # noqa: BLE001 - a ledger may be anybody's, and the documented times will do
-            note(
-                logging.DEBUG, f"what was learned of {model.name} could not be read: {shown(str(fault), 300)}"
+            log_line(
+                logging.DEBUG,
+                f"what was learned of {model.name} could not be read: {excerpt(str(fault), 300)}",
             )
             return
         learned = None if text is None else _read_or_told(model.name, text)
@@ -170,7 +171,7 @@ class Experience:
             self._untold = {**untold, **self._untold}
             if not isinstance(fault, Exception):
                 raise
-            note(logging.DEBUG, f"what was learned could not be written: {shown(str(fault), 300)}")
+            log_line(logging.DEBUG, f"what was learned could not be written: {excerpt(str(fault), 300)}")
             self._flush_soon(RETRY)
             return
         for name, text in texts.items():
@@ -200,14 +201,14 @@ def _read_or_told(name: str, text: str) -> Learned | None:
     try:
         return learned_from(text)
     except ValueError as fault:
-        what = shown(str(fault), 300)
-        note(logging.WARNING, f"what was learned of {name} cannot be read, and is learned anew: {what}")
+        what = excerpt(str(fault), 300)
+        log_line(logging.WARNING, f"what was learned of {name} cannot be read, and is learned anew: {what}")
         return None
 
 
 def _joined(origin: str, *parts: str | None) -> str:
     """One name of all. Two spaces are in no part of it, and so no other parts have the same name."""
-    return "  ".join([origin, *(" ".join(shown(part, 200).split()) if part else "-" for part in parts)])
+    return "  ".join([origin, *(" ".join(excerpt(part, 200).split()) if part else "-" for part in parts)])
 
 
 def variant_of(request: Request | None) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, evolve
 
-from bide._events import note
+from bide._events import log_line
 from bide._polling.pace import RECHECK, Look, bounds, next_list, outlook, price_of, unseen_together
 from bide._service.account import CLOCK_SLACK, misread, retry_after_of
 from bide.errors import BideError
@@ -101,7 +101,7 @@ class _Lane:
     def _pause(self, now: float, why: str, times: int, retry_after: float = 0.0) -> None:
         pause = max(retry_after, min(LONGEST_PAUSE, RECHECK * 2.0 ** min(times, 10)))
         self.not_before = max(self.not_before, now + pause)
-        note(logging.DEBUG, f"{why}: tasks are looked at singly for {pause:.0f} s")
+        log_line(logging.DEBUG, f"{why}: tasks are looked at singly for {pause:.0f} s")
 
 
 class Lister:
@@ -123,14 +123,14 @@ class Lister:
         """Whether a list, under way or begun here, makes the look that *watch* is due for."""
         if not self._provider.lists or not self._may_list(watch, now):
             return False
-        lane = self._lanes.setdefault(watch.lane, _Lane())
+        lane = self._lanes.setdefault(watch.key, _Lane())
         if lane.task is not None:
             return watch in lane.members and now < lane.hold_until
         if now < max(lane.not_before, lane.judged + JUDGED_FOR):
             return False
-        group = self._group(watch.lane, now)
+        group = self._group(watch.key, now)
         if watch in group and self._is_cheaper(lane, group, watch, now):
-            self._start(watch.lane, lane, group)
+            self._start(watch.key, lane, group)
             return True
         lane.judged = now
         return False
@@ -138,7 +138,7 @@ class Lister:
     def contradicted(self, watch: Watch) -> None:
         """A look has told something else of *watch* than a list before it."""
         watch.unlisted = NEVER
-        self._lanes.setdefault(watch.lane, _Lane()).doubt(self._time())
+        self._lanes.setdefault(watch.key, _Lane()).doubt(self._time())
 
     @staticmethod
     def _may_list(watch: Watch, now: float) -> bool:

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve
 
-from bide._events import note
+from bide._concurrency import unless_closed
+from bide._events import log_line
 from bide._polling.duration_models import Experience
 from bide._polling.lister import Lister
 from bide._polling.observer import Sightings
 from bide._polling.pace import RECHECK, SHORTEST_CAP, Look, Pace, after_fault, bounds, next_poll, unseen_now
 from bide._polling.watch import Watch
-from bide._service.account import misread, retry_after_of, unless_closed
+from bide._service.account import misread, retry_after_of
 from bide.errors import APIError, BideError, LedgerError, WaitTimeoutError
 from bide.models import Deadlines, ErrorDetail, Task, TaskStatus
 from bide.providers import Denied, Gone
@@ -113,7 +114,7 @@ class Poller:
         watch = Watch(
             ticket=record.ticket,
             task_id=task_id,
-            lane=record.lane or "",
+            key=record.key or "",
             kind=record.kind,
             zero=moment - (age / 2 if answered else age),
             is_dated=since is not None,
@@ -137,7 +138,7 @@ class Poller:
         try:
             planned = watch.zero + next_poll(self._pace, watch, watch.model.best(), look)
         except Exception as fault:  # noqa: BLE001 - whatever was learned, a task that is paid for is looked at
-            note(
+            log_line(
                 logging.WARNING,
                 f"{watch.ticket}: the pace failed, so it is looked at by the clock: {misread(fault)}",
             )
@@ -217,9 +218,9 @@ class Poller:
         """See `Listener.pressure`."""
         return self._listener.pressure(kind)
 
-    def live(self, lane: str) -> list[Watch]:
+    def live(self, key: str) -> list[Watch]:
         """The tasks of a key that are watched."""
-        return [watch for watch in self._watches.values() if watch.lane == lane]
+        return [watch for watch in self._watches.values() if watch.key == key]
 
     @property
     def backlog(self) -> int:
@@ -364,7 +365,7 @@ class Poller:
     async def _look(self, watch: Watch) -> BideError | None:
         try:
             began = self._time()
-            outcome = await self._account.query(watch.lane, watch.task_id)
+            outcome = await self._account.query(watch.key, watch.task_id)
             error = None if isinstance(outcome, Task) else outcome.error
             self._listener.looked(watch.ticket, self._time() - began, error)
             return await self.digest(watch, outcome, (began + self._time()) / 2)
@@ -403,7 +404,7 @@ class Poller:
         self._listener.stumbled(watch.ticket, outcome.error)
         if isinstance(outcome.error, APIError) and outcome.error.status_code == 429:
             pause = self._account.turnstile.budget.paused_for(now)
-            self._listener.paused(watch.ticket, watch.lane, pause, outcome.error)
+            self._listener.paused(watch.ticket, watch.key, pause, outcome.error)
         self._tell_overdue(watch)
         return outcome.error
 
@@ -466,7 +467,7 @@ class Poller:
         self._strange.add(word)
         if not self._account.provider.knows(word):
             name = self._account.provider.name
-            note(logging.WARNING, f"{name}: unknown task status {word!r} counts as running")
+            log_line(logging.WARNING, f"{name}: unknown task status {word!r} counts as running")
 
     # Deadlines ---------------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ class Watch(Sight):
 
     ticket: str
     task_id: str
-    lane: str
+    key: str
     kind: str
     zero: float
     is_dated: bool

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve
 
-from bide._service.account import unless_closed
+from bide._concurrency import unless_closed
 from bide.errors import APIError, ClientClosedError, LedgerError, WaitTimeoutError
 from bide.models import Billing, ErrorDetail, TaskStatus
 from bide.providers import Denied, Gone, Stopped, TooLate, TryAgain
@@ -89,9 +89,9 @@ class Leaving:
             return await self._cancelled_by_others(handle)
         for attempt in range(CANCEL_TRIES):
             record, task_id = handle._record, handle.task_id
-            if handle.task.status.is_final or task_id is None or record.lane is None:
+            if handle.task.status.is_final or task_id is None or record.key is None:
                 break
-            match await engine.account.cancel(record.lane, task_id):
+            match await engine.account.cancel(record.key, task_id):
                 case Stopped():
                     await self._answered(handle, taken=True)
                     return True
@@ -103,7 +103,7 @@ class Leaving:
                 case TryAgain(error):
                     if isinstance(error, APIError) and error.status_code == 429:
                         pause = engine.account.turnstile.budget.paused_for(engine.clock())
-                        engine.paused(handle.ticket, record.lane, pause, error)
+                        engine.paused(handle.ticket, record.key, pause, error)
                     if attempt == CANCEL_TRIES - 1:
                         raise error.about(ticket=handle.ticket, task_id=task_id)
                     await asyncio.sleep(2.0**attempt)

@@ -13,15 +13,16 @@ from weakref import WeakValueDictionary
 
 import anyio
 
+from bide._concurrency import unless_closed
 from bide._downloads.saver import Saving
-from bide._events import EventName, name_of, note
+from bide._events import EventName, log_line, name_of
 from bide._handles import TaskHandle
 from bide._polling.poller import Poller
 from bide._runtime.canceller import Leaving, tell_left
 from bide._runtime.submitter import Submitter
 from bide._runtime.takeover import Sharing
-from bide._service.account import Account, Counters, origin_of, unless_closed
-from bide._wire import shown
+from bide._service.account import Account, Counters, origin_of
+from bide._text import excerpt
 from bide.errors import ClientClosedError, LedgerError
 from bide.ledgers import Hint, LaneTerms, Record
 from bide.models import TaskStatus
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from bide._http.fetcher import Fetcher
     from bide._http.transport import Transport
     from bide._polling.pace import Pace
-    from bide._service.account import Turnstile
+    from bide._service.query_rate import Turnstile
     from bide._wire import Secret
     from bide.errors import BideError
     from bide.ledgers import Ledger
@@ -84,7 +85,7 @@ class Engine:
         self.announcer = announcer
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
-        self._fingerprints = tuple(keys)
+        self._key_names = tuple(keys)
         self.account = Account(provider, transport, ledger, turnstile, Counters(), keys)
         self._open: dict[str, TaskHandle] = {}
         self._ended: WeakValueDictionary[str, TaskHandle] = WeakValueDictionary()
@@ -280,7 +281,7 @@ class Engine:
         handle = self._open.get(ticket)
         if handle is not None:
             again = type(handle._fault) is type(error)
-            note(logging.DEBUG if again else logging.WARNING, f"{ticket}: {shown(str(error), 1000)}")
+            log_line(logging.DEBUG if again else logging.WARNING, f"{ticket}: {excerpt(str(error), 1000)}")
             handle._stumbled(error)
             handle._told(error)
 
@@ -296,13 +297,13 @@ class Engine:
         """A look has ended."""
         handle = self._open.get(ticket)
         if handle is not None:
-            self._tell(EventName.LOOKED, handle, seconds=seconds, error=error)
+            self._tell(EventName.POLLED, handle, seconds=seconds, error=error)
 
-    def paused(self, ticket: str, lane: str, seconds: float, error: BideError) -> None:
+    def paused(self, ticket: str, key: str, seconds: float, error: BideError) -> None:
         """Creates of a lane, or queries of the account, wait because of *error*."""
         handle = self._open.get(ticket)
         if handle is not None and seconds > 0:
-            self._tell(EventName.PAUSED, handle, key=lane, seconds=seconds, error=error)
+            self._tell(EventName.PAUSED, handle, key=key, seconds=seconds, error=error)
 
     def pressure(self, kind: str) -> float:
         """See `Listener.pressure`."""
@@ -317,7 +318,7 @@ class Engine:
     def _tell(self, name: EventName, handle: TaskHandle, *, key: str | None = None, **what: Any) -> None:
         """Announce what has happened to *handle*'s submission."""
         record = handle._record
-        self.announcer.tell(name, handle.task, kind=record.kind, key=key or record.lane, **what)
+        self.announcer.emit(name, handle.task, kind=record.kind, key=key or record.key, **what)
 
     def fault(self, handle: TaskHandle) -> BideError | None:
         """The last fault that *handle* has met, or that keeps those before it in the queue."""
@@ -327,7 +328,7 @@ class Engine:
 
     def _admission_failed(self, error: BideError) -> None:
         """Nothing can be admitted: whoever waits for a slot hears it. The records stay, and it is tried again."""
-        note(logging.ERROR, f"nothing can be admitted: {shown(str(error), 1000)}")
+        log_line(logging.ERROR, f"nothing can be admitted: {excerpt(str(error), 1000)}")
         for handle in list(self._open.values()):
             if handle.task.status is TaskStatus.WAITING:
                 handle._stumbled(error)
@@ -367,8 +368,8 @@ class Engine:
     def tell_of(self, name: EventName, task: Task, **what: Any) -> None:
         """Announce what has happened to the results of *task*."""
         handle = self._ended.get(task.ticket)
-        kind, key = ("", None) if handle is None else (handle._record.kind, handle._record.lane)
-        self.announcer.tell(name, task, kind=kind, key=key, **what)
+        kind, key = ("", None) if handle is None else (handle._record.kind, handle._record.key)
+        self.announcer.emit(name, task, kind=kind, key=key, **what)
 
     def how_to_go_on(self, ticket: str) -> str:
         """Where the ledger outlives the client: how a new one goes on with a submission."""
@@ -394,7 +395,7 @@ class Engine:
 
     def _terms(self, kind: str) -> tuple[LaneTerms, ...]:
         limits, longest = self._limits(kind), self._provider.profile(kind).longest
-        return tuple(LaneTerms(fingerprint, limits, longest) for fingerprint in self._fingerprints)
+        return tuple(LaneTerms(key, limits, longest) for key in self._key_names)
 
     async def aclose(self, grace: float, *, withdraw: bool = False) -> None:
         """See `Client.aclose`."""
@@ -415,7 +416,7 @@ class Engine:
             await self.poller.experience.aclose()
             left = await self.ledger.leave(self.owner)
         except LedgerError as fault:
-            note(logging.ERROR, f"open records could not be handed over: {shown(str(fault), 1000)}")
+            log_line(logging.ERROR, f"open records could not be handed over: {excerpt(str(fault), 1000)}")
         finally:
             self._unsubscribe()
             for handle in list(self._open.values()):

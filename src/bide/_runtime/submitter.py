@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from attrs import evolve
 
-from bide._events import note
+from bide._events import log_line
 from bide._service.account import CLOCK_SLACK, CREATE_TIMEOUT, misread
 from bide.errors import APIError, BideError, LedgerError, TransportError, UnexpectedReplyError
 from bide.ledgers import Held, Record
@@ -193,7 +193,7 @@ class Submitter:
                         f"the service has accepted ticket {ticket} as task {task_id}, which could not be recorded yet: "
                         f"that is tried again, so do not submit it anew. {error}"
                     )
-                note(logging.ERROR, f"{ticket}: could not be recorded (task id {task_id}): {error}")
+                log_line(logging.ERROR, f"{ticket}: could not be recorded (task id {task_id}): {error}")
                 self._listener.told(ticket, error.about(ticket=ticket, task_id=task_id))
                 await asyncio.sleep(RETRY)
 
@@ -260,7 +260,7 @@ class Submitter:
                 if kept.task.status is TaskStatus.SUBMITTING and kept.owner == self._owner:
                     await self._finish_unknown(record, _taken(task.task_id))
                 elif kept.task.task_id != task.task_id:
-                    note(
+                    log_line(
                         logging.ERROR,
                         f"{ticket}: task id {task.task_id} came too late: it is {kept.task.status}",
                     )
@@ -314,19 +314,19 @@ class Submitter:
 
     async def _tell_pause(self, record: Record, error: BideError) -> None:
         """The lane of *record* has been paused because of *error*. Telling it may fail; the record is safe by now."""
-        lane, now = record.lane or "", self._ledger.now()
+        key, now = record.key or "", self._ledger.now()
         self._account.counters.pauses += 1
         try:
-            views = await self._ledger.lanes(self._origin, [lane])
+            views = await self._ledger.lanes(self._origin, [key])
         except Exception as fault:  # noqa: BLE001 - a ledger may be anybody's
-            note(logging.DEBUG, f"a pause could not be told: {type(fault).__name__}")
+            log_line(logging.DEBUG, f"a pause could not be told: {type(fault).__name__}")
             return
         for view in views:
             if view.kind == record.kind:
-                self._listener.paused(record.ticket, lane, max(0.0, view.state.paused_until - now), error)
+                self._listener.paused(record.ticket, key, max(0.0, view.state.paused_until - now), error)
 
     def _limits(self, record: Record) -> Limits:
-        return next(each.limits for each in self._terms(record.kind) if each.fingerprint == record.lane)
+        return next(each.limits for each in self._terms(record.kind) if each.key == record.key)
 
     async def _look_up(self, record: Record, fault: BideError, since: float | None) -> None:
         """The create may have arrived: find its task in the service's list, or call it unknown."""
@@ -349,15 +349,15 @@ class Submitter:
 
     async def _orphan(self, record: Record, cut: float) -> Task | None:
         """The task that the lost create has made, if exactly one can be it and it can belong to this one alone."""
-        lane, sent = record.lane or "", record.admitted or cut
+        key, sent = record.key or "", record.admitted or cut
         since, until = sent - CLOCK_SLACK, cut + CLOCK_SLACK
-        listed = await self._account.listed(lane, since, until, record.task.model)
+        listed = await self._account.listed(key, since, until, record.task.model)
         if not isinstance(listed, list):
             self._listener.stumbled(record.ticket, listed.error)
             return None
         # Read after the list: whatever it may show that is not known yet is among these.
         others = [
-            each for each in await self._ledger.unsettled(self._origin, lane) if each.ticket != record.ticket
+            each for each in await self._ledger.unsettled(self._origin, key) if each.ticket != record.ticket
         ]
         if any(_could_be_mixed_up(each, record, until) for each in others):
             return None

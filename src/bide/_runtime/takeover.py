@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from bide._events import note
-from bide._wire import shown
+from bide._events import log_line
+from bide._text import excerpt
 from bide.errors import LedgerError
 from bide.models import TaskStatus
 
@@ -54,7 +54,9 @@ class Sharing:
             if turnstile.rate is not None:
                 turnstile.limit(await self._engine.ledger.share(self._engine.owner, turnstile.rate))
         except LedgerError as fault:  # it will be tried again: a ledger tells of owners now and then
-            note(logging.WARNING, f"what others have left cannot be taken over: {shown(str(fault), 1000)}")
+            log_line(
+                logging.WARNING, f"what others have left cannot be taken over: {excerpt(str(fault), 1000)}"
+            )
         finally:
             self._is_looking_around = False
 
@@ -130,7 +132,7 @@ class Sharing:
 
     def check_ours(self, record: Record) -> None:
         mine = (
-            record.lane in self._engine.keys if record.lane else not self._engine.keys.isdisjoint(record.keys)
+            record.key in self._engine.keys if record.key else not self._engine.keys.isdisjoint(record.keys)
         )
         if record.origin != self._engine.origin or not mine:
             raise ValueError(

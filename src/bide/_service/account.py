@@ -6,26 +6,23 @@ The layer between the adapters (which know the words) and the submission and pol
 from __future__ import annotations
 
 import asyncio
-import math
 import random
-from collections import deque
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol, TypeVar
-from weakref import WeakKeyDictionary
 
 from attrs import define, evolve, field
 
-from bide._wire import shown
-from bide.errors import APIError, ClientClosedError, NotFoundError, TransportError, UnexpectedReplyError
-from bide.ledgers._lanes import QueryBudget
+from bide._text import excerpt
+from bide.errors import APIError, NotFoundError, TransportError, UnexpectedReplyError
 from bide.models import Task
 from bide.providers import Accepted, Denied, Page, TryAgain, Unclear
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from bide._http.transport import Transport
+    from bide._service.query_rate import Turnstile
     from bide._wire import Call, Reply, Secret
     from bide.errors import BideError
     from bide.ledgers import Ledger, Record
@@ -37,9 +34,6 @@ _T = TypeVar("_T")
 CREATE_TIMEOUT = 60.0
 QUERY_TIMEOUT = 20.0
 """Seconds for one exchange, the connection included."""
-RAISE_AFTER = 2.5
-"""Seconds that others have to hear that their part of the query rate is smaller now (they ask every 0.6 s at the
-latest), and until what they sent before that counts no more (1 s)."""
 CLOCK_SLACK = 3.0
 """Seconds: a service tells its clock in whole ones, and an answer takes a moment to come."""
 MOST_PAGES = 100
@@ -72,140 +66,9 @@ class Listener(Protocol):
     def looked(self, ticket: str, seconds: float, error: BideError | None) -> None:
         """A look has ended after *seconds*, with what made it fail."""
 
-    def paused(self, ticket: str, lane: str, seconds: float, error: BideError) -> None:
+    def paused(self, ticket: str, key: str, seconds: float, error: BideError) -> None:
         """With *error* for *ticket*, nobody of the lane creates for so many *seconds* (or, where the task is accepted
         already, nobody of the account asks)."""
-
-
-async def unless_closed(task: asyncio.Task[_T]) -> _T:
-    """Wait for a *task* of ours, which goes on when this wait is cancelled.
-
-    Raises:
-        ClientClosedError: the client was closed, and *task* ended with it.
-    """
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        me = asyncio.current_task()
-        if task.cancelled() and (me is None or not me.cancelling()):
-            raise ClientClosedError("the client was closed meanwhile") from None
-        raise
-
-
-class Turnstile:
-    """Lets queries through at the account's rate; shared by all clients of an account on one ledger.
-
-    Whoever waits in `enter` goes before the poller, which asks with `try_enter` and hears of a free place
-    through `on_free`.
-
-    Attributes:
-        rate: of the account, of which this process may have a part only; None is no limit.
-    """
-
-    def __init__(self, rate: float | None) -> None:
-        self.rate = rate
-        self.budget = QueryBudget(rate)
-        self.on_free: list[Callable[[], None]] = []
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._timer: asyncio.TimerHandle | None = None
-        self._raise_to: float | None = None
-        self._raising: asyncio.TimerHandle | None = None
-
-    def join(self, rate: float) -> None:
-        """Begin with a part of the account's rate: when those who have had it all will have heard of that."""
-        if self.budget.rate is not None and rate < self.budget.rate:
-            self.budget.set_rate(rate)
-            self.budget.pause(asyncio.get_running_loop().time() + RAISE_AFTER)
-
-    def limit(self, rate: float) -> None:
-        """Let only *rate* (in a second) through from now on. A higher one than before holds a little later: whoever has
-        to do with less for it may not have heard of that yet."""
-        now = self.budget.rate
-        if now is None or rate <= now:
-            if self._raising is not None:
-                self._raising.cancel()
-            self._raise_to = self._raising = None
-            self.budget.set_rate(rate)
-        elif self._raise_to is None:
-            self._raise_to = rate
-            self._raising = asyncio.get_running_loop().call_later(RAISE_AFTER, self._raise)
-        else:
-            self._raise_to = min(self._raise_to, rate)  # what is more will be told again
-
-    def _raise(self) -> None:
-        self.budget.set_rate(self._raise_to)
-        self._raise_to = self._raising = None
-        self._serve()
-
-    def free_at(self, now: float) -> float:
-        """When the poller may send a query: *now* or earlier if at once; infinity: `on_free` will tell."""
-        return math.inf if self._waiting else self.budget.free_at(now)
-
-    def try_enter(self, now: float) -> bool:
-        """Take a place if one is free; `leave` must follow then."""
-        if self.free_at(now) > now:
-            return False
-        self.budget.take()
-        return True
-
-    async def enter(self) -> None:
-        """Wait for a place; `leave` must follow."""
-        loop = asyncio.get_running_loop()
-        if self.try_enter(loop.time()):
-            return
-        place: asyncio.Future[None] = loop.create_future()
-        self._waiting.append(place)
-        self._serve()
-        try:
-            await place
-        except asyncio.CancelledError:
-            if place in self._waiting:
-                self._waiting.remove(place)
-            elif not place.cancelled():
-                self.leave()
-            raise
-
-    def leave(self) -> None:
-        """The query has ended."""
-        self.budget.give_back(asyncio.get_running_loop().time())
-        self._serve()
-
-    def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        while self._waiting and (at := self.budget.free_at(loop.time())) <= loop.time():
-            place = self._waiting.popleft()
-            if not place.cancelled():
-                self.budget.take()
-                place.set_result(None)
-        if not self._waiting:
-            for tell in tuple(self.on_free):
-                tell()
-        elif at < math.inf:
-            self._timer = loop.call_at(at, self._serve)
-
-
-_TURNSTILES: WeakKeyDictionary[Ledger, dict[tuple[str, str], Turnstile]] = WeakKeyDictionary()
-
-
-def turnstile_for(ledger: Ledger, origin: str, keys: Iterable[str], rate: float | None) -> Turnstile:
-    """The turnstile of the account that has *keys* (fingerprints); clients that share one of them share it.
-
-    Where two clients name different rates, the lower one holds.
-    """
-    known = _TURNSTILES.setdefault(ledger, {})
-    names = [(origin, key) for key in keys]
-    there = next((known[name] for name in names if name in known), None)
-    if there is None:
-        there = Turnstile(rate)
-    elif rate is not None and (there.rate is None or rate < there.rate):
-        there.rate = rate
-        there.budget.set_rate(rate)
-    for name in names:
-        known.setdefault(name, there)
-    return there
 
 
 @define
@@ -240,12 +103,12 @@ class Account:
         Raises:
             TransportError: nothing was sent: no connection was made.
         """
-        if record.request is None or record.lane is None:
-            raise ValueError(f"ticket {record.ticket} has no request or no lane: it cannot be created")
+        if record.request is None or record.key is None:
+            raise ValueError(f"ticket {record.ticket} has no request or no key: it cannot be created")
         call = self.provider.create_call(record.request, record.ticket)
         self.counters.creates += 1
         try:
-            reply = await self._send(call, record.lane, CREATE_TIMEOUT, fresh=True)
+            reply = await self._send(call, record.key, CREATE_TIMEOUT, fresh=True)
             self.counters.creates_429 += reply.status == 429
             outcome = self.provider.read_created(reply, record.request)
             return Accepted(self._dated(outcome.task)) if isinstance(outcome, Accepted) else outcome
@@ -258,23 +121,23 @@ class Account:
         except Exception as fault:  # noqa: BLE001 - an adapter's bug must not look like "nothing was sent"
             return Unclear(misread(fault))
 
-    async def query(self, lane: str, task_id: str) -> QueryOutcome:
+    async def query(self, key: str, task_id: str) -> QueryOutcome:
         """Ask for a task. The caller has a place in the turnstile."""
         self.counters.queries += 1
         outcome = await self._ask(
-            self.provider.query_call(task_id), lane, lambda r: self.provider.read_task(r, task_id)
+            self.provider.query_call(task_id), key, lambda r: self.provider.read_task(r, task_id)
         )
         return self._dated(outcome) if isinstance(outcome, Task) else outcome
 
-    async def cancel(self, lane: str, task_id: str) -> CancelOutcome:
+    async def cancel(self, key: str, task_id: str) -> CancelOutcome:
         """Ask to cancel a task."""
         async with self.place():
             self.counters.cancels += 1
             call = self.provider.cancel_call(task_id)
-            return await self._ask(call, lane, lambda r: self.provider.read_cancelled(r, task_id))
+            return await self._ask(call, key, lambda r: self.provider.read_cancelled(r, task_id))
 
     async def listed(
-        self, lane: str, since: float, until: float, model: str | None = None
+        self, key: str, since: float, until: float, model: str | None = None
     ) -> list[ListedTask] | TryAgain | Denied:
         """All tasks that were created from *since* to *until* (ledger's clock), as the service lists them."""
         tasks: list[ListedTask] = []
@@ -284,7 +147,7 @@ class Account:
                 call = self.provider.list_call(
                     self.service_time(since), self.service_time(until), number, model
                 )
-                page = await self._ask(call, lane, self.provider.read_list)
+                page = await self._ask(call, key, self.provider.read_list)
             if not isinstance(page, Page):
                 return page
             tasks.extend(page.tasks)
@@ -355,10 +218,10 @@ class Account:
         finally:
             self.turnstile.leave()
 
-    async def _ask(self, call: Call, lane: str, read: Callable[[Reply], _T]) -> _T | TryAgain:
+    async def _ask(self, call: Call, key: str, read: Callable[[Reply], _T]) -> _T | TryAgain:
         """One exchange that may be repeated at will: a fault of the wire is `TryAgain`."""
         try:
-            reply = await self._send(call, lane, QUERY_TIMEOUT)
+            reply = await self._send(call, key, QUERY_TIMEOUT)
         except (TransportError, UnexpectedReplyError) as fault:
             return TryAgain(fault)
         if reply.status == 429:
@@ -382,8 +245,8 @@ class Account:
             return output
         return evolve(output, expires_at=datetime.now(UTC) + timedelta(seconds=lifetime))
 
-    async def _send(self, call: Call, lane: str, timeout: float, *, fresh: bool = False) -> Reply:
-        reply = await self.transport.send(call, key=self._keys[lane], timeout=timeout, fresh=fresh)
+    async def _send(self, call: Call, key: str, timeout: float, *, fresh: bool = False) -> Reply:
+        reply = await self.transport.send(call, key=self._keys[key], timeout=timeout, fresh=fresh)
         if reply.date is not None:
             self._offset = reply.date - self.ledger.now()
         return reply
@@ -401,4 +264,4 @@ def retry_after_of(outcome: TryAgain) -> float | None:
 
 def misread(fault: Exception) -> UnexpectedReplyError:
     """The error for an exception that nobody foresaw, such as a bug in an adapter: as text, it may hold anything."""
-    return UnexpectedReplyError(f"an answer could not be read: {type(fault).__name__}: {shown(str(fault))}")
+    return UnexpectedReplyError(f"an answer could not be read: {type(fault).__name__}: {excerpt(str(fault))}")

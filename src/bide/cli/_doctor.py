@@ -57,7 +57,7 @@ async def _unsaved(ledger: SQLiteLedger, lanes: Sequence[LaneView]) -> list[floa
     """When each result expires that was not saved and can be fetched yet, the first one first."""
     keys: dict[str, set[str]] = {}
     for lane in lanes:
-        keys.setdefault(lane.origin, set()).add(lane.fingerprint)
+        keys.setdefault(lane.origin, set()).add(lane.key)
     records = [record for origin in keys for record in await ledger.unsaved(origin, keys[origin])]
     now = time.time()
     return sorted(moment for record in records for moment in record.losses if moment > now)
@@ -128,9 +128,7 @@ def _owner(owner: OwnerView) -> str:
 
 
 def _lane(lane: LaneView, now: float) -> str:
-    parts = [
-        f"{lane.origin} {lane.kind or 'made elsewhere'}, key {lane.fingerprint}: {lane.slots} slots in use"
-    ]
+    parts = [f"{lane.origin} {lane.kind or 'made elsewhere'}, key {lane.key}: {lane.slots} slots in use"]
     if lane.state.paused_until > now:
         parts.append(f"paused for {lane.state.paused_until - now:.0f} s more")
     if lane.state.learned is not None:
@@ -185,7 +183,7 @@ def _plain(
             {
                 "origin": lane.origin,
                 "kind": lane.kind,
-                "key": lane.fingerprint,
+                "key": lane.key,
                 "slots": lane.slots,
                 "paused_for": max(0.0, lane.state.paused_until - report.now),
                 "learned": lane.state.learned,

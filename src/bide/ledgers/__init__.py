@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from bide.ledgers._records import Held, Hint, LaneTerms, LaneView, Ledger, Record, digest_of
+from bide.ledgers._ledger import Ledger
+from bide.ledgers._records import Held, Hint, LaneTerms, LaneView, Record, digest_of
 from bide.ledgers.memory import MemoryLedger
 
 if TYPE_CHECKING:

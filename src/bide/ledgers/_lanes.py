@@ -9,7 +9,6 @@ The query budget stands here too: it is the same question for status queries.
 from __future__ import annotations
 
 import math
-from collections import deque
 from itertools import takewhile
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bide.models import Limits
+
 
 MINUTE = 60.0
 RAISE_EVERY = 20.0
@@ -183,65 +183,3 @@ def portion(rate: float, weights: Sequence[int], mine: int) -> float:
     by_remainder = sorted(range(len(weights)), key=lambda number: (floors[number] - parts[number], number))
     extra = 1 if by_remainder.index(mine) < spare - sum(floors) else 0
     return float(1 + floors[mine] + extra)
-
-
-class QueryBudget:
-    """At most *rate* queries in any second, a query under way counted until a second after its answer.
-
-    Counting from the answer and not from the sending keeps the limit true at the service whatever the delays
-    on the way: a query has reached it no later than its answer reaches us.
-    """
-
-    MARGIN = 1.02
-
-    def __init__(self, rate: float | None) -> None:
-        self._out = 0
-        self._answered: deque[float] = deque()
-        self._paused_until = -math.inf
-        self._setbacks = 0
-        self.set_rate(rate)
-
-    def set_rate(self, rate: float | None) -> None:
-        """From now on at most *rate* in a second."""
-        self.rate = rate
-        self._most = math.inf if rate is None else max(1, int(rate))
-        # A rate of 6.7 is 6 in any second; one of 0.5 is 1 in any two.
-        self._window = 0.0 if rate is None else max(1.0, self._most / rate) * self.MARGIN
-
-    def pause(self, until: float) -> None:
-        """No query goes before *until*."""
-        self._paused_until = max(self._paused_until, until)
-
-    def free_at(self, now: float) -> float:
-        """When the next query may go: *now* or earlier if at once, infinity if an answer has to come first."""
-        while self._answered and self._answered[0] <= now - self._window:
-            self._answered.popleft()
-        at = self._paused_until
-        over = self._out + len(self._answered) - self._most
-        if over >= 0:
-            at = max(at, self._answered[int(over)] + self._window if over < len(self._answered) else math.inf)
-        return at
-
-    def take(self) -> None:
-        """A query goes out; `give_back` must follow when it has been answered or given up."""
-        self._out += 1
-
-    def give_back(self, now: float) -> None:
-        """The query taken before has ended."""
-        self._out -= 1
-        if self.rate is not None:
-            self._answered.append(now)
-
-    def refused(self, now: float, retry_after: float | None, chance: float) -> None:
-        """The service answered 429 to a query: no query goes before its `Retry-After`, or a doubling pause."""
-        pause = min(30.0, 2.0**self._setbacks) if retry_after is None else retry_after
-        self._setbacks = min(self._setbacks + 1, 5)
-        self._paused_until = max(self._paused_until, now + pause * (1 + JITTER * chance))
-
-    def paused_for(self, now: float) -> float:
-        """Seconds until a query may go that was not refused yet; 0 if at once."""
-        return max(0.0, self._paused_until - now)
-
-    def answered(self) -> None:
-        """The service answered a query properly: the next 429 starts with a short pause again."""
-        self._setbacks = 0

@@ -11,7 +11,7 @@ import json
 import math
 from enum import Enum
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
@@ -19,10 +19,8 @@ from bide.ledgers._lanes import LaneState
 from bide.models import TaskStatus, request_to_dict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
     from datetime import datetime
 
-    from bide.ledgers._lanes import Setback
     from bide.models import Limits, Request, SavedFile, Task
 
 
@@ -46,7 +44,7 @@ class Record:
         owner: the client that drives it; None is nobody, free to be adopted.
         sequence: the order of arrival in the queue.
         task: the last snapshot on record; looks that change nothing of weight are not recorded.
-        lane: fingerprint of the key that creates it or has created it; None while it waits.
+        key: fingerprint of the API key that creates it or has created it; None while it waits.
         added_at: when it was put on record, UTC.
         admitted: when it was admitted, by the ledger's clock.
         sent_at: the same by the wall clock, UTC.
@@ -68,7 +66,7 @@ class Record:
     digest: str = ""
     owner: str | None = None
     sequence: int = 0
-    lane: str | None = None
+    key: str | None = None
     added_at: datetime | None = None
     admitted: float | None = None
     sent_at: datetime | None = None
@@ -135,12 +133,12 @@ class LaneTerms:
     """What a client knows of a lane that it may use.
 
     Attributes:
-        fingerprint: of the key.
+        key: its fingerprint, never the key.
         limits: how many tasks and creates the lane takes.
         slot_for: seconds that a task may use its slot at most.
     """
 
-    fingerprint: str
+    key: str
     limits: Limits
     slot_for: float
 
@@ -163,13 +161,13 @@ class LaneView:
     """A lane at a moment, for `client.statistics()`.
 
     Attributes:
-        fingerprint: of the key.
+        key: its fingerprint, never the key.
         slots: how many are in use.
         state: what was learned of it; its moments are by the ledger's clock.
         origin: the provider's name and origin.
     """
 
-    fingerprint: str
+    key: str
     kind: str
     slots: int
     state: LaneState = field(factory=LaneState)
@@ -185,200 +183,3 @@ class Hint(Enum):
     """Owners have come or gone: there may be records to adopt, and the shares of the query rate are new."""
     SHARES = "shares"
     """It is time to ask for the share of the query rate again."""
-
-
-class Ledger(Protocol):
-    """Records and lanes. Each method is one atomic step, and safe to repeat.
-
-    A record that is final does not change any more, and an open one is driven by its owner alone: `accept`, `put_back`,
-    `update` and `finish` return it as it stands if it is final or *owner* is not its owner. A ledger is hashable and
-    can be weakly referenced, as plain classes are.
-
-    Raises:
-        LedgerError: (each method) it could not read or write; nothing has changed then.
-    """
-
-    @property
-    def durable(self) -> bool:
-        """Whether records outlive the process, so that another can go on with them."""
-        ...
-
-    def now(self) -> float:
-        """Seconds by the ledger's clock, which all its processes share."""
-        ...
-
-    async def salt(self) -> bytes:
-        """16 bytes that a key is salted with before its digest names it in records. The ledger never sees the key."""
-        ...
-
-    async def enter(self, origin: str, keys: Collection[str]) -> str:
-        """A client with these keys begins. Returns its name as an owner, in use until `leave` or its process ends."""
-        ...
-
-    async def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
-        """*owner* ends: its open records belong to nobody. Returns them. With *waiting* only what waits does.
-
-        What waits and could not be sent by anybody else (its request was not stored) ends as `cancelled`.
-        """
-        ...
-
-    async def newer(self, versions: Mapping[str, int]) -> list[Record]:
-        """Those records of these tickets that have changed since the version given: what was not heard, if anything."""
-        ...
-
-    async def share(self, owner: str, rate: float) -> float:
-        """The part of the account's *rate* (queries in a second) that this process may use now.
-
-        The clients of the account divide it by their open tasks; all that one process has count as one.
-        """
-        ...
-
-    def subscribe(self, heard: Callable[[Record | Hint], None]) -> Callable[[], None]:
-        """Call *heard*, in the loop, with each record that is changed here, with those changed elsewhere that an owner
-        of this process drives or somebody here follows, and with hints. Returns what ends that."""
-        ...
-
-    async def add(self, record: Record) -> Record:
-        """Put *record* on record. If its ticket is there already, that one is returned and nothing changes."""
-        ...
-
-    async def get(self, ticket: str) -> Record | None:
-        """The record of *ticket*."""
-        ...
-
-    async def follow(self, ticket: str) -> Record | None:
-        """The record of *ticket*, whose changes are heard from now on whoever makes them."""
-        ...
-
-    async def find(self, origin: str, task_id: str) -> Record | None:
-        """The open record of the service's *task_id*."""
-        ...
-
-    async def known(self, origin: str, task_ids: Collection[str]) -> frozenset[str]:
-        """Those of *task_ids* that some record has, or has had of late."""
-        ...
-
-    async def admit(self, origin: str, kind: str, owner: str, lanes: Sequence[LaneTerms]) -> Record | Held:
-        """Admit the first record of the queue that *owner* has and that a lane can take: it is `submitting` then.
-
-        Gate, slots, learned cap, create rate and the queue are looked at together. An older record of another
-        owner that could use the same lane goes first; what nobody owns is in nobody's way.
-        """
-        ...
-
-    async def accept(self, ticket: str, task: Task, *, owner: str, admitted: float | None = None) -> Record:
-        """The create was answered with a task that goes on.
-
-        The answer to the create that was *admitted* then counts whoever drives the record by now, and even if it has
-        been called `unknown` meanwhile: the id of what was bought is not to be lost. A task id that another record of
-        the service has already cannot be this one's too: the record is returned as it stands, still `submitting`.
-        """
-        ...
-
-    async def put_back(
-        self,
-        ticket: str,
-        setback: Setback,
-        *,
-        owner: str,
-        limits: Limits,
-        certain: bool,
-        retry_after: float | None,
-    ) -> Record:
-        """The create made no task, for now: back to the head of the queue, and the lane pauses.
-
-        If a cancel was asked for meanwhile, the record ends as `cancelled` instead.
-        """
-        ...
-
-    async def update(self, ticket: str, task: Task, *, owner: str) -> Record:
-        """The service tells a new state that is not final."""
-        ...
-
-    async def finish(self, ticket: str, task: Task, *, owner: str, hold: float = 0.0) -> Record:
-        """Record a final state. The slot is free now, or *hold* seconds from now."""
-        ...
-
-    async def saved(self, ticket: str, files: Sequence[SavedFile]) -> Record | None:
-        """Note what was saved of a result, beside what was saved of it before; None if the ticket is on no record.
-
-        A file at the same path takes the place of the one before.
-        """
-        ...
-
-    async def unsaved(self, origin: str, keys: Collection[str]) -> list[Record]:
-        """Records of these keys with results that were not saved and that can be fetched yet, as far as is known: the
-        most urgent first, and at most `MOST_UNSAVED` of them."""
-        ...
-
-    async def withdraw(self, ticket: str, task: Task) -> Record:
-        """End a record that waits, whoever owns it; one that does not is returned as it stands."""
-        ...
-
-    async def cancelling(self, ticket: str) -> Record:
-        """Remember that a cancel was asked for while the record is `submitting`."""
-        ...
-
-    async def cancel_answered(self, ticket: str, *, taken: bool) -> Record:
-        """The service has taken the cancel that was asked for meanwhile, or it was too late."""
-        ...
-
-    async def settle(self, ticket: str, task_id: str) -> Record:
-        """An `unknown` submission is found to be *task_id*: it is open again, for anybody to adopt.
-
-        Raises:
-            ValueError: the record is not `unknown`, or *task_id* belongs to another one.
-            LookupError: *ticket* is on no record.
-        """
-        ...
-
-    async def forget(self, ticket: str) -> Record:
-        """Remove a record that has ended (an `unknown` one too: its slot is free) or is overdue; withdraw one that
-        waits. Returns it as it was.
-
-        Raises:
-            ValueError: its task goes on at the service.
-            LookupError: *ticket* is on no record.
-        """
-        ...
-
-    async def unsettled(self, origin: str, lane: str) -> list[Record]:
-        """Records of the key whose create has no known task: `submitting`, or `unknown` and still held."""
-        ...
-
-    async def adopt(
-        self,
-        origin: str,
-        keys: Collection[str],
-        owner: str,
-        *,
-        tickets: Collection[str] | None = None,
-        waiting: bool = True,
-    ) -> list[Record]:
-        """*owner* takes over the open records that belong to nobody and that it holds the key of. Returns them.
-
-        Args:
-            tickets: only these.
-            waiting: what waits, too, and so is sent by the new owner.
-        """
-        ...
-
-    async def open_records(self, origin: str, keys: Collection[str]) -> list[Record]:
-        """The open records of these keys, whoever drives them, in the order of their arrival."""
-        ...
-
-    async def lanes(self, origin: str, keys: Collection[str]) -> list[LaneView]:
-        """The lanes of these keys that have been used."""
-        ...
-
-    async def learned(self, names: Collection[str] | None = None) -> dict[str, str]:
-        """What was learned under these names (all of them with None): JSON text that only `_learned` reads."""
-        ...
-
-    async def learn(self, changes: Mapping[str, Callable[[str | None], str]]) -> dict[str, str]:
-        """Change what was learned under each name, in one atomic step. Returns what stands there now.
-
-        A change gets the text on record, or None. It is a pure function: it may be called in another thread, and again.
-        What it raises is raised here, and nothing has changed then. At most `MOST_LEARNED` names are kept.
-        """
-        ...

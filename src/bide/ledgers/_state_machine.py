@@ -81,7 +81,7 @@ class Store(Protocol):
         """The ticket that has, or had of late, the service's *task_id*."""
         ...
 
-    def unsettled(self, origin: str, lane: str, now: float) -> list[Record]:
+    def unsettled(self, origin: str, key: str, now: float) -> list[Record]:
         """Records of the key that are `submitting`, or `unknown` and still held."""
         ...
 
@@ -145,7 +145,7 @@ class Book:
 
     def admit(self, origin: str, kind: str, owner: str, lanes: Sequence[LaneTerms]) -> Record | Held:
         now = self.store.now()
-        keys = frozenset(each.fingerprint for each in lanes)
+        keys = frozenset(each.key for each in lanes)
         heads = [head for head in self.store.heads(origin, kind) if not keys.isdisjoint(head.keys)]
         if not heads:
             return Held(is_idle=True)
@@ -158,7 +158,7 @@ class Book:
             else:
                 until = min(until, at)
         for head in heads:
-            terms_for_head = next((each for each in free if each.fingerprint in head.keys), None)
+            terms_for_head = next((each for each in free if each.key in head.keys), None)
             if terms_for_head is None:
                 continue
             if head.owner == owner:
@@ -167,14 +167,14 @@ class Book:
         return Held(until)
 
     def _may_start_at(self, origin: str, kind: str, terms: LaneTerms, now: float) -> float:
-        state = self.store.lane(origin, kind, terms.fingerprint)
+        state = self.store.lane(origin, kind, terms.key)
         seconds = window(terms.limits)[1]
         if state.window is None or state.window < seconds:
             state = evolve(state, window=seconds)
-            self.store.keep_lane(origin, kind, terms.fingerprint, state)
+            self.store.keep_lane(origin, kind, terms.key, state)
         capped = cap(state, terms.limits, now) is not None
         load = self.store.load(
-            origin, kind, terms.fingerprint, now, slots=capped, creates=state.probing or bool(seconds)
+            origin, kind, terms.key, now, slots=capped, creates=state.probing or bool(seconds)
         )
         return may_start_at(state, load, terms.limits, now)
 
@@ -182,7 +182,7 @@ class Book:
         return self._change(
             record,
             task=evolve(record.task, status=TaskStatus.SUBMITTING),
-            lane=terms.fingerprint,
+            key=terms.key,
             admitted=now,
             sent_at=datetime.now(UTC),
             slot_for=terms.slot_for,
@@ -214,11 +214,11 @@ class Book:
         retry_after: float | None,
     ) -> Record:
         record = self._record(ticket)
-        if record.task.status is not TaskStatus.SUBMITTING or record.owner != owner or record.lane is None:
+        if record.task.status is not TaskStatus.SUBMITTING or record.owner != owner or record.key is None:
             return record
         now, store = self.store.now(), self.store
         lane = self._settle(record)
-        load = store.load(record.origin, record.kind, record.lane, now, creates=False)
+        load = store.load(record.origin, record.kind, record.key, now, creates=False)
         is_held = record.slot_until > now
         lane = refused(
             lane,
@@ -231,7 +231,7 @@ class Book:
             now=now,
             chance=random.random(),  # noqa: S311 - jitter, not a secret
         )
-        store.keep_lane(record.origin, record.kind, record.lane, lane)
+        store.keep_lane(record.origin, record.kind, record.key, lane)
         if record.cancelling:
             ended = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE)
             return self._change(record, task=ended, slot_until=now)
@@ -239,7 +239,7 @@ class Book:
         return self._change(
             record,
             task=waiting,
-            lane=None,
+            key=None,
             admitted=None,
             sent_at=None,
             slot_for=math.inf,
@@ -338,8 +338,8 @@ class Book:
     def known(self, origin: str, task_ids: Collection[str]) -> frozenset[str]:
         return frozenset(each for each in task_ids if self.store.of_task(origin, each) is not None)
 
-    def unsettled(self, origin: str, lane: str) -> list[Record]:
-        return self.store.unsettled(origin, lane, self.store.now())
+    def unsettled(self, origin: str, key: str) -> list[Record]:
+        return self.store.unsettled(origin, key, self.store.now())
 
     def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
         left = [
@@ -435,7 +435,7 @@ class Book:
 
     def _settle(self, record: Record) -> LaneState:
         """The create of *record* has its answer, or nobody waits for it any more. Returns the state of its lane."""
-        place = (record.origin, record.kind, record.lane or "")
+        place = (record.origin, record.kind, record.key or "")
         lane = self.store.lane(*place)
         if lane.window:
             self.store.answered(*place, self.store.now(), lane.window)
@@ -443,12 +443,12 @@ class Book:
 
     def _accepted(self, record: Record) -> None:
         """The create of *record* was accepted: its lane may go on."""
-        if record.lane is None or record.task.status is not TaskStatus.SUBMITTING:
+        if record.key is None or record.task.status is not TaskStatus.SUBMITTING:
             return
         lane = self._settle(record)
         after = after_accept(lane)
         if after != lane:
-            self.store.keep_lane(record.origin, record.kind, record.lane, after)
+            self.store.keep_lane(record.origin, record.kind, record.key, after)
 
 
 def _has_request(record: Record) -> bool:
@@ -464,4 +464,4 @@ def _text(value: object) -> str:
 
 
 def _is_of_keys(record: Record, keys: frozenset[str]) -> bool:
-    return record.lane in keys if record.lane is not None else not keys.isdisjoint(record.keys)
+    return record.key in keys if record.key is not None else not keys.isdisjoint(record.keys)

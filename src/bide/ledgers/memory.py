@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 from attrs import Factory, define, evolve
 
 from bide.ledgers._lanes import LaneLoad, LaneState
-from bide.ledgers._ledger import Face
+from bide.ledgers._ledger import Ledger
 from bide.ledgers._state_machine import Book, Store
 from bide.models import TaskStatus
 
@@ -84,10 +84,10 @@ class MemoryStore(Store):
         return self._write(evolve(record, sequence=next(self._sequence)))
 
     def replace(self, before: Record, after: Record) -> Record:
-        if before.lane is not None:
-            lane = self._lane(before.origin, before.kind, before.lane)
+        if before.key is not None:
+            lane = self._lane(before.origin, before.kind, before.key)
             lane.submitting.discard(before.ticket)
-            if after.lane != before.lane or after.task.status.is_final:
+            if after.key != before.key or after.task.status.is_final:
                 lane.slots.pop(before.ticket, None)
         if before.task.status.is_final:
             # Whoever holds an ended record as it was keeps it on record as it is.
@@ -98,8 +98,8 @@ class MemoryStore(Store):
         self._open.pop(record.ticket, None)
         self._ended.pop(record.ticket, None)
         self._held.pop(record.ticket, None)
-        if record.lane is not None:
-            lane = self._lane(record.origin, record.kind, record.lane)
+        if record.key is not None:
+            lane = self._lane(record.origin, record.kind, record.key)
             lane.slots.pop(record.ticket, None)
             lane.submitting.discard(record.ticket)
         if record.task.task_id is not None:
@@ -135,16 +135,16 @@ class MemoryStore(Store):
     def of_task(self, origin: str, task_id: str) -> str | None:
         return self._tickets.get((origin, task_id)) or self._recent.get((origin, task_id))
 
-    def unsettled(self, origin: str, lane: str, now: float) -> list[Record]:
+    def unsettled(self, origin: str, key: str, now: float) -> list[Record]:
         self._held = {ticket: each for ticket, each in self._held.items() if each.slot_until > now}
         submitting = [
             self._open[ticket]
-            for (where, _, key), each in self._lanes.items()
-            if where == origin and key == lane
+            for (where, _, used), each in self._lanes.items()
+            if where == origin and used == key
             for ticket in each.submitting
         ]
         return submitting + [
-            each for each in self._held.values() if each.origin == origin and each.lane == lane
+            each for each in self._held.values() if each.origin == origin and each.key == key
         ]
 
     def owned_by(self, owner: str) -> list[Record]:
@@ -183,8 +183,8 @@ class MemoryStore(Store):
         (self._ended if status.is_final else self._open)[ticket] = record
         (self._open if status.is_final else self._ended).pop(ticket, None)
         self._held.pop(ticket, None)
-        if record.lane is not None:
-            self._use(record, record.lane)
+        if record.key is not None:
+            self._use(record, record.key)
         if status is TaskStatus.WAITING:
             heaps = self._queues.setdefault((record.origin, record.kind), {})
             place = (record.sequence, ticket)
@@ -236,7 +236,7 @@ def _let_go(record: Record) -> None:
     """Nobody holds the one before *record* any more."""
 
 
-class MemoryLedger(Face):
+class MemoryLedger(Ledger):
     """Records in the memory of one event loop. The default: all clients of a loop share `MemoryLedger.of_loop()`.
 
     A finished record leaves with the last handle that holds it; a ticket is idempotent as long. Promise 2

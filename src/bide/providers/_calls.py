@@ -10,7 +10,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 import attrs
 
-from bide._wire import Call, quoted, shown
+from bide._text import excerpt
+from bide._wire import Call, quoted
 
 if TYPE_CHECKING:
     from bide.models import ImageRequest, VideoRequest
@@ -51,7 +52,7 @@ def checked_base_url(value: str, where: str) -> str:
     if not valid or not value.isprintable() or any(c in value for c in " \\?#"):
         raise ValueError(
             f"{where} must be a URL such as https://api.example.com/v1, without query or fragment, "
-            f"not {shown(repr(value.partition('?')[0]), 80)}"
+            f"not {excerpt(repr(value.partition('?')[0]), 80)}"
         )
     return value.rstrip("/")
 

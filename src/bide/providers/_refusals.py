@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from attrs import field, frozen
 
-from bide._wire import shown
+from bide._text import excerpt
 from bide.errors import (
     APIError,
     AuthenticationError,
@@ -94,7 +94,7 @@ class FaultReader:
         code = _first(places, "code", "error_code", "errorCode", "type")
         message = _first(places, "message", "error_message", "errorMessage", "msg", "error", "detail")
         if data is None and reply.content:
-            message = shown(reply.content, 200)
+            message = excerpt(reply.content, 200)
         meaning, usual = self._meaning(code, message)
         if meaning is None and self._meaning(_first(places, "type"), None)[0] == "billing":
             # OpenAI's manner has a code and, coarser, a type: money must not be missed behind a new code.
@@ -173,7 +173,7 @@ class FaultReader:
         cls = _error_class(fault)
         told = " ".join(filter(None, (f"HTTP {fault.status}", fault.code)))
         if fault.message:
-            told += f": {shown(fault.message, 400)}"
+            told += f": {excerpt(fault.message, 400)}"
         if fault.request_id:
             told += f" (request id {fault.request_id})"
         verb = "failed at" if cls is ServerError else "refused"
@@ -241,7 +241,7 @@ def _host(reply: Reply) -> str:
         host = urlsplit(reply.headers.get("location", "")).netloc.rpartition("@")[2]
     except ValueError:
         host = ""
-    return shown(host, 100) or "no other host"
+    return excerpt(host, 100) or "no other host"
 
 
 def object_in(reply: Reply) -> dict[str, Any] | None:

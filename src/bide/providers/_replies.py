@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from bide._wire import shown
+from bide._text import excerpt
 from bide.models import ErrorDetail, Output
 
 LONGEST_URL = 16_384
@@ -130,7 +130,7 @@ def detail(code: str | None, message: str | None, *, retryable: bool | None = No
 
 def brief(words: str | None, limit: int = LONGEST_WORDS) -> str | None:
     """A service's *words*, cut and escaped; None stays None."""
-    return None if words is None else shown(words, limit)
+    return None if words is None else excerpt(words, limit)
 
 
 def file_output(
@@ -150,7 +150,7 @@ def file_output(
     """
     if not isinstance(url, str) or not _is_fetchable(url):
         words = (
-            f"the service gave no usable URL: {shown(repr(url) if not isinstance(url, str) else url, 100)}"
+            f"the service gave no usable URL: {excerpt(repr(url) if not isinstance(url, str) else url, 100)}"
         )
         return Output(kind=kind, error=ErrorDetail(message=words))
     return Output(

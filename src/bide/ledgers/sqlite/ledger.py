@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from bide.errors import LedgerError
-from bide.ledgers._ledger import Face
+from bide.ledgers._ledger import Ledger
 from bide.ledgers.sqlite.report import LedgerReport, report_of
 from bide.ledgers.sqlite.session import Session, SQLiteHands
 
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 WEEK = 7 * 24 * 3600.0
 
 
-class SQLiteLedger(Face):
+class SQLiteLedger(Ledger):
     """Records in a SQLite file: durable, and shared by all processes of one machine that name the same file.
 
     A client opens it when it starts and lets go of it when it is closed; what a client (or a process that died) leaves

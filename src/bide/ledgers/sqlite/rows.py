@@ -22,13 +22,25 @@ LONGEST_RAW = 64 * 1024
 
 AS_THEY_ARE = (
     *("sequence", "ticket", "version", "origin", "kind", "digest"),
-    *("owner", "lane", "admitted", "slot_for", "slot_until", "cancel_taken"),
+    *("owner", "admitted", "slot_for", "slot_until", "cancel_taken"),
 )
 FLAGS = ("cancelling", "followed")
 COLUMNS = (
     *AS_THEY_ARE,
     *FLAGS,
-    *("keys", "added_at", "sent_at", "files", "status", "model", "task_id", "is_open", "held", "task"),
+    *(
+        "lane",
+        "keys",
+        "added_at",
+        "sent_at",
+        "files",
+        "status",
+        "model",
+        "task_id",
+        "is_open",
+        "held",
+        "task",
+    ),
 )
 LOSSES = ("first_loss", "last_loss")
 _FILE = tuple(each.name for each in attrs.fields(SavedFile))
@@ -39,6 +51,7 @@ def row_of(record: Record, now: float, *, prompts: bool) -> dict[str, Any]:
     row = {name: getattr(record, name) for name in AS_THEY_ARE}
     row["sequence"] = record.sequence or None
     row |= {name: 1 if getattr(record, name) else None for name in FLAGS}
+    row["lane"] = record.key  # the column has the name of an earlier version
     row["keys"] = ",".join(sorted(record.keys))
     row["added_at"], row["sent_at"] = text_of(record.added_at), text_of(record.sent_at)
     row["files"] = _files_text(record)
@@ -56,9 +69,11 @@ def changes(before: Record, after: Record, now: float, *, prompts: bool) -> dict
     """The columns that have changed. Ticket, service, kind, keys and request of a record never do."""
     changed = {
         name: value
-        for name in ("owner", "lane", "admitted", "slot_for", "slot_until", "cancel_taken", "version")
+        for name in ("owner", "admitted", "slot_for", "slot_until", "cancel_taken", "version")
         if (value := getattr(after, name)) != getattr(before, name)
     }
+    if after.key != before.key:
+        changed["lane"] = after.key
     if after.sent_at is not before.sent_at:
         changed["sent_at"] = text_of(after.sent_at)
     if after.files is not before.files:
@@ -128,6 +143,7 @@ def record_of(row: tuple[Any, ...], request: Request | None) -> Record:
     return Record(
         **{name: values[name] for name in AS_THEY_ARE},
         request=request,
+        key=values["lane"],
         keys=frozenset(filter(None, values["keys"].split(","))),
         task=task,
         added_at=_moment(values["added_at"]),
@@ -177,7 +193,7 @@ def _is_open(record: Record) -> int | None:
 
 def _is_held(record: Record, now: float) -> int | None:
     """Whether it may use a slot: until its `slot_until`, if it does."""
-    held = record.lane is not None and (not record.task.status.is_final or record.slot_until > now)
+    held = record.key is not None and (not record.task.status.is_final or record.slot_until > now)
     return 1 if held else None
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from bide._polling.duration_models import Model
-    from bide._service.account import Account, Listener
+    from bide._service.account import Account, Submissions
     from bide.ledgers import Record
     from bide.providers import Profile, QueryOutcome
 
@@ -69,7 +69,7 @@ class Poller:
         owner: str,
         deadlines: Deadlines,
         pace: Pace,
-        listener: Listener,
+        submissions: Submissions,
         spawn: Callable[[Coroutine[object, object, None]], object],
     ) -> None:
         self._account = account
@@ -77,7 +77,7 @@ class Poller:
         self._ledger = account.ledger
         self._deadlines = deadlines
         self._pace = pace
-        self._listener = listener
+        self._submissions = submissions
         self._most_looks = max(1, int(account.transport.places * LOOKS_SHARE))
         self._watches: dict[str, Watch] = {}
         self._heap: list[tuple[float, int, Watch | Callable[[], None]]] = []
@@ -215,8 +215,8 @@ class Poller:
         self._wake.set()
 
     def pressure(self, kind: str) -> float:
-        """See `Listener.pressure`."""
-        return self._listener.pressure(kind)
+        """See `Submissions.pressure`."""
+        return self._submissions.pressure(kind)
 
     def live(self, key: str) -> list[Watch]:
         """The tasks of a key that are watched."""
@@ -259,7 +259,7 @@ class Poller:
     def _failed(self, error: BideError) -> None:
         """The scheduler itself has stumbled: everybody hears it."""
         for watch in list(self._watches.values()):
-            self._listener.told(watch.ticket, error)
+            self._submissions.fail_waiters(watch.ticket, error)
 
     def push(self, watch: Watch) -> None:
         """Give the watch a place in the heap for its next moment. Where it has an earlier one, it moves on from there:
@@ -367,7 +367,7 @@ class Poller:
             began = self._time()
             outcome = await self._account.query(watch.key, watch.task_id)
             error = None if isinstance(outcome, Task) else outcome.error
-            self._listener.looked(watch.ticket, self._time() - began, error)
+            self._submissions.announce_poll(watch.ticket, self._time() - began, error)
             return await self.digest(watch, outcome, (began + self._time()) / 2)
         except Exception as fault:  # noqa: BLE001 - whatever goes wrong reaches who waits and stops nobody else
             error = fault if isinstance(fault, BideError) else misread(fault)
@@ -401,10 +401,10 @@ class Poller:
         floor = self._floor(watch)
         chance = random.random()  # noqa: S311 - jitter
         watch.look_at = now + after_fault(floor, watch.failures, retry_after_of(outcome), chance)
-        self._listener.stumbled(watch.ticket, outcome.error)
+        self._submissions.note_fault(watch.ticket, outcome.error)
         if isinstance(outcome.error, APIError) and outcome.error.status_code == 429:
             pause = self._account.turnstile.budget.paused_for(now)
-            self._listener.paused(watch.ticket, watch.key, pause, outcome.error)
+            self._submissions.announce_pause(watch.ticket, watch.key, pause, outcome.error)
         self._tell_overdue(watch)
         return outcome.error
 
@@ -424,7 +424,7 @@ class Poller:
         if task.status is not before.status:
             self._start_clock(watch)
         self._note_word(task)
-        self._listener.seen(watch.ticket, task)
+        self._submissions.advance(watch.ticket, task)
 
     async def _take_in_gone(self, watch: Watch, outcome: Gone, now: float) -> None:
         """One "no such task" proves nothing; only repeated over a while it ends the task as expired."""
@@ -436,21 +436,21 @@ class Poller:
             )
             await self._take_in(watch, evolve(watch.task, status=TaskStatus.EXPIRED, error=detail), now)
             return
-        self._listener.stumbled(watch.ticket, outcome.error)
+        self._submissions.note_fault(watch.ticket, outcome.error)
         watch.look_at = min(now + max(GONE_RECHECK, self._floor(watch)), watch.gone_since + GONE_FOR)
         watch.look_at = max(watch.look_at, now + self._floor(watch))
 
     def tell(self, watch: Watch, error: BideError) -> BideError:
         """A lasting fault: whoever waits hears it, and looking goes on, more rarely."""
         watch.look_at = self._time() + RECHECK
-        self._listener.told(watch.ticket, error)
+        self._submissions.fail_waiters(watch.ticket, error)
         return error
 
     def _tell_overdue(self, watch: Watch) -> None:
         if watch.task.status.is_final or self._ledger.now() < watch.slot_until:
             return
         watch.look_at, watch.paced = max(watch.look_at, self._time() + RECHECK), False
-        self._listener.told(
+        self._submissions.fail_waiters(
             watch.ticket,
             WaitTimeoutError(
                 f"task {watch.task_id} is overdue: still {watch.task.status} after the longest time that such a task "
@@ -482,7 +482,7 @@ class Poller:
         name, seconds = (
             ("running", self._deadlines.running) if running else ("queued", self._deadlines.queued)
         )
-        self._listener.told(
+        self._submissions.fail_waiters(
             watch.ticket,
             WaitTimeoutError(
                 f"task {watch.task_id} is still {watch.task.status} after {seconds:g} s (Deadlines.{name}); "

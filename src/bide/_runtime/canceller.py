@@ -103,7 +103,7 @@ class Leaving:
                 case TryAgain(error):
                     if isinstance(error, APIError) and error.status_code == 429:
                         pause = engine.account.turnstile.budget.paused_for(engine.clock())
-                        engine.paused(handle.ticket, record.key, pause, error)
+                        engine.announce_pause(handle.ticket, record.key, pause, error)
                     if attempt == CANCEL_TRIES - 1:
                         raise error.about(ticket=handle.ticket, task_id=task_id)
                     await asyncio.sleep(2.0**attempt)

@@ -267,7 +267,7 @@ class Engine:
         if record.owner is None and not record.task.status.is_final:
             self.sharing.look_around_soon()
 
-    def seen(self, ticket: str, task: Task) -> None:
+    def advance(self, ticket: str, task: Task) -> None:
         """A look was answered; *task* is the newest snapshot."""
         handle = self._open.get(ticket)
         if handle is not None:
@@ -276,7 +276,7 @@ class Engine:
             if handle.task.differs(before):
                 self._tell(EventName.CHANGED, handle)
 
-    def told(self, ticket: str, error: BideError) -> None:
+    def fail_waiters(self, ticket: str, error: BideError) -> None:
         """Whoever waits for *ticket* must hear this now; the submission is not ended by it."""
         handle = self._open.get(ticket)
         if handle is not None:
@@ -285,7 +285,7 @@ class Engine:
             handle._stumbled(error)
             handle._told(error)
 
-    def stumbled(self, ticket: str, error: BideError) -> None:
+    def note_fault(self, ticket: str, error: BideError) -> None:
         """Something failed and will be tried again; the last such fault is named when a wait times out."""
         handle = self._open.get(ticket)
         if handle is not None:
@@ -293,25 +293,25 @@ class Engine:
             if not handle.task.status.is_accepted:
                 self._create_faults[handle._record.kind] = error
 
-    def looked(self, ticket: str, seconds: float, error: BideError | None) -> None:
+    def announce_poll(self, ticket: str, seconds: float, error: BideError | None) -> None:
         """A look has ended."""
         handle = self._open.get(ticket)
         if handle is not None:
             self._tell(EventName.POLLED, handle, seconds=seconds, error=error)
 
-    def paused(self, ticket: str, key: str, seconds: float, error: BideError) -> None:
+    def announce_pause(self, ticket: str, key: str, seconds: float, error: BideError) -> None:
         """Creates of a lane, or queries of the account, wait because of *error*."""
         handle = self._open.get(ticket)
         if handle is not None and seconds > 0:
             self._tell(EventName.PAUSED, handle, key=key, seconds=seconds, error=error)
 
     def pressure(self, kind: str) -> float:
-        """See `Listener.pressure`."""
+        """See `Submissions.pressure`."""
         slots = self._limits(kind).concurrency
         return self._waiting[kind] / (slots * len(self.keys)) if slots else 0.0
 
     def held(self, kind: str) -> None:
-        """See `Listener.held`."""
+        """See `Submissions.held`."""
         if self.pressure(kind):
             self.poller.hurry(kind)
 

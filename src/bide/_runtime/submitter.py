@@ -31,7 +31,7 @@ from bide.providers import Accepted, NotNow, Refused, Unclear
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
-    from bide._service.account import Account, Listener
+    from bide._service.account import Account, Submissions
     from bide.ledgers import LaneTerms, Ledger
     from bide.models import Limits, Task
     from bide.providers import ListedTask
@@ -56,7 +56,7 @@ class Submitter:
 
     Args:
         terms: the lanes that a kind of work may use, by the keys of this client.
-        listener: told each fault that does not end a submission.
+        submissions: told each fault that does not end a submission.
         failed: told what keeps admission from working at all.
     """
 
@@ -65,7 +65,7 @@ class Submitter:
         account: Account,
         owner: str,
         terms: Callable[[str], Sequence[LaneTerms]],
-        listener: Listener,
+        submissions: Submissions,
         failed: Callable[[BideError], None],
     ) -> None:
         self._account = account
@@ -73,7 +73,7 @@ class Submitter:
         self._origin = account.origin
         self._owner = owner
         self._terms = terms
-        self._listener = listener
+        self._submissions = submissions
         self._failed = failed
         self._most_posts = max(1, int(account.transport.places * POSTS_SHARE))
         self._kinds: dict[str, int] = {}  # of what waits here, and how often that was heard
@@ -161,7 +161,7 @@ class Submitter:
                             del self._kinds[kind]
                     elif kind not in self._held:
                         self._held.add(kind)
-                        self._listener.held(kind)
+                        self._submissions.held(kind)
                     break
                 self._start(admitted, self._create(admitted))
         return until
@@ -194,7 +194,7 @@ class Submitter:
                         f"that is tried again, so do not submit it anew. {error}"
                     )
                 log_line(logging.ERROR, f"{ticket}: could not be recorded (task id {task_id}): {error}")
-                self._listener.told(ticket, error.about(ticket=ticket, task_id=task_id))
+                self._submissions.fail_waiters(ticket, error.about(ticket=ticket, task_id=task_id))
                 await asyncio.sleep(RETRY)
 
     async def _accept(self, record: Record, task: Task) -> Record:
@@ -212,7 +212,7 @@ class Submitter:
         await self._keep(record.ticket, lambda: self._ledger.finish(record.ticket, task, owner=self._owner))
 
     async def _create(self, record: Record) -> None:
-        if not await self._listener.is_wanted(record.ticket):
+        if not await self._submissions.is_wanted(record.ticket):
             gone = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE)
             await self._finish(record, gone)
             return
@@ -224,7 +224,7 @@ class Submitter:
             await self._not_sent(record, fault)
             return
         if isinstance(outcome, Unclear):
-            self._listener.stumbled(record.ticket, outcome.error)
+            self._submissions.note_fault(record.ticket, outcome.error)
             await self._find_out(record, outcome.error)
         else:
             await self._record(record, outcome)
@@ -248,7 +248,7 @@ class Submitter:
                 return
             advised = (outcome.error.retry_after or 0.0) if isinstance(outcome, NotNow) else 0.0
             lost = outcome.error if isinstance(outcome, Unclear) else lost
-            self._listener.stumbled(record.ticket, lost)
+            self._submissions.note_fault(record.ticket, lost)
         await self._look_up(record, lost, since)
 
     async def _record(self, record: Record, outcome: Accepted | Refused | NotNow) -> None:
@@ -267,7 +267,7 @@ class Submitter:
             case Refused(error):
                 await self._finish(record, rejected(record.task, error))
             case NotNow(error, reason, certain):
-                self._listener.stumbled(ticket, error)
+                self._submissions.note_fault(ticket, error)
                 limits = self._limits(record)
                 after = error.retry_after
                 await self._keep(
@@ -297,7 +297,7 @@ class Submitter:
         if never or fault.permanent:
             await self._finish(record, rejected(record.task, fault))
             return
-        self._listener.stumbled(record.ticket, fault)
+        self._submissions.note_fault(record.ticket, fault)
         limits = self._limits(record)
         await self._keep(
             record.ticket,
@@ -323,7 +323,7 @@ class Submitter:
             return
         for view in views:
             if view.kind == record.kind:
-                self._listener.paused(record.ticket, key, max(0.0, view.state.paused_until - now), error)
+                self._submissions.announce_pause(record.ticket, key, max(0.0, view.state.paused_until - now), error)
 
     def _limits(self, record: Record) -> Limits:
         return next(each.limits for each in self._terms(record.kind) if each.key == record.key)
@@ -353,7 +353,7 @@ class Submitter:
         since, until = sent - CLOCK_SLACK, cut + CLOCK_SLACK
         listed = await self._account.listed(key, since, until, record.task.model)
         if not isinstance(listed, list):
-            self._listener.stumbled(record.ticket, listed.error)
+            self._submissions.note_fault(record.ticket, listed.error)
             return None
         # Read after the list: whatever it may show that is not known yet is among these.
         others = [

@@ -40,13 +40,13 @@ MOST_PAGES = 100
 """A list longer than this is not read to its end."""
 
 
-class Listener(Protocol):
+class Submissions(Protocol):
     """Who hears what becomes of submissions, by their tickets: the engine, for its handles."""
 
-    def seen(self, ticket: str, task: Task) -> None:
+    def advance(self, ticket: str, task: Task) -> None:
         """A look was answered; *task* is the newest snapshot."""
 
-    def told(self, ticket: str, error: BideError) -> None:
+    def fail_waiters(self, ticket: str, error: BideError) -> None:
         """Whoever waits must hear this now; the submission is not ended by it."""
 
     def pressure(self, kind: str) -> float:
@@ -60,13 +60,13 @@ class Listener(Protocol):
         """Wait until whoever submitted *ticket* has its handle; False if it was cancelled before that."""
         ...
 
-    def stumbled(self, ticket: str, error: BideError) -> None:
+    def note_fault(self, ticket: str, error: BideError) -> None:
         """Something failed and will be tried again; the last such fault is named when a wait times out."""
 
-    def looked(self, ticket: str, seconds: float, error: BideError | None) -> None:
+    def announce_poll(self, ticket: str, seconds: float, error: BideError | None) -> None:
         """A look has ended after *seconds*, with what made it fail."""
 
-    def paused(self, ticket: str, key: str, seconds: float, error: BideError) -> None:
+    def announce_pause(self, ticket: str, key: str, seconds: float, error: BideError) -> None:
         """With *error* for *ticket*, nobody of the lane creates for so many *seconds* (or, where the task is accepted
         already, nobody of the account asks)."""
 

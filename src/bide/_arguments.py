@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bide._text import excerpt
 from bide._wire import Secret
 from bide.models import Limits
 
 if TYPE_CHECKING:
+    from bide._runtime.settings import LimitsByKind
     from bide.providers import Provider
 
 
 _T = TypeVar("_T")
-
-Limiting: TypeAlias = Limits | Mapping[str, Limits] | None
 
 
 def secrets_of(api_key: Any) -> tuple[Secret, ...] | None:
@@ -44,7 +43,7 @@ def checked_keys(provider: Provider, keys: tuple[Secret, ...] | None) -> tuple[S
     return tuple(dict.fromkeys(keys))
 
 
-def checked_limits(limits: Limiting) -> Limiting:
+def checked_limits(limits: LimitsByKind) -> LimitsByKind:
     if limits is None or isinstance(limits, Limits):
         return limits
     if not isinstance(limits, Mapping):

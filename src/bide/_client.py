@@ -10,25 +10,28 @@ from typing import TYPE_CHECKING, Literal, Self, overload
 
 import anyio
 
+from bide import _outcomes
 from bide._arguments import checked, checked_keys, checked_limits, checked_rate, secrets_of
 from bide._concurrency import unless_closed
 from bide._downloads.paths import check_writable, folder_of
 from bide._downloads.settings import Downloads
 from bide._events import Announcer, log_as_the_environment_says
-from bide._handles import AsCompleted, Completions, note_left, outcome_of
+from bide._handles import AsCompleted, TaskHandle, note_left, outcome_of
 from bide._http.fetcher import Fetcher
 from bide._http.transport import Transport
 from bide._polling.pace import Pace
 from bide._runtime.engine import Engine
-from bide._service.account import origin_of
+from bide._runtime.settings import ClientSettings
+from bide._service.account import Account, origin_of
 from bide._service.query_rate import turnstile_for
 from bide._statistics import statistics_of
+from bide._submissions import Completions
 from bide._text import excerpt
 from bide._validators import is_ticket
 from bide._wire import quoted
 from bide.errors import BideError, ClientClosedError, WaitTimeoutError
 from bide.ledgers import MemoryLedger, Record
-from bide.models import Billing, Deadlines, ImageRequest, Limits, RawRequest, Task, TaskStatus, VideoRequest
+from bide.models import Billing, Deadlines, ImageRequest, RawRequest, Task, TaskStatus, VideoRequest
 
 if TYPE_CHECKING:
     import os
@@ -37,11 +40,11 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from bide._arguments import Limiting
     from bide._events import Event
-    from bide._handles import TaskHandle
     from bide._http.transport import HTTPClient
+    from bide._runtime.settings import LimitsByKind
     from bide._statistics import Statistics
+    from bide._submissions import Submission
     from bide.ledgers import Ledger
     from bide.models import Request, SavedFile
     from bide.providers import Provider
@@ -94,7 +97,7 @@ class Client:
         provider: Provider,
         *,
         api_key: str | Sequence[str] | None = None,
-        limits: Limiting = None,
+        limits: LimitsByKind = None,
         queries_per_second: float | None = None,
         deadlines: Deadlines | None = None,
         pace: Pace | None = None,
@@ -108,7 +111,7 @@ class Client:
         downloads: Downloads | None = None,
     ) -> None:
         # First of all: what is raised below can be shown with the locals of this frame.
-        secrets, api_key = secrets_of(api_key), None
+        keys, api_key = secrets_of(api_key), None
         if isinstance(provider, str | type) or not hasattr(provider, "create_call"):
             raise TypeError(
                 f"provider must be an instance such as DashScope(), not {excerpt(repr(provider), 60)}"
@@ -117,25 +120,27 @@ class Client:
             raise TypeError(
                 f"ledger must be a Ledger such as SQLiteLedger('tasks.db'), not {excerpt(repr(ledger), 60)}"
             )
-        self._provider = provider
-        self._keys = checked_keys(provider, secrets)
-        self._limits = checked_limits(limits)
-        self._rate = checked_rate(provider, queries_per_second)
-        self._deadlines = checked("deadlines", deadlines, Deadlines, "Deadlines(waiting=, queued=, running=)")
-        self._pace = checked("pace", pace, Pace, "Pace(price=, floor=, cap=) or Pace.fixed(3.0)")
-        self._downloads = checked("downloads", downloads, Downloads, "Downloads(at_once=, hosts=, ...)")
-        self._save_to = None if save_to is None else folder_of(save_to).absolute()
+        self._keys = checked_keys(provider, keys)
+        self._settings = settings = ClientSettings(
+            provider=provider,
+            limits=checked_limits(limits),
+            query_rate=checked_rate(provider, queries_per_second),
+            deadlines=checked("deadlines", deadlines, Deadlines, "Deadlines(waiting=, queued=, running=)"),
+            pace=checked("pace", pace, Pace, "Pace(price=, floor=, cap=) or Pace.fixed(3.0)"),
+            downloads=checked("downloads", downloads, Downloads, "Downloads(at_once=, hosts=, ...)"),
+            save_to=None if save_to is None else folder_of(save_to).absolute(),
+            adopts=adopt,
+            announcer=Announcer(provider.name, on_event),
+        )
         self._ledger = ledger
-        self._adopts = adopt
-        self._announcer = Announcer(provider.name, on_event)
         log_as_the_environment_says()
         self._transport = Transport(
             provider.base_url, http_client=http_client, transport=transport, proxy=proxy
         )
         self._fetcher = Fetcher(
             self._transport.origin,
-            hosts=self._downloads.hosts,
-            at_once=self._downloads.at_once,
+            hosts=settings.downloads.hosts,
+            at_once=settings.downloads.at_once,
             transport=transport,
             proxy=proxy,
         )
@@ -146,7 +151,9 @@ class Client:
     def __repr__(self) -> str:
         if not hasattr(self, "_transport"):
             return "<Client, not made>"
-        return f"<Client {self._provider.name} at {self._transport.origin}, {len(self._keys)} key(s)>"
+        return (
+            f"<Client {self._settings.provider.name} at {self._transport.origin}, {len(self._keys)} key(s)>"
+        )
 
     async def __aenter__(self) -> Self:
         try:
@@ -160,11 +167,11 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and self._engine is not None and self._engine.is_inherited:
+        if error is not None and self._engine is not None and self._engine.background.is_inherited:
             return  # a forked child leaves: the client is its parent's, and the error its own
         try:
             if error is None and self._engine is not None and not self._closed:
-                await self._engine.saving.settled()
+                await self._engine.saver.settle()
         finally:
             await self.aclose()
 
@@ -186,8 +193,8 @@ class Client:
             LedgerError: it could not be put on record; nothing will be sent.
             ClientClosedError: the client is closed.
         """
-        engine = await self._started()
-        return await engine.submit(self._record(engine, request, ticket))
+        handle, _ = await self._submit(request, ticket)
+        return handle
 
     async def run(self, request: Request, *, timeout: float | None = None) -> Task:
         """`submit` and `result` in one.
@@ -198,19 +205,16 @@ class Client:
             BideError: whatever `TaskHandle.result` raises.
         """
         engine = await self._started()
-        handle = await self.submit(request)
+        handle, submission = await self._submit(request)
         try:
             return await handle.result(timeout=timeout)
         except asyncio.CancelledError:
-            self._withdraw([handle])
+            engine.withdraw_soon(submission)
             raise
         except WaitTimeoutError as error:
-            if not await engine.leaving.withdraw(handle.ticket):
+            if not await engine.canceller.withdraw(handle.ticket):
                 raise
-            text = f"ticket {handle.ticket} got no slot in time and was withdrawn: nothing was sent"
-            _, _, fault = str(error).partition(". The last fault: ")
-            text += f". The last fault: {fault}" if fault else ""
-            raise WaitTimeoutError(text, task=handle.task, ticket=handle.ticket) from None
+            raise _outcomes.withdrawn(handle.task, error.fault, waited="in time") from None
 
     @overload
     async def gather(self, *requests: Request, return_exceptions: Literal[False] = False) -> list[Task]: ...
@@ -235,29 +239,30 @@ class Client:
         """
         engine = await self._started()
         records = [self._record(engine, request, None) for request in requests]
-        handles: list[TaskHandle] = []
+        submissions: list[Submission] = []
         completions = Completions()
-        ended: dict[str, Task | BideError] = {}
+        outcomes: dict[str, Task | BideError] = {}
         try:
             for record in records:
-                handles.append(await engine.submit(record))
-                completions.add(handles[-1])
+                submissions.append(await engine.submit(record))
+                completions.add(submissions[-1])
             while len(completions):
                 ending = completions.ready()
                 if ending is None:
                     await completions.wait()
                     continue
-                outcome = await outcome_of(*ending)
+                outcome = outcome_of(*ending)
                 if isinstance(outcome, BideError) and not return_exceptions:
                     raise outcome
-                ended[ending[0].ticket] = outcome
+                outcomes[ending[0].ticket] = outcome
         except BaseException as error:
-            self._withdraw(handles)
-            note_left(error, handles)
+            for submission in submissions:
+                engine.withdraw_soon(submission)
+            note_left(error, submissions)
             raise
         finally:
             completions.drop()
-        return [ended[handle.ticket] for handle in handles]
+        return [outcomes[submission.ticket] for submission in submissions]
 
     def as_completed(
         self, requests: Iterable[Request] | AsyncIterable[Request], *, window: int = 100
@@ -274,7 +279,7 @@ class Client:
         """
         if window < 1:
             raise ValueError(f"window must be at least 1, not {window!r}")
-        return AsCompleted(requests, self.submit, window)
+        return AsCompleted(requests, self._submit, window)
 
     async def attach(
         self, task_id: str | None = None, *, ticket: str | None = None, kind: str | None = None
@@ -304,28 +309,27 @@ class Client:
             quoted(task_id)
         engine = await self._started()
         if ticket is not None:
-            return await (
-                engine.sharing.follow(ticket) if task_id is None else engine.sharing.settle(ticket, task_id)
-            )
+            takeover = engine.takeover
+            found = takeover.follow(ticket) if task_id is None else takeover.settle(ticket, task_id)
+            return TaskHandle.of(engine, await found)
         if task_id is None:
             raise TypeError("attach takes a task id, a ticket=, or both")
-        ticket = secrets.token_hex(10)
-        # Without a kind it is in no lane that anybody creates in, so its slot may last.
-        slot_for = self._provider.profile(kind).longest if kind else math.inf
-        return await engine.attach(
-            Record(
-                ticket=ticket,
-                origin=engine.origin,
-                kind=kind or "",
-                request=None,
-                keys=engine.keys,
-                owner=engine.owner,
-                # In a task of our own: a cancel of the caller's must not carry frames that hold the key.
-                key=await unless_closed(engine.spawn(engine.account.key_of(task_id))),
-                slot_until=engine.ledger.now() + slot_for,
-                task=Task(ticket=ticket, task_id=task_id, status=TaskStatus.QUEUED),
-            )
+        account, ticket = engine.account, secrets.token_hex(10)
+        # Without a kind it is in no lane in which tasks are created, so its slot may last.
+        slot_for = self._settings.provider.profile(kind).longest if kind else math.inf
+        record = Record(
+            ticket=ticket,
+            origin=account.origin,
+            kind=kind or "",
+            request=None,
+            keys=account.keys,
+            owner=engine.owner,
+            # In a background task: a cancel of the caller must not carry frames that hold the key.
+            key=await unless_closed(engine.background.spawn(account.key_of(task_id))),
+            slot_until=account.ledger.now() + slot_for,
+            task=Task(ticket=ticket, task_id=task_id, status=TaskStatus.QUEUED),
         )
+        return TaskHandle.of(engine, await engine.attach(record))
 
     async def resume(self) -> list[TaskHandle]:
         """The handles of all open submissions that the ledger has for the keys of this client, oldest first (and before
@@ -339,7 +343,8 @@ class Client:
             LedgerError: records cannot be read or written.
             ClientClosedError: the client is closed.
         """
-        return await (await self._started()).sharing.resume()
+        engine = await self._started()
+        return [TaskHandle.of(engine, submission) for submission in await engine.takeover.resume()]
 
     # Results -----------------------------------------------------------------------------------------------
 
@@ -370,11 +375,11 @@ class Client:
             ClientClosedError: the client was closed meanwhile.
         """
         engine = await self._started()
-        return await engine.save(task, directory, output=output, overwrite=overwrite)
+        return await engine.saver.save(task, directory, output=output, overwrite=overwrite)
 
     async def statistics(self) -> Statistics:
         """What this client is doing, and what it has done: slots, queue, calls, 429s, pauses, ends."""
-        return await statistics_of(await self._started(), self._limits_of)
+        return await statistics_of(await self._started(), self._settings.limits_of)
 
     # The end -----------------------------------------------------------------------------------------------
 
@@ -410,7 +415,7 @@ class Client:
             self._engine = await self._start()
         if self._closed:
             raise ClientClosedError("the client is closed; make a new one")
-        self._engine.check()
+        self._engine.background.check()
         return self._engine
 
     async def _start(self) -> Engine:
@@ -425,42 +430,28 @@ class Client:
             raise
 
     async def _make_engine(self) -> Engine:
-        if self._save_to is not None:
-            await check_writable(self._save_to)
+        settings = self._settings
+        if settings.save_to is not None:
+            await check_writable(settings.save_to)
         ledger = MemoryLedger.of_loop() if self._ledger is None else self._ledger
         salt = await ledger.salt()
         keys = {key.fingerprint(salt): key for key in self._keys}
-        origin = origin_of(self._provider, self._transport)
+        origin = origin_of(settings.provider, self._transport)
         owner = await ledger.enter(origin, keys)
         try:
-            turnstile = turnstile_for(ledger, origin, keys, self._rate)
+            turnstile = turnstile_for(ledger, origin, keys, settings.query_rate)
             if turnstile.rate is not None:
                 turnstile.join(await ledger.share(owner, turnstile.rate))
         except BaseException:
             await ledger.leave(owner)
             raise
-        return Engine(
-            provider=self._provider,
-            transport=self._transport,
-            ledger=ledger,
-            owner=owner,
-            keys=keys,
-            limits=self._limits_of,
-            turnstile=turnstile,
-            adopts=self._adopts,
-            deadlines=self._deadlines,
-            pace=self._pace,
-            announcer=self._announcer,
-            fetcher=self._fetcher,
-            downloads=self._downloads,
-            save_to=self._save_to,
-        )
+        account = Account(settings.provider, self._transport, ledger, turnstile, keys)
+        return Engine(settings, account, owner, self._fetcher)
 
-    def _limits_of(self, kind: str) -> Limits:
-        if isinstance(self._limits, Limits):
-            return self._limits
-        there = self._limits.get(kind) if self._limits is not None else None
-        return self._provider.profile(kind).limits if there is None else there
+    async def _submit(self, request: Request, ticket: str | None = None) -> tuple[TaskHandle, Submission]:
+        engine = await self._started()
+        submission = await engine.submit(self._record(engine, request, ticket))
+        return TaskHandle.of(engine, submission), submission
 
     def _record(self, engine: Engine, request: Request, ticket: str | None) -> Record:
         if not isinstance(request, ImageRequest | VideoRequest | RawRequest):
@@ -476,18 +467,13 @@ class Client:
                 f"starting with a letter or digit, since files are named by it"
             )
         # The provider may refuse the request: better now than behind the caller's back.
-        self._provider.create_call(request, ticket)
+        self._settings.provider.create_call(request, ticket)
         return Record(
             ticket=ticket,
-            origin=engine.origin,
+            origin=engine.account.origin,
             kind=request.kind,
             request=request,
-            keys=engine.keys,
+            keys=engine.account.keys,
             owner=engine.owner,
             task=Task(ticket=ticket, status=TaskStatus.WAITING, model=request.model, billing=Billing.NONE),
         )
-
-    def _withdraw(self, handles: Sequence[TaskHandle]) -> None:
-        if self._engine is not None:
-            for handle in handles:
-                self._engine.withdraw_soon(handle)

@@ -1,8 +1,10 @@
-"""Blocking work in threads, and waiting that ends only when the work has."""
+"""The background tasks of one client, blocking work in threads, and waits that end only when the work has ended."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,37 +13,118 @@ import anyio
 from bide.errors import ClientClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
     from concurrent.futures import Executor
 
+log = logging.getLogger("bide")
+
 _T = TypeVar("_T")
+
+
+class Background:
+    """The asyncio tasks of one client. Make it inside the running loop: the client belongs to that loop and process."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._process = os.getpid()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing: asyncio.Task[None] | None = None
+
+    def clock(self) -> float:
+        """Seconds by the clock of the loop."""
+        return self._loop.time()
+
+    def spawn(self, work: Coroutine[object, object, _T]) -> asyncio.Task[_T]:
+        """Run *work* in a task of its own. `end_tasks` cancels it if it is still running."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.debug("a background task failed: %r", task.exception())
+
+    async def end_tasks(self) -> None:
+        """Cancel all tasks but the current one, and wait for their end."""
+        rest = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in rest:
+            task.cancel()
+        if rest:
+            await asyncio.wait(rest)
+
+    # The end of the client ---------------------------------------------------------------------------------
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether `close` was called."""
+        return self._closing is not None
+
+    async def close(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
+        """Run *work* to close the client, or wait for the first call that does. A cancel does not cut it short."""
+        if self._closing is None:
+            self._closing = self._loop.create_task(work())
+        with anyio.CancelScope(shield=True):
+            await asyncio.shield(self._closing)
+
+    # Who may use the client --------------------------------------------------------------------------------
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether a fork runs this code: another process than the one that made the client."""
+        return os.getpid() != self._process
+
+    def check(self) -> None:
+        """Raise unless the client is open, and this is its loop and process.
+
+        Raises:
+            ClientClosedError: the client is closed.
+            RuntimeError: another loop or process uses it.
+        """
+        self.check_place()
+        if self._closing is not None:
+            raise ClientClosedError("the client is closed; make a new one")
+
+    def check_place(self) -> None:
+        """Raise RuntimeError unless this is the loop and the process of the client."""
+        if self.is_inherited:
+            raise RuntimeError(
+                f"this client belongs to process {self._process}, and this is process {os.getpid()}: after a fork each "
+                f"process needs a Client of its own, made after the fork"
+            )
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError(
+                "this client belongs to another event loop: use it in the loop that it was first used in, or make one "
+                "Client for each loop"
+            )
 
 
 async def in_thread(
     executor: Executor | None, work: Callable[[], _T], *, undo: Callable[[_T], object] | None = None
 ) -> _T:
-    """Do *work* in a thread. A cancel waits for its end: it must not write, or hold a file, behind our back.
+    """Run *work* in a thread. A cancel waits for its end, so that no thread writes or holds a file behind the caller.
 
     Args:
-        undo: called with what *work* has returned if nobody waits for it any more.
+        undo: called with the return value of *work* if this wait was cancelled meanwhile.
     """
-    return await finished(asyncio.get_running_loop().run_in_executor(executor, work), undo=undo)
+    return await wait_to_end(asyncio.get_running_loop().run_in_executor(executor, work), undo=undo)
 
 
-async def finished(job: asyncio.Future[_T], *, undo: Callable[[_T], object] | None = None) -> _T:
-    """What *job* returns. A cancel waits for its end, see `in_thread`."""
+async def wait_to_end(job: asyncio.Future[_T], *, undo: Callable[[_T], object] | None = None) -> _T:
+    """Return the result of *job*. A cancel waits for its end, see `in_thread`."""
     try:
         return await asyncio.shield(job)
     except asyncio.CancelledError:
-        await ended(job)
+        await wait_done(job)
         if not job.cancelled() and job.exception() is None and undo is not None:
             with suppress(OSError):
                 undo(job.result())
         raise
 
 
-async def ended(job: asyncio.Future[Any]) -> None:
-    """Wait until *job* is done, however often this wait is cancelled: use it where that takes moments."""
+async def wait_done(job: asyncio.Future[Any]) -> None:
+    """Wait until *job* is done, however often this wait is cancelled. Use it only where *job* takes moments."""
     while not job.done():
         # anyio cancels again at each await, asyncio as often as it is asked to.
         with anyio.CancelScope(shield=True), suppress(asyncio.CancelledError):
@@ -49,10 +132,10 @@ async def ended(job: asyncio.Future[Any]) -> None:
 
 
 async def unless_closed(task: asyncio.Task[_T]) -> _T:
-    """Wait for a *task* of ours, which goes on when this wait is cancelled.
+    """Wait for a background *task*, which goes on when this wait is cancelled.
 
     Raises:
-        ClientClosedError: the client was closed, and *task* ended with it.
+        ClientClosedError: the client was closed, and *task* was cancelled with it.
     """
     try:
         return await asyncio.shield(task)

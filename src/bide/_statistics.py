@@ -134,10 +134,11 @@ class ModelStatistics:
 
 async def statistics_of(engine: Engine, limits: Callable[[str], Limits]) -> Statistics:
     """The statistics of *engine* now; *limits* are those of a kind of work."""
-    counts = Counter(handle.task.status for handle in engine.handles())
-    counters, ended = engine.account.counters, engine.announcer.ended
-    now, lanes = engine.ledger.now(), await engine.ledger.lanes(engine.origin, engine.keys)
-    connections = engine.account.transport.connections
+    counts = Counter(each.task.status for each in engine.submissions.open())
+    account, announcer = engine.account, engine.submissions.announcer
+    counters, ended, now = account.counters, announcer.ended, account.ledger.now()
+    lanes = await account.ledger.lanes(account.origin, account.keys)
+    connections = account.transport.connections
     return Statistics(
         lanes=tuple(_lane(view, limits(view.kind), now) for view in lanes),
         open=counts.total(),
@@ -151,7 +152,7 @@ async def statistics_of(engine: Engine, limits: Callable[[str], Limits]) -> Stat
         expired=ended[TaskStatus.EXPIRED],
         rejected=ended[TaskStatus.REJECTED],
         unknown=ended[TaskStatus.UNKNOWN],
-        saved=engine.announcer.files,
+        saved=announcer.files,
         creates=counters.creates,
         creates_429=counters.creates_429,
         queries=counters.queries,
@@ -159,7 +160,7 @@ async def statistics_of(engine: Engine, limits: Callable[[str], Limits]) -> Stat
         lists=counters.lists,
         cancels=counters.cancels,
         pauses=counters.pauses,
-        queries_paused_for=engine.account.turnstile.budget.paused_for(engine.clock()),
+        queries_paused_for=account.turnstile.budget.paused_for(engine.background.clock()),
         polls_due=engine.poller.backlog,
         connections=connections.busy + connections.idle,
         connections_busy=connections.busy,

@@ -255,6 +255,7 @@ class WaitTimeoutError(BideError, TimeoutError):
 
     Attributes:
         task: the last snapshot.
+        fault: the last passing fault before the wait ended, such as a refused connection; None if there was none.
     """
 
     def __init__(
@@ -262,11 +263,13 @@ class WaitTimeoutError(BideError, TimeoutError):
         message: str,
         *,
         task: Task | None = None,
+        fault: BideError | None = None,
         ticket: str | None = None,
         task_id: str | None = None,
     ) -> None:
         super().__init__(message, ticket=ticket, task_id=task_id)
         self.task = task
+        self.fault = fault
 
 
 class ClientClosedError(BideError, RuntimeError):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import define, evolve
 
-from bide._concurrency import ended, in_thread, unless_closed
+from bide._concurrency import in_thread, unless_closed, wait_done
 from bide._downloads.download import Job
 from bide._downloads.downloader import Downloader
 from bide._downloads.paths import check_output, folder_of
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
+    from bide._concurrency import Background
     from bide._downloads.settings import Downloads
     from bide._http.fetcher import Fetcher
-    from bide._runtime.engine import Engine
+    from bide._service.account import Account
+    from bide._submissions import Submissions
     from bide.ledgers import Record
     from bide.models import Output
 
@@ -69,15 +71,29 @@ class _Running:
     is_told: bool = False
 
 
-class Saving:
+class Saver:
     """How the results of one client are saved.
 
     Args:
         directory: where each result is saved as soon as it is there; None saves what is asked for alone.
+        adopts: whether results that other clients have left unsaved are saved there, too.
     """
 
-    def __init__(self, engine: Engine, fetcher: Fetcher, terms: Downloads, directory: Path | None) -> None:
-        self._engine = engine
+    def __init__(
+        self,
+        account: Account,
+        background: Background,
+        submissions: Submissions,
+        fetcher: Fetcher,
+        terms: Downloads,
+        directory: Path | None,
+        *,
+        adopts: bool,
+    ) -> None:
+        self._account = account
+        self._ledger = account.ledger
+        self._background = background
+        self._submissions = submissions
         self._fetcher = fetcher
         self._downloader = Downloader(fetcher, terms)
         self._directory = directory
@@ -88,12 +104,12 @@ class Saving:
         self._hopeless: set[str] = set()  # tickets that cannot be saved by any try
         self._warned: set[str] = set()
         self._is_over = False
-        self._takes_over = engine.sharing.adopts
+        self._takes_over = adopts
 
     def start(self) -> None:
         """Begin with what others have left unsaved, and to watch for what expires so."""
-        if self._engine.ledger.durable:
-            self._engine.spawn(self._watch_for_expiry())
+        if self._ledger.durable:
+            self._background.spawn(self._watch_for_expiry())
 
     def stop(self) -> None:
         """Begin with nothing more: what ends from now on is left to whoever comes next."""
@@ -115,8 +131,8 @@ class Saving:
             _absolute(folder)
         except OSError as error:
             raise DownloadError(f"the directory {str(folder)!r} is nowhere: {error}") from None
-        began = self._engine.clock()
-        fresh = _Fresh(self._engine, task)
+        began = self._background.clock()
+        fresh = _Fresh(self._account, self._background, task)
         waits = [
             asyncio.ensure_future(self._shared(task, place, folder, fresh, overwrite=overwrite))
             for place in wanted
@@ -128,12 +144,12 @@ class Saving:
         except asyncio.CancelledError:
             for wait in waits:
                 wait.cancel()
-            await ended(asyncio.gather(*waits, return_exceptions=True))
+            await wait_done(asyncio.gather(*waits, return_exceptions=True))
             raise
         files = [wait.result()[0] for wait in waits if wait.exception() is None]
         if any(wait.result()[1] for wait in waits if wait.exception() is None):
-            took = self._engine.clock() - began
-            self._engine.tell_of(EventName.SAVED, task, seconds=took, files=tuple(files))
+            took = self._background.clock() - began
+            self._submissions.announce_files(EventName.SAVED, task, seconds=took, files=tuple(files))
         faults = [fault for wait in waits if (fault := wait.exception()) is not None]
         if faults:
             raise _told(faults, files, task)
@@ -148,9 +164,9 @@ class Saving:
             running.task.cancelling() or (overwrite and not running.overwrites)
         ):
             await asyncio.wait([running.task])
-            self._engine.check()
+            self._background.check()
         if running is None:
-            saving = self._engine.spawn(self._save(task, place, name, fresh, overwrite=overwrite))
+            saving = self._background.spawn(self._save(task, place, name, fresh, overwrite=overwrite))
             running = self._running[name] = _Running(saving, overwrite)
             saving.add_done_callback(lambda _: self._running.pop(name, None))
         running.waiters += 1
@@ -160,7 +176,7 @@ class Saving:
             running.waiters -= 1
             if not running.waiters and not running.task.done():
                 running.task.cancel()
-                await ended(running.task)
+                await wait_done(running.task)
         is_mine = is_new and not running.is_told
         running.is_told = running.is_told or is_new
         return evolve(file, path=str(folder / Path(file.path).name)), is_mine
@@ -177,7 +193,7 @@ class Saving:
             output=task.outputs[place],
             folder=Path(name[0]),
             stem=name[1],
-            identity=f"{self._engine.origin} {task.task_id or redacted_url(task.outputs[place].url or '')} {place}",
+            identity=f"{self._account.origin} {task.task_id or redacted_url(task.outputs[place].url or '')} {place}",
             overwrite=overwrite,
             fresh=partial(fresh.output, place),
             heard=self._teller(task, place),
@@ -188,7 +204,7 @@ class Saving:
         while len(self._saved) > REMEMBERED:
             self._saved.popitem(last=False)
         try:
-            await self._engine.ledger.saved(task.ticket, [file])
+            await self._ledger.saved(task.ticket, [file])
         except Exception as fault:  # noqa: BLE001 - a ledger may be anybody's; the file is there
             log_line(
                 logging.WARNING,
@@ -204,7 +220,7 @@ class Saving:
         """
         record = None
         with suppress(LedgerError):  # then only what this client has saved is known
-            record = await self._engine.ledger.get(ticket)
+            record = await self._ledger.get(ticket)
         known = [*(record.files if record is not None else ()), *filter(None, [self._saved.get(name)])]
         for file in known:
             path = Path(file.path)
@@ -224,16 +240,18 @@ class Saving:
 
         def heard(size: int, total: int | None) -> None:
             nonlocal last, told
-            now = self._engine.clock()
+            now = self._background.clock()
             if size != told and (now - last >= TELL_EVERY or size == total):
                 last, told = now, size
-                self._engine.tell_of(EventName.SAVING, task, output=place, bytes=size, total=total)
+                self._submissions.announce_files(
+                    EventName.SAVING, task, output=place, bytes=size, total=total
+                )
 
         return heard
 
     # What is saved by itself ---------------------------------------------------------------------------------
 
-    def ended(self, record: Record) -> None:
+    def save_automatically(self, record: Record) -> None:
         """A submission of the client's has ended: its result is saved, if that was asked for."""
         if self._directory is not None and record.task.status is TaskStatus.SUCCEEDED and record.unsaved:
             self._save_by_itself(record.task)
@@ -246,7 +264,7 @@ class Saving:
             or task.ticket in self._hopeless
         ):
             return
-        saving = self._engine.spawn(self._keep_saving(task, self._directory))
+        saving = self._background.spawn(self._keep_saving(task, self._directory))
         self._by_itself[task.ticket] = saving
         saving.add_done_callback(partial(self._no_more, task.ticket))
 
@@ -260,7 +278,7 @@ class Saving:
 
     async def _keep_saving(self, task: Task, directory: Path) -> None:
         """Save until it is saved, or cannot be any more."""
-        pause, until, told = FIRST_PAUSE, self._engine.clock() + GIVE_UP_AFTER, ""
+        pause, until, told = FIRST_PAUSE, self._background.clock() + GIVE_UP_AFTER, ""
         while True:
             error = await self._save_once(task, directory)
             if error is None:
@@ -268,9 +286,9 @@ class Saving:
             self._failing.add(task.ticket)
             if str(error) != told:  # the same fault for hours is told once
                 told = str(error)
-                self._engine.tell_of(EventName.UNSAVED, task, error=error)
-            if not error.retryable or self._engine.clock() > until:
-                if self._engine.ledger.durable:  # else nobody comes by it again
+                self._submissions.announce_files(EventName.UNSAVED, task, error=error)
+            if not error.retryable or self._background.clock() > until:
+                if self._ledger.durable:  # else nobody comes by it again
                     self._hopeless.add(task.ticket)
                 return
             # What a server asks for is no reason to come when the result has expired.
@@ -289,7 +307,7 @@ class Saving:
             return DownloadError(words, retryable=True, ticket=task.ticket, task_id=task.task_id)
         return None
 
-    async def settled(self) -> None:
+    async def settle(self) -> None:
         """Wait until all that is saved by itself now is saved, or has failed once."""
         self._takes_over, is_told = False, False  # what others have left would have no end
         waits = {ticket: task for ticket, task in self._by_itself.items() if ticket not in self._failing}
@@ -303,11 +321,11 @@ class Saving:
                 some = ", ".join(list(waits)[:IDS_A_LINE])
                 log_line(logging.INFO, f"waiting for {len(waits)} results to be saved, by ticket: {some}")
 
-    async def settled_within(self, seconds: float) -> None:
+    async def settle_within(self, seconds: float) -> None:
         """The same for at most so many *seconds*; what is left then is told."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self.settled()
+                await self.settle()
         self.stop()
         left = [ticket for ticket in list(self._by_itself) if not await self._is_saved(ticket)]
         for start in range(0, len(left), IDS_A_LINE):
@@ -321,7 +339,7 @@ class Saving:
     async def _is_saved(self, ticket: str) -> bool:
         """Whether it was saved after all, by whoever asked for it."""
         with suppress(LedgerError):
-            record = await self._engine.ledger.get(ticket)
+            record = await self._ledger.get(ticket)
             return record is not None and not record.unsaved
         return False
 
@@ -332,7 +350,7 @@ class Saving:
         is_first = True
         while True:
             try:
-                unsaved = await self._engine.ledger.unsaved(self._engine.origin, self._engine.keys)
+                unsaved = await self._ledger.unsaved(self._account.origin, self._account.keys)
             except Exception as fault:  # noqa: BLE001 - a ledger may be anybody's; it is asked again
                 log_line(logging.WARNING, f"what is unsaved cannot be read: {excerpt(str(fault), 1000)}")
                 await asyncio.sleep(CHECK_EVERY)
@@ -351,7 +369,7 @@ class Saving:
         for left, record in soon:
             if record.ticket not in self._warned | self._by_itself.keys():
                 self._warned.add(record.ticket)
-                self._engine.tell_of(
+                self._submissions.announce_files(
                     EventName.UNSAVED,
                     record.task,
                     seconds=left,
@@ -368,8 +386,9 @@ class Saving:
 class _Fresh:
     """The outputs of a task, asked for once more: its addresses may be other ones by now."""
 
-    def __init__(self, engine: Engine, task: Task) -> None:
-        self._engine = engine
+    def __init__(self, account: Account, background: Background, task: Task) -> None:
+        self._account = account
+        self._background = background
         self._task = task
         self._asking: asyncio.Task[tuple[Output, ...]] | None = None
         self._asked_at = -math.inf
@@ -383,7 +402,7 @@ class _Fresh:
             DownloadError: the service could not be asked.
         """
         if self._asking is None or self._asked_at < since:
-            self._asking, self._asked_at = self._engine.spawn(self._asked()), self._engine.clock()
+            self._asking, self._asked_at = self._background.spawn(self._asked()), self._background.clock()
         outputs = await unless_closed(self._asking)
         found = outputs[place] if place < len(outputs) else None
         return None if found is None or (found.url is None and found.data is None) else found
@@ -392,11 +411,10 @@ class _Fresh:
         task_id = self._task.task_id
         if task_id is None:
             return ()
-        account = self._engine.account
         key = await self._key(task_id)
         for attempt in range(LOOKS):
-            async with account.place():
-                outcome = await account.query(key, task_id)
+            async with self._account.place():
+                outcome = await self._account.query(key, task_id)
             match outcome:
                 case TryAgain(error) | Denied(error):
                     fault: BideError = error
@@ -416,10 +434,10 @@ class _Fresh:
     async def _key(self, task_id: str) -> str:
         """The key that the task was made with."""
         with suppress(LedgerError):
-            record = await self._engine.ledger.get(self._task.ticket)
-            if record is not None and record.key in self._engine.keys:
+            record = await self._account.ledger.get(self._task.ticket)
+            if record is not None and record.key in self._account.keys:
                 return record.key
-        return await self._engine.account.key_of(task_id)
+        return await self._account.key_of(task_id)
 
 
 def _wanted(task: Task, output: int | None) -> list[int]:

@@ -6,7 +6,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from bide._concurrency import ended, finished
+from bide._concurrency import wait_done, wait_to_end
 from bide._downloads.media_types import HEAD
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Writer:
         me = asyncio.current_task()
         cancels = me.cancelling() if me is not None else 0
         flushing = asyncio.ensure_future(self._last_words())
-        await ended(flushing)
+        await wait_done(flushing)
         if me is not None and me.cancelling() > cancels:
             raise asyncio.CancelledError
 
@@ -119,4 +119,4 @@ class Writer:
         """Wait until the last piece is written, cancelled or not."""
         writing, self._writing = self._writing, None
         if writing is not None:
-            await finished(writing)
+            await wait_to_end(writing)

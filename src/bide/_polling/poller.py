@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from bide._polling.duration_models import Model
-    from bide._service.account import Account, Submissions
+    from bide._service.account import Account
+    from bide._submissions import Submissions
     from bide.ledgers import Record
     from bide.providers import Profile, QueryOutcome
 

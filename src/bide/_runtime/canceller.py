@@ -1,4 +1,4 @@
-"""Leaving a submission: withdrawing what was not sent, cancelling what was."""
+"""Withdraw requests that were not sent, cancel tasks that were made."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve
 
+from bide import _outcomes
 from bide._concurrency import unless_closed
 from bide.errors import APIError, ClientClosedError, LedgerError, WaitTimeoutError
 from bide.models import Billing, ErrorDetail, TaskStatus
@@ -17,146 +18,162 @@ from bide.providers import Denied, Gone, Stopped, TooLate, TryAgain
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from bide._handles import TaskHandle
-    from bide._runtime.engine import Engine
+    from bide._concurrency import Background
+    from bide._polling.poller import Poller
+    from bide._service.account import Account
+    from bide._submissions import Submission, Submissions
     from bide.ledgers import Record
 
 log = logging.getLogger("bide")
 
-CANCEL_TRIES = 5
-BY_OTHERS = 15.0
-"""Seconds in which another process has carried out a cancel that was asked for."""
-IDS_A_LINE = 50
+CANCEL_ATTEMPTS = 5
+OTHER_PROCESS_SECONDS = 15.0
+"""Seconds in which another process carries out a cancel that this one has asked for."""
+IDS_PER_LINE = 50
 """Ids that one line of the log names at most."""
-REARM = 1.0
-"""Seconds until a deadline is looked at again that ran out while its request was on its way."""
+RECHECK_SECONDS = 1.0
+"""Seconds until a waiting deadline is checked again that ran out while its create was under way."""
 
 
-class Leaving:
-    """How the submissions of one client are left.
+class Canceller:
+    """Ends the submissions of one client on request.
 
     Attributes:
-        cancels: the cancels under way, by ticket. Once begun they go on without whoever asked.
+        running: the cancels under way, by ticket. They go on when the callers that asked for them leave.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.cancels: dict[str, asyncio.Task[bool]] = {}
+    def __init__(
+        self,
+        account: Account,
+        owner: str,
+        background: Background,
+        submissions: Submissions,
+        poller: Poller,
+    ) -> None:
+        self._account = account
+        self._ledger = account.ledger
+        self._owner = owner
+        self._background = background
+        self._submissions = submissions
+        self._poller = poller
+        self.running: dict[str, asyncio.Task[bool]] = {}
+
+    # Withdrawing -------------------------------------------------------------------------------------------
 
     async def withdraw(self, ticket: str, *, why: ErrorDetail | None = None) -> bool:
         """End *ticket* if it has not been sent. Returns whether it has ended that way."""
-        ledger = self._engine.ledger
-        record = await ledger.get(ticket)
+        record = await self._ledger.get(ticket)
         if record is None or record.task.status is not TaskStatus.WAITING:
             return False
         task = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE, error=why)
-        return (await ledger.withdraw(ticket, task)).task.status is TaskStatus.CANCELLED
+        return (await self._ledger.withdraw(ticket, task)).task.status is TaskStatus.CANCELLED
 
-    async def withdraw_all(self, handles: Iterable[TaskHandle]) -> None:
-        """Withdraw what the client drives and was not sent: nobody else could send it, or shall."""
+    async def withdraw_all(self, submissions: Iterable[Submission]) -> None:
+        """Withdraw the requests of this client that were not sent: no other client can send them."""
         closed = ErrorDetail(
             message="the client was closed before this was sent: nothing was made, submit it again",
             type=ClientClosedError.__name__,
         )
-        for handle in list(handles):
-            if handle.task.status is TaskStatus.WAITING and handle._record.owner == self._engine.owner:
-                await self.withdraw(handle.ticket, why=closed)
+        for submission in list(submissions):
+            if submission.task.status is TaskStatus.WAITING and submission.record.owner == self._owner:
+                await self.withdraw(submission.ticket, why=closed)
 
-    async def cancel(self, handle: TaskHandle) -> bool:
+    def set_waiting_clock(self, submission: Submission, seconds: float) -> None:
+        """Withdraw the request if it gets no slot within *seconds*."""
+
+        def run_out() -> None:
+            if submission.task.status.is_final or submission.task.status.is_accepted:
+                return
+            if submission.task.status is TaskStatus.WAITING:
+                self._background.spawn(self._withdraw_late(submission, seconds))
+            else:
+                self._poller.at(self._background.clock() + RECHECK_SECONDS, run_out)
+
+        self._poller.at(self._background.clock() + seconds, run_out)
+
+    async def _withdraw_late(self, submission: Submission, seconds: float) -> None:
+        fault = self._submissions.fault_of(submission)
+        waited = f"within {seconds:g} s (Deadlines.waiting)"
+        error = _outcomes.withdrawn(submission.task, fault, waited=waited)
+        is_withdrawn = False
+        with suppress(LedgerError):  # the waiters have that error already
+            why = ErrorDetail(message=str(error), type=WaitTimeoutError.__name__)
+            is_withdrawn = await self.withdraw(submission.ticket, why=why)
+        if not is_withdrawn:
+            # It may have been admitted meanwhile, and be put back.
+            self.set_waiting_clock(submission, RECHECK_SECONDS)
+
+    # Cancelling --------------------------------------------------------------------------------------------
+
+    async def cancel(self, submission: Submission) -> bool:
         """See `TaskHandle.cancel`."""
-        return await unless_closed(self.start_cancel(handle))
+        return await unless_closed(self.start(submission))
 
-    def start_cancel(self, handle: TaskHandle) -> asyncio.Task[bool]:
-        """Cancel in a task of our own, or share the one under way."""
-        running = self.cancels.get(handle.ticket)
+    def start(self, submission: Submission) -> asyncio.Task[bool]:
+        """Cancel in a background task, or share the one that runs."""
+        ticket = submission.ticket
+        running = self.running.get(ticket)
         if running is None:
-            running = self.cancels[handle.ticket] = self._engine.spawn(self._cancel(handle))
-            running.add_done_callback(lambda _: self.cancels.pop(handle.ticket, None))
+            running = self.running[ticket] = self._background.spawn(self._cancel(submission))
+            running.add_done_callback(lambda _: self.running.pop(ticket, None))
         return running
 
-    async def _cancel(self, handle: TaskHandle) -> bool:
-        engine, is_asked = self._engine, False
-        while not (handle.task.status.is_final or handle.task.status.is_accepted):
-            if handle.task.status is TaskStatus.WAITING:
-                await self.withdraw(handle.ticket)
+    async def _cancel(self, submission: Submission) -> bool:
+        is_requested = False
+        while not (submission.task.status.is_final or submission.task.status.is_accepted):
+            if submission.task.status is TaskStatus.WAITING:
+                await self.withdraw(submission.ticket)
                 await asyncio.sleep(0)
             else:
-                await engine.ledger.cancelling(handle.ticket)
-                is_asked = True
-                if handle.task.status is TaskStatus.SUBMITTING:
-                    await handle._changed()
-        if is_asked and handle._record.owner not in (None, engine.owner):
-            return await self._cancelled_by_others(handle)
-        for attempt in range(CANCEL_TRIES):
-            record, task_id = handle._record, handle.task_id
-            if handle.task.status.is_final or task_id is None or record.key is None:
+                await self._ledger.cancelling(submission.ticket)
+                is_requested = True
+                if submission.task.status is TaskStatus.SUBMITTING:
+                    await self._submissions.next_change(submission)
+        if is_requested and submission.record.owner not in (None, self._owner):
+            return await self._is_cancelled_by_its_owner(submission)
+        for attempt in range(CANCEL_ATTEMPTS):
+            key, task_id = submission.record.key, submission.task.task_id
+            if submission.task.status.is_final or task_id is None or key is None:
                 break
-            match await engine.account.cancel(record.key, task_id):
+            match await self._account.cancel(key, task_id):
                 case Stopped():
-                    await self._answered(handle, taken=True)
+                    await self._record_answer(submission, taken=True)
                     return True
                 case TooLate() | Gone():
-                    await self._answered(handle, taken=False)
+                    await self._record_answer(submission, taken=False)
                     break
                 case Denied(error):
-                    raise error.about(ticket=handle.ticket, task_id=task_id)
+                    raise error.about(ticket=submission.ticket, task_id=task_id)
                 case TryAgain(error):
                     if isinstance(error, APIError) and error.status_code == 429:
-                        pause = engine.account.turnstile.budget.paused_for(engine.clock())
-                        engine.announce_pause(handle.ticket, record.key, pause, error)
-                    if attempt == CANCEL_TRIES - 1:
-                        raise error.about(ticket=handle.ticket, task_id=task_id)
+                        pause = self._account.turnstile.budget.paused_for(self._background.clock())
+                        self._submissions.announce_pause(submission.ticket, key, pause, error)
+                    if attempt == CANCEL_ATTEMPTS - 1:
+                        raise error.about(ticket=submission.ticket, task_id=task_id)
                     await asyncio.sleep(2.0**attempt)
-        return handle.task.status is TaskStatus.CANCELLED
+        return submission.task.status is TaskStatus.CANCELLED
 
-    async def _cancelled_by_others(self, handle: TaskHandle) -> bool:
-        """Whoever drives the submission cancels it, now that its id is known; whether that works shows soon."""
+    async def _is_cancelled_by_its_owner(self, submission: Submission) -> bool:
+        """The client that drives the submission cancels it once its id is known. Wait until the record shows how."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(BY_OTHERS):
-                while not handle.task.status.is_final and handle._record.cancel_taken is None:
-                    await handle._changed()
-        return handle.task.status is TaskStatus.CANCELLED or bool(handle._record.cancel_taken)
+            async with asyncio.timeout(OTHER_PROCESS_SECONDS):
+                while not submission.task.status.is_final and submission.record.cancel_taken is None:
+                    await self._submissions.next_change(submission)
+        return submission.task.status is TaskStatus.CANCELLED or bool(submission.record.cancel_taken)
 
-    async def _answered(self, handle: TaskHandle, *, taken: bool) -> None:
-        """Tell others who have asked for the cancel what the service has said to it, and look at the task soon."""
-        self._engine.poller.look_soon(handle.ticket)
-        if handle._record.cancelling:
-            with suppress(LedgerError):  # the end will show
-                await self._engine.ledger.cancel_answered(handle.ticket, taken=taken)
-
-    def set_waiting_clock(self, handle: TaskHandle, seconds: float) -> None:
-        """Withdraw the request if it gets no slot within *seconds*."""
-        engine = self._engine
-
-        def ran_out() -> None:
-            if handle.task.status.is_final or handle.task.status.is_accepted:
-                return
-            if handle.task.status is TaskStatus.WAITING:
-                engine.spawn(self._withdraw_late(handle, seconds))
-            else:
-                engine.poller.at(engine.clock() + REARM, ran_out)
-
-        engine.poller.at(engine.clock() + seconds, ran_out)
-
-    async def _withdraw_late(self, handle: TaskHandle, seconds: float) -> None:
-        fault = self._engine.fault(handle)
-        text = (
-            f"ticket {handle.ticket} got no slot within {seconds:g} s (Deadlines.waiting) and was withdrawn: "
-        )
-        text += "nothing was sent" + (f". The last fault: {fault}" if fault else "")
-        why = ErrorDetail(message=text, type=WaitTimeoutError.__name__)
-        is_withdrawn = False
-        with suppress(LedgerError):  # whoever waits has been told
-            is_withdrawn = await self.withdraw(handle.ticket, why=why)
-        if not is_withdrawn:
-            self.set_waiting_clock(handle, REARM)  # it may have been admitted, and come back
+    async def _record_answer(self, submission: Submission, *, taken: bool) -> None:
+        """Record what the service has answered, for other clients that asked for the cancel, and poll the task soon."""
+        self._poller.look_soon(submission.ticket)
+        if submission.record.cancelling:
+            with suppress(LedgerError):  # the final state will show it
+                await self._ledger.cancel_answered(submission.ticket, taken=taken)
 
 
-def tell_left(left: Sequence[Record], *, durable: bool) -> None:
-    """Name the tasks that go on without their client."""
+def log_left(left: Sequence[Record], *, durable: bool) -> None:
+    """Log the ids of the tasks that go on without their client."""
     ids = [record.task.task_id or record.ticket for record in left]
-    for start in range(0, len(ids), IDS_A_LINE):
-        some = ", ".join(ids[start : start + IDS_A_LINE])
+    for start in range(0, len(ids), IDS_PER_LINE):
+        some = ", ".join(ids[start : start + IDS_PER_LINE])
         if durable:
             log.info("closed; %d records stay for another client to go on: %s", len(ids), some)
         else:

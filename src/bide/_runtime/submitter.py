@@ -21,17 +21,20 @@ from typing import TYPE_CHECKING, TypeVar
 
 from attrs import evolve
 
+from bide import _outcomes
 from bide._events import log_line
 from bide._service.account import CLOCK_SLACK, CREATE_TIMEOUT, misread
-from bide.errors import APIError, BideError, LedgerError, TransportError, UnexpectedReplyError
+from bide.errors import BideError, LedgerError, TransportError, UnexpectedReplyError
 from bide.ledgers import Held, Record
-from bide.models import Billing, ErrorDetail, TaskStatus
+from bide.models import Billing, TaskStatus
 from bide.providers import Accepted, NotNow, Refused, Unclear
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
-    from bide._service.account import Account, Submissions
+    from bide._polling.poller import Poller
+    from bide._service.account import Account
+    from bide._submissions import Submissions
     from bide.ledgers import LaneTerms, Ledger
     from bide.models import Limits, Task
     from bide.providers import ListedTask
@@ -55,36 +58,35 @@ class Submitter:
     """Admits what waits, sends it, and records what came of it.
 
     Args:
+        poller: polls more often while requests wait for the slots of its tasks.
         terms: the lanes that a kind of work may use, by the keys of this client.
-        submissions: told each fault that does not end a submission.
-        failed: told what keeps admission from working at all.
     """
 
     def __init__(
         self,
         account: Account,
         owner: str,
-        terms: Callable[[str], Sequence[LaneTerms]],
         submissions: Submissions,
-        failed: Callable[[BideError], None],
+        poller: Poller,
+        terms: Callable[[str], Sequence[LaneTerms]],
     ) -> None:
         self._account = account
         self._ledger: Ledger = account.ledger
         self._origin = account.origin
         self._owner = owner
-        self._terms = terms
         self._submissions = submissions
-        self._failed = failed
+        self._poller = poller
+        self._terms = terms
         self._most_posts = max(1, int(account.transport.places * POSTS_SHARE))
         self._kinds: dict[str, int] = {}  # of what waits here, and how often that was heard
-        self._held: set[str] = set()  # kinds of which something waits for a slot, as was told already
+        self._exhausted: set[str] = set()  # kinds whose requests wait for a slot, which the poller knows
         self._stopping = False
         self._wake = asyncio.Event()
         self._posts: dict[asyncio.Task[None], Record] = {}
         self._first_post: float | None = None
         self._loop = asyncio.create_task(self._run(), name="bide submitter")
 
-    def heard(self, record: Record) -> None:
+    def notice(self, record: Record) -> None:
         """A record of this service has changed, whoever drives it."""
         if record.owner == self._owner and record.task.status is TaskStatus.WAITING:
             self._kinds[record.kind] = self._kinds.get(record.kind, 0) + 1
@@ -136,7 +138,7 @@ class Submitter:
             try:
                 until = await self._admit_all()
             except Exception as fault:  # noqa: BLE001 - it reaches whoever waits, and admission goes on
-                self._failed(fault if isinstance(fault, BideError) else misread(fault))
+                self._submissions.fail_waiting(fault if isinstance(fault, BideError) else misread(fault))
                 until = self._ledger.now() + RETRY
             timer = None
             if until < math.inf:
@@ -156,12 +158,13 @@ class Submitter:
                 if isinstance(admitted, Held):
                     until = min(until, admitted.until)
                     if admitted.is_idle:
-                        self._held.discard(kind)
+                        self._exhausted.discard(kind)
                         if self._kinds[kind] == heard:
                             del self._kinds[kind]
-                    elif kind not in self._held:
-                        self._held.add(kind)
-                        self._submissions.held(kind)
+                    elif kind not in self._exhausted:
+                        self._exhausted.add(kind)
+                        if self._submissions.pressure(kind):
+                            self._poller.hurry(kind)
                     break
                 self._start(admitted, self._create(admitted))
         return until
@@ -265,7 +268,7 @@ class Submitter:
                         f"{ticket}: task id {task.task_id} came too late: it is {kept.task.status}",
                     )
             case Refused(error):
-                await self._finish(record, rejected(record.task, error))
+                await self._finish(record, _outcomes.rejected(record.task, error))
             case NotNow(error, reason, certain):
                 self._submissions.note_fault(ticket, error)
                 limits = self._limits(record)
@@ -295,7 +298,7 @@ class Submitter:
                 may_have_arrived=False,
             )
         if never or fault.permanent:
-            await self._finish(record, rejected(record.task, fault))
+            await self._finish(record, _outcomes.rejected(record.task, fault))
             return
         self._submissions.note_fault(record.ticket, fault)
         limits = self._limits(record)
@@ -323,7 +326,9 @@ class Submitter:
             return
         for view in views:
             if view.kind == record.kind:
-                self._submissions.announce_pause(record.ticket, key, max(0.0, view.state.paused_until - now), error)
+                self._submissions.announce_pause(
+                    record.ticket, key, max(0.0, view.state.paused_until - now), error
+                )
 
     def _limits(self, record: Record) -> Limits:
         return next(each.limits for each in self._terms(record.kind) if each.key == record.key)
@@ -377,13 +382,7 @@ class Submitter:
 
     async def _finish_unknown(self, record: Record, fault: BideError) -> None:
         """Nobody can say whether the task was made; it counts as a slot for a while."""
-        detail = ErrorDetail(
-            code=fault.code if isinstance(fault, APIError) else None,
-            message=str(fault),
-            type="SubmissionUnknownError",
-            status_code=fault.status_code if isinstance(fault, APIError) else None,
-        )
-        task = evolve(record.task, status=TaskStatus.UNKNOWN, error=detail, billing=Billing.UNKNOWN)
+        task = _outcomes.unknown(record.task, fault)
         hold = self._account.provider.profile(record.kind).unknown_hold
 
         async def finish() -> None:
@@ -399,25 +398,6 @@ class Submitter:
 def _taken(task_id: str | None) -> UnexpectedReplyError:
     return UnexpectedReplyError(
         f"the service answered with task id {task_id}, which belongs to another ticket"
-    )
-
-
-def rejected(task: Task, error: APIError | TransportError) -> Task:
-    """*task* as refused with *error*, which a wait for it raises again."""
-    api = error if isinstance(error, APIError) else None
-    return evolve(
-        task,
-        status=TaskStatus.REJECTED,
-        billing=Billing.NONE,
-        request_id=api.request_id if api else task.request_id,
-        error=ErrorDetail(
-            code=api.code if api else None,
-            message=api.message if api else str(error),
-            type=type(error).__name__,
-            text=str(error),
-            status_code=api.status_code if api else None,
-            retryable=False if api else None,
-        ),
     )
 
 

@@ -1,109 +1,148 @@
-"""Sharing a ledger with others: what they have left, what they drive, and the part of the query rate that is ours."""
+"""Share a ledger with other clients: adopt what they have left, follow what they drive, share the query rate."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from bide._events import log_line
 from bide._text import excerpt
 from bide.errors import LedgerError
-from bide.models import TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from bide._handles import TaskHandle
-    from bide._runtime.engine import Engine
+    from bide._concurrency import Background
+    from bide._service.account import Account
+    from bide._submissions import Submission, Submissions
     from bide.ledgers import Record
 
 
-class Sharing:
+class Driver(Protocol):
+    """What drives the submissions of a client: the engine."""
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a request of this client may wait for a slot."""
+        ...
+
+    def open(self, record: Record) -> Submission:
+        """The submission of *record*, made if it is missing."""
+        ...
+
+    def take_up(self, record: Record) -> Submission:
+        """Drive *record* from now on, which this client has adopted."""
+        ...
+
+    def change_record(self, record: Record) -> None:
+        """*record* has changed."""
+        ...
+
+
+class Takeover:
     """How one client shares its ledger.
 
-    Attributes:
-        adopts: whether it takes over all that others leave, or only what it has to.
+    Args:
+        adopts: whether it takes over all that other clients leave, or only what it has to.
     """
 
-    def __init__(self, engine: Engine, *, adopts: bool) -> None:
-        self._engine = engine
-        self.adopts = adopts
+    def __init__(
+        self,
+        account: Account,
+        owner: str,
+        background: Background,
+        submissions: Submissions,
+        driver: Driver,
+        *,
+        adopts: bool,
+    ) -> None:
+        self._account = account
+        self._ledger = account.ledger
+        self._owner = owner
+        self._background = background
+        self._submissions = submissions
+        self._driver = driver
+        self._adopts = adopts
         self._is_looking_around = False
         self._has_to_adopt = False
 
+    # In the background -------------------------------------------------------------------------------------
+
     def look_around_soon(self, *, adopt: bool = True) -> None:
-        """Take over what is left, and our part of the query rate."""
+        """Adopt what other clients have left, read what they have changed, and ask for our share of the query rate."""
         self._has_to_adopt = self._has_to_adopt or adopt
-        if self._engine._closing is None and not self._is_looking_around:
+        if not self._background.is_closing and not self._is_looking_around:
             self._is_looking_around = True
-            self._engine.spawn(self._look_around())
+            self._background.spawn(self._look_around())
 
     async def _look_around(self) -> None:
         try:
             while self._has_to_adopt:
                 self._has_to_adopt = False
-                if self.adopts:
+                if self._adopts:
                     await self.adopt()
                     continue
-                left = [each.ticket for each in self._engine._open.values() if each._record.owner is None]
+                left = [each.ticket for each in self._submissions.open() if each.record.owner is None]
                 await self.adopt(tickets=left, waiting=False)
-                if self._engine._submitter.has_waiting:  # for slots that nobody would see free themselves
+                if self._driver.has_waiting:  # for slots that no other client would see become free
                     await self.adopt(waiting=False)
             await self._catch_up()
-            turnstile = self._engine.account.turnstile
+            turnstile = self._account.turnstile
             if turnstile.rate is not None:
-                turnstile.limit(await self._engine.ledger.share(self._engine.owner, turnstile.rate))
-        except LedgerError as fault:  # it will be tried again: a ledger tells of owners now and then
-            log_line(
-                logging.WARNING, f"what others have left cannot be taken over: {excerpt(str(fault), 1000)}"
-            )
+                turnstile.limit(await self._ledger.share(self._owner, turnstile.rate))
+        except LedgerError as fault:  # the next hint of the ledger repeats it
+            text = excerpt(str(fault), 1000)
+            log_line(logging.WARNING, f"what other clients have left cannot be taken over: {text}")
         finally:
             self._is_looking_around = False
 
     async def _catch_up(self) -> None:
-        """Hear what was not heard of submissions that others drive: news can be lost, with whoever was to tell them."""
+        """Read the changes of submissions that other clients drive: news are lost if the process that sends them dies."""
         others = {
-            ticket: handle._record.version
-            for ticket, handle in self._engine._open.items()
-            if self._engine.ledger.durable and handle._record.owner != self._engine.owner
+            each.ticket: each.record.version
+            for each in self._submissions.open()
+            if self._ledger.durable and each.record.owner != self._owner
         }
-        for record in await self._engine.ledger.newer(others) if others else ():
-            self._engine._heard_of(record)
+        for record in await self._ledger.newer(others) if others else ():
+            self._driver.change_record(record)
 
     async def adopt(
         self, *, tickets: Collection[str] | None = None, waiting: bool = True
-    ) -> list[TaskHandle]:
-        """Take over what a closed client, or a process that died, has left open: its slots stay in use until somebody
-        sees the end."""
-        handles = []
-        for record in await self._engine.ledger.adopt(
-            self._engine.origin, self._engine.keys, self._engine.owner, tickets=tickets, waiting=waiting
-        ):
-            handle = self._engine._handle(record)
-            handles.append(handle)
-            self._engine._watch(record)
-            self._engine.poller.look_soon(record.ticket)
-            if record.task.status is TaskStatus.SUBMITTING:
-                self._engine._submitter.recover(record)
-            elif record.cancelling and record.cancel_taken is None:
-                self._engine.leaving.start_cancel(handle)
-        return handles
+    ) -> list[Submission]:
+        """Take over what a closed client, or a process that died, has left open. Until a client sees the end of such a
+        task, its slot stays in use.
 
-    async def resume(self) -> list[TaskHandle]:
+        Args:
+            tickets: only these; None is all.
+            waiting: take over requests that wait, too, and so send them.
+        """
+        records = await self._ledger.adopt(
+            self._account.origin, self._account.keys, self._owner, tickets=tickets, waiting=waiting
+        )
+        return [self._driver.take_up(record) for record in records]
+
+    # On request --------------------------------------------------------------------------------------------
+
+    async def resume(self) -> list[Submission]:
         """See `Client.resume`."""
         adopted = await self.adopt()
-        records = await self._engine.ledger.open_records(self._engine.origin, self._engine.keys)
-        handles = [self._engine._handle(await self.followed(record)) for record in records]
-        # What was adopted may have ended already: as `unknown`, where a service has no list to look it up in.
-        return [*(handle for handle in adopted if handle not in handles), *handles]
+        records = await self._ledger.open_records(self._account.origin, self._account.keys)
+        submissions = [self._driver.open(await self.followed(record)) for record in records]
+        # An adopted one may have ended already: as `unknown`, where the service has no list to look it up in.
+        return [*(each for each in adopted if each not in submissions), *submissions]
 
-    async def follow(self, ticket: str) -> TaskHandle:
-        """The handle of a ticket that is on record, whoever drives it."""
-        self._engine.check()
-        there = self._engine._open.get(ticket)
-        if there is not None and there._record.owner == self._engine.owner:
+    async def follow(self, ticket: str) -> Submission:
+        """The submission of a ticket that is on record, whichever client drives it.
+
+        Raises:
+            LookupError: *ticket* is on no record.
+            ValueError: it belongs to another service or key.
+        """
+        self._background.check()
+        there = self._submissions.get(ticket) if self._submissions.is_open(ticket) else None
+        if there is not None and there.record.owner == self._owner:
             return there
-        record = await self._engine.ledger.get(ticket)
+        record = await self._ledger.get(ticket)
         if record is None:
             raise LookupError(
                 f"no record of ticket {ticket!r}: it was never submitted on this ledger, or has been removed since"
@@ -113,28 +152,28 @@ class Sharing:
             adopted = await self.adopt(tickets=[ticket], waiting=False)
             if adopted:
                 return adopted[0]
-        return self._engine._handle(await self.followed(record))
+        return self._driver.open(await self.followed(record))
 
-    async def settle(self, ticket: str, task_id: str) -> TaskHandle:
-        """The handle of an `unknown` submission that is found to be *task_id*."""
-        self._engine.check()
-        record = await self._engine.ledger.get(ticket)
+    async def settle(self, ticket: str, task_id: str) -> Submission:
+        """The submission of *ticket*, which ended as `unknown` and whose task was found to be *task_id*."""
+        self._background.check()
+        record = await self._ledger.get(ticket)
         if record is not None:
             self.check_ours(record)
-        await self._engine.ledger.settle(ticket, task_id)
+        await self._ledger.settle(ticket, task_id)
         return await self.follow(ticket)
 
     async def followed(self, record: Record) -> Record:
-        """*record*, whose changes are heard from now on if somebody else makes them."""
-        if record.owner == self._engine.owner or record.followed or record.task.status.is_final:
+        """*record*; if another client drives it, the ledger reports its changes here from now on."""
+        if record.owner == self._owner or record.followed or record.task.status.is_final:
             return record
-        return await self._engine.ledger.follow(record.ticket) or record
+        return await self._ledger.follow(record.ticket) or record
 
     def check_ours(self, record: Record) -> None:
-        mine = (
-            record.key in self._engine.keys if record.key else not self._engine.keys.isdisjoint(record.keys)
-        )
-        if record.origin != self._engine.origin or not mine:
+        """Raise ValueError unless *record* is of the service and of a key of this client."""
+        keys = self._account.keys
+        is_mine = record.key in keys if record.key else not keys.isdisjoint(record.keys)
+        if record.origin != self._account.origin or not is_mine:
             raise ValueError(
                 f"ticket {record.ticket!r} belongs to another service or key ({record.origin}); use a new ticket here"
             )

@@ -9,7 +9,7 @@ import asyncio
 import random
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from attrs import define, evolve, field
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from bide._http.transport import Transport
     from bide._service.query_rate import Turnstile
     from bide._wire import Call, Reply, Secret
-    from bide.errors import BideError
     from bide.ledgers import Ledger, Record
     from bide.models import Output, Request
     from bide.providers import CancelOutcome, CreateOutcome, ListedTask, Provider, QueryOutcome
@@ -38,37 +37,6 @@ CLOCK_SLACK = 3.0
 """Seconds: a service tells its clock in whole ones, and an answer takes a moment to come."""
 MOST_PAGES = 100
 """A list longer than this is not read to its end."""
-
-
-class Submissions(Protocol):
-    """Who hears what becomes of submissions, by their tickets: the engine, for its handles."""
-
-    def advance(self, ticket: str, task: Task) -> None:
-        """A look was answered; *task* is the newest snapshot."""
-
-    def fail_waiters(self, ticket: str, error: BideError) -> None:
-        """Whoever waits must hear this now; the submission is not ended by it."""
-
-    def pressure(self, kind: str) -> float:
-        """How many requests of *kind* wait for each slot that there is; 0 where slots are not what they wait for."""
-        ...
-
-    def held(self, kind: str) -> None:
-        """Requests of *kind* wait for a slot from now on."""
-
-    async def is_wanted(self, ticket: str) -> bool:
-        """Wait until whoever submitted *ticket* has its handle; False if it was cancelled before that."""
-        ...
-
-    def note_fault(self, ticket: str, error: BideError) -> None:
-        """Something failed and will be tried again; the last such fault is named when a wait times out."""
-
-    def announce_poll(self, ticket: str, seconds: float, error: BideError | None) -> None:
-        """A look has ended after *seconds*, with what made it fail."""
-
-    def announce_pause(self, ticket: str, key: str, seconds: float, error: BideError) -> None:
-        """With *error* for *ticket*, nobody of the lane creates for so many *seconds* (or, where the task is accepted
-        already, nobody of the account asks)."""
 
 
 @define
@@ -86,16 +54,32 @@ class Counters:
 
 @define(eq=False)
 class Account:
-    """One provider, its keys by fingerprint, and the query budget."""
+    """One provider, its keys by fingerprint, and the query budget.
+
+    Attributes:
+        origin: provider and origin, as `origin_of` joins them: where limits apply.
+        keys: the fingerprints of the keys. All records of a client share this one value.
+    """
 
     provider: Provider
     transport: Transport
     ledger: Ledger
     turnstile: Turnstile
-    counters: Counters
-    _keys: Mapping[str, Secret] = field(repr=False)
-    _offset: float | None = None
-    """How far the service's clock is ahead of the ledger's, as its last answer told."""
+    _secrets: Mapping[str, Secret] = field(repr=False)
+    counters: Counters = field(factory=Counters, init=False)
+    origin: str = field(init=False)
+    keys: frozenset[str] = field(init=False)
+    _offset: float | None = field(default=None, init=False)
+    """How far the service's clock is ahead of the ledger's, by its last answer."""
+
+    def __attrs_post_init__(self) -> None:
+        self.origin = origin_of(self.provider, self.transport)
+        self.keys = frozenset(self._secrets)
+
+    @property
+    def keys_in_order(self) -> tuple[str, ...]:
+        """The fingerprints in the order in which the keys were given."""
+        return tuple(self._secrets)
 
     async def create(self, record: Record) -> CreateOutcome:
         """Send the create of an admitted record, once. Whatever happens after the sending is `Unclear` at worst.
@@ -162,17 +146,17 @@ class Account:
             NotFoundError: none of them can.
             BideError: the service could not be asked.
         """
-        if len(self._keys) == 1:
-            return next(iter(self._keys))
-        for fingerprint in self._keys:
+        if len(self._secrets) == 1:
+            return next(iter(self._secrets))
+        for key in self._secrets:
             async with self.place():
-                outcome = await self.query(fingerprint, task_id)
+                outcome = await self.query(key, task_id)
             if isinstance(outcome, Task):
-                return fingerprint
+                return key
             if isinstance(outcome, TryAgain):
                 raise outcome.error.about(ticket=None, task_id=task_id)
         raise NotFoundError(
-            f"none of the {len(self._keys)} keys of this client knows task {task_id}", task_id=task_id
+            f"none of the {len(self._secrets)} keys of this client knows task {task_id}", task_id=task_id
         )
 
     def as_curl(self, task: Task, request: Request | None, *, create: bool) -> str:
@@ -198,11 +182,6 @@ class Account:
         if self._offset is not None:
             return datetime.fromtimestamp(moment + self._offset, UTC)
         return datetime.fromtimestamp(datetime.now(UTC).timestamp() + moment - self.ledger.now(), UTC)
-
-    @property
-    def origin(self) -> str:
-        """See `origin_of`."""
-        return origin_of(self.provider, self.transport)
 
     @property
     def connected(self) -> bool:
@@ -246,7 +225,7 @@ class Account:
         return evolve(output, expires_at=datetime.now(UTC) + timedelta(seconds=lifetime))
 
     async def _send(self, call: Call, key: str, timeout: float, *, fresh: bool = False) -> Reply:
-        reply = await self.transport.send(call, key=self._keys[key], timeout=timeout, fresh=fresh)
+        reply = await self.transport.send(call, key=self._secrets[key], timeout=timeout, fresh=fresh)
         if reply.date is not None:
             self._offset = reply.date - self.ledger.now()
         return reply

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import bide
-from virtual_time import VirtualTimeLoop
+from support.virtual_time import VirtualTimeLoop
 
 
 @pytest.hookimpl(wrapper=True)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-import failpoints
 import pytest
 from attrs import evolve
 
@@ -35,7 +34,8 @@ from bide import (
 )
 from bide.emulator import Emulator
 from bide.ledgers import SQLiteLedger
-from canary import (
+from support import failpoints
+from support.canary import (
     CORE,
     KEY,
     assert_clean,
@@ -44,9 +44,9 @@ from canary import (
     assert_pickle_clean,
     assert_reprs_clean,
 )
-from hostile_world import PNG, SECRET, Server, moved, reply, serving
-from virtual_time import wait_for_ledgers
-from world import SERVICES, calls, client_at, emulator_with, provider_at, video
+from support.emulated import SERVICES, calls, client_at, emulator_with, provider_at, video
+from support.hostile_server import PNG, SECRET, Server, moved, reply, serving
+from support.virtual_time import wait_for_ledgers
 
 
 def test_the_search_itself_finds_a_key(tmp_path: Path) -> None:

@@ -15,16 +15,16 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn
 
-import failpoints
 import httpx
 import pytest
 from attrs import frozen
-from failpoints import DEAD, FIRST, KEY, SECOND, Doomed, DoomedTransport, live, provider_at
 
 from bide import Client, Limits, MemoryLedger, SubmissionUnknownError, TaskHandle, TaskStatus
 from bide.emulator import Emulator
 from bide.ledgers import Ledger, SQLiteLedger
-from world import SERVICES, calls, emulator_with
+from support import failpoints
+from support.emulated import SERVICES, calls, emulator_with
+from support.failpoints import DEAD, FIRST, KEY, SECOND, Doomed, DoomedTransport, live, provider_at
 
 
 @frozen

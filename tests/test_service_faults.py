@@ -12,7 +12,7 @@ import pytest
 
 from bide import Billing, Limits, SubmissionUnknownError, TaskFailedError, TaskStatus, WaitTimeoutError
 from bide.emulator import Emulator
-from world import KEY, SERVICES, THREE, calls, client_at, emulator_with, image, now, truth, video
+from support.emulated import KEY, SERVICES, THREE, calls, client_at, emulator_with, image, now, truth, video
 
 pytestmark = pytest.mark.parametrize("service", SERVICES)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bide import BideError, Limits, TaskStatus, WaitTimeoutError
-from world import SERVICES, client_at, emulator_with, now, video
+from support.emulated import SERVICES, client_at, emulator_with, now, video
 
 if TYPE_CHECKING:
     from bide import Client, TaskHandle

@@ -9,8 +9,9 @@ from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
 import pytest
-from nursery import nursery_for
-from terminal import Ended, outer_environment
+
+from support.forked_programs import nursery_for
+from support.terminal import Ended, outer_environment
 
 pytestmark = pytest.mark.real_time
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from download_world import Asked, Store, failing, ok, part_of, png, settle, store
 
 from bide import Client, DownloadError, Downloads
 from bide._downloads.downloader import BUSY_POLL, _Gate
 from bide._downloads.part_file import PartFile
 from bide._http.fetcher import CutError, Fetcher
-from hostile_world import done, far_client, reply, serving
-from world import now
+from support.downloads import Asked, Store, failing, ok, part_of, png, settle, store
+from support.emulated import now
+from support.hostile_server import done, far_client, reply, serving
 
 NOWHERE = "http://127.0.0.1:9/api/v1"
 

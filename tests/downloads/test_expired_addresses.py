@@ -10,8 +10,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from attack_world import NOWHERE, WEBM, inline, near_client
-from download_world import (
+
+from bide import DownloadError, Downloads, Event, EventName, Output, Task, TaskStatus
+from bide._downloads import download as _filling
+from bide._downloads.download import Job
+from bide._downloads.downloader import Downloader
+from bide._downloads.part_file import PartFile
+from bide._http.fetcher import Fetcher
+from bide.ledgers import MemoryLedger
+from support.clients import NOWHERE, WEBM, inline, near_client
+from support.downloads import (
     Asked,
     Cut,
     Drip,
@@ -27,16 +35,8 @@ from download_world import (
     store,
     world,
 )
-
-from bide import DownloadError, Downloads, Event, EventName, Output, Task, TaskStatus
-from bide._downloads import download as _filling
-from bide._downloads.download import Job
-from bide._downloads.downloader import Downloader
-from bide._downloads.part_file import PartFile
-from bide._http.fetcher import Fetcher
-from bide.ledgers import MemoryLedger
-from hostile_world import done
-from world import calls, now
+from support.emulated import calls, now
+from support.hostile_server import done
 
 # Parts of other tasks ----------------------------------------------------------------------------------------------
 

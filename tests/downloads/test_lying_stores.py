@@ -7,8 +7,12 @@ import base64
 from pathlib import Path
 
 import pytest
-from attack_world import NOWHERE, WEBM, advance, inline, near_client
-from download_world import (
+
+from bide import ClientClosedError, DownloadError, Downloads
+from bide._downloads.part_file import PartFile
+from bide._http.fetcher import READ_TIMEOUT, CutError, Fetcher
+from support.clients import NOWHERE, WEBM, advance, inline, near_client
+from support.downloads import (
     Answer,
     Asked,
     Cut,
@@ -23,12 +27,8 @@ from download_world import (
     settle,
     store,
 )
-
-from bide import ClientClosedError, DownloadError, Downloads
-from bide._downloads.part_file import PartFile
-from bide._http.fetcher import READ_TIMEOUT, CutError, Fetcher
-from hostile_world import SECRET, done
-from world import now
+from support.emulated import now
+from support.hostile_server import SECRET, done
 
 # Writes that nobody waits for ------------------------------------------------------------------------------------
 

@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from part_world import (
+
+from bide._downloads import part_file as _part
+from bide._downloads.media_types import HEAD
+from support.part_files import (
     ETAG,
     MIB,
     assert_holds,
@@ -29,9 +32,6 @@ from part_world import (
     other_process,
     part_of,
 )
-
-from bide._downloads import part_file as _part
-from bide._downloads.media_types import HEAD
 
 # Writing -----------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from part_world import (
+
+from bide._downloads.part_file import PartFile
+from support.part_files import (
     ETAG,
     PLANTS,
     assert_holds,
@@ -18,8 +20,6 @@ from part_world import (
     opened,
     part_of,
 )
-
-from bide._downloads.part_file import PartFile
 
 # What stands in its place ------------------------------------------------------------------------------------
 

@@ -11,7 +11,10 @@ from io import FileIO
 from pathlib import Path
 
 import pytest
-from part_world import (
+
+from bide._downloads import part_file as _part
+from bide._downloads.part_file import PartBusyError
+from support.part_files import (
     ETAG,
     PLANTS,
     assert_holds,
@@ -24,9 +27,6 @@ from part_world import (
     other_process,
     part_of,
 )
-
-from bide._downloads import part_file as _part
-from bide._downloads.part_file import PartBusyError
 
 # Others ------------------------------------------------------------------------------------------------------
 

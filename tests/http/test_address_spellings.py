@@ -7,11 +7,11 @@ import socket
 
 import httpx
 import pytest
-from address_world import NOT_PUBLIC
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bide._http.addresses import is_loopback, is_public, literal_of, refusal_of
+from support.addresses import NOT_PUBLIC
 
 # Literals ------------------------------------------------------------------------------------------------------
 

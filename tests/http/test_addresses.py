@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from address_world import NOT_PUBLIC, PUBLIC, url_of
 
 from bide._http.addresses import check_hosts, is_loopback, is_public, refusal_of
+from support.addresses import NOT_PUBLIC, PUBLIC, url_of
 
 # What each names, in words of its own. None of them may be fetched by a client whose API is not on loopback.
 HOSTILE = [

@@ -20,8 +20,8 @@ from bide import (
     TransportError,
     WaitTimeoutError,
 )
-from wires import cut, late, reply, serving
-from world import KEY, SERVICES, calls, client_at, emulator_with, image, truth, video
+from support.emulated import KEY, SERVICES, calls, client_at, emulator_with, image, truth, video
+from support.scripted_server import cut, late, reply, serving
 
 LIBRARIES = [httpx, httpx2]
 library = pytest.mark.parametrize("library", LIBRARIES, ids=lambda each: each.__name__)

@@ -17,7 +17,7 @@ import pytest
 import respx
 
 from bide._http.fetcher import MAX_REDIRECTS, READ_TIMEOUT, Answer, CutError, Fetcher, ForbiddenError
-from hostile_world import (
+from support.hostile_server import (
     CDN,
     PNG,
     PUBLIC,

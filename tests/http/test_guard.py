@@ -17,7 +17,7 @@ import pytest
 from attrs import define, field
 
 from bide._http.guard import STAGGER, GuardedBackend, RefusedAddressError, check_resolved
-from wires import reply, serving
+from support.scripted_server import reply, serving
 
 PUBLIC = "93.184.216.34"
 PUBLIC_6 = "2606:4700::1111"

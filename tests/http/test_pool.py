@@ -15,7 +15,7 @@ import pytest
 
 from bide._http import pool as _pool
 from bide._http.pool import MAX_IDLE, ConnectionStack, SetupError, proxy_for
-from wires import Server, cut, late, reply, serving
+from support.scripted_server import Server, cut, late, reply, serving
 
 BROKEN = (httpx.NetworkError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.ConnectionNotAvailable)
 

@@ -23,7 +23,7 @@ from bide._http.transport import MAY_HAVE_ARRIVED, NOT_SENT, Transport
 from bide._text import redacted_url
 from bide._wire import Call, Secret
 from bide.errors import TransportError, UnexpectedReplyError
-from wires import cut, drip, late, reply, serving
+from support.scripted_server import cut, drip, late, reply, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

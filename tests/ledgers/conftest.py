@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from worlds import WORLDS, World
 
 from bide.ledgers import Ledger
+from support.ledger_worlds import WORLDS, World
 
 
 @pytest.fixture(params=WORLDS)

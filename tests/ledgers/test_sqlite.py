@@ -11,14 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import until
-from worlds import ORIGIN, admitted, in_thread, put_back, record, running, set_forward, state, terms
 
 from bide import ImageRequest
 from bide.errors import LedgerError, TaskCancelledError
 from bide.ledgers import Hint, Record, SQLiteLedger, digest_of
 from bide.models import Limits, Task, TaskStatus
-from toy import ToyService
+from support.ledger_worlds import (
+    ORIGIN,
+    admitted,
+    in_thread,
+    put_back,
+    record,
+    running,
+    set_forward,
+    state,
+    terms,
+)
+from support.programs import until
+from support.toy import ToyService
 
 pytestmark = pytest.mark.real_time
 

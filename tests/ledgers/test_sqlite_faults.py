@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import program, until
-from worlds import allow_writes, in_thread, record, refuse_writes, running
 
 from bide import ImageRequest, Limits
 from bide._polling import poller as _polling
@@ -26,7 +24,9 @@ from bide.errors import LedgerError
 from bide.ledgers import SQLiteLedger
 from bide.ledgers.sqlite import database as _sqlite_file
 from bide.models import TaskStatus
-from toy import Toy, ToyService
+from support.ledger_worlds import allow_writes, in_thread, record, refuse_writes, running
+from support.programs import program, until
+from support.toy import Toy, ToyService
 
 pytestmark = pytest.mark.real_time
 

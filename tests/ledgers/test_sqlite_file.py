@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from worlds import ORIGIN, admitted, in_thread, record, running, state
 
 from bide.errors import LedgerError
 from bide.ledgers import SQLiteLedger
@@ -20,6 +19,7 @@ from bide.ledgers.sqlite import database as _sqlite_file
 from bide.ledgers.sqlite import rows as _sqlite_rows
 from bide.ledgers.sqlite import store as _sqlite_store
 from bide.models import ImageRequest, Output, SavedFile, Task, TaskStatus
+from support.ledger_worlds import ORIGIN, admitted, in_thread, record, running, state
 
 pytestmark = pytest.mark.real_time
 

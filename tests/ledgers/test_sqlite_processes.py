@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import program, until
-from worlds import ORIGIN, admitted, in_thread, record, running, state, terms
 
 from bide import ImageRequest
 from bide.ledgers import Hint, Record, SQLiteLedger
 from bide.models import Limits, TaskStatus
-from toy import ToyService
+from support.ledger_worlds import ORIGIN, admitted, in_thread, record, running, state, terms
+from support.programs import program, until
+from support.toy import ToyService
 
 pytestmark = pytest.mark.real_time
 

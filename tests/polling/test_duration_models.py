@@ -16,8 +16,8 @@ from bide import ImageRequest, LedgerError, MemoryLedger, Pace, RawRequest, Requ
 from bide._polling.duration_models import MOST_MODELS, Experience, Model, variant_of
 from bide._polling.durations import Learned, Lesson, learned_from, plain_of
 from bide.ledgers import SQLiteLedger
-from toy import TimedService, ToyService
-from world import image, video
+from support.emulated import image, video
+from support.toy import TimedService, ToyService
 
 IMAGES = (10.0, 30.0)
 NAME = "toy@https://toy.example  image  wan2.5-t2i-preview"

@@ -16,7 +16,7 @@ import pytest
 
 from bide import Client, Limits, Pace, TaskHandle, TaskStatus
 from bide.emulator import Emulator
-from world import KEY, Wire, calls, client_at, emulator_with, image, now, provider_at, truth, video
+from support.emulated import KEY, Wire, calls, client_at, emulator_with, image, now, provider_at, truth, video
 
 
 class Veil(Wire):

@@ -23,8 +23,8 @@ from bide import (
     TaskFailedError,
 )
 from bide._polling.durations import Learned, Lesson, learned_from, plain_of
-from toy import TimedService, Toy, ToyService
-from world import image, now, video
+from support.emulated import image, now, video
+from support.toy import TimedService, Toy, ToyService
 
 DONE, RUNNING = {"status": "succeeded"}, {"status": "running"}
 HERE = "toy@https://toy.example"

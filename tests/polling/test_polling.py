@@ -23,8 +23,8 @@ from bide import (
     WaitTimeoutError,
 )
 from bide.emulator import DieyuyunStyle, Emulator
-from toy import Toy, ToyService
-from world import calls, client_at, emulator_with, image, now, video
+from support.emulated import calls, client_at, emulator_with, image, now, video
+from support.toy import Toy, ToyService
 
 DONE = {"status": "succeeded"}
 RUNNING = {"status": "running"}

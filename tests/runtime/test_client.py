@@ -29,8 +29,8 @@ from bide import (
     TaskStatus,
     WaitTimeoutError,
 )
-from toy import Toy, ToyService
-from world import KEY, THREE, calls, client_at, emulator_with, image, now, video
+from support.emulated import KEY, THREE, calls, client_at, emulator_with, image, now, video
+from support.toy import Toy, ToyService
 
 DONE = {"status": "succeeded"}
 RUNNING = {"status": "running"}

@@ -32,8 +32,8 @@ from bide.emulator import Emulator
 from bide.ledgers import SQLiteLedger
 from bide.ledgers.sqlite import session as _session
 from bide.providers import Profile
-from toy import Toy, ToyService
-from world import calls, emulator_with, provider_at, video
+from support.emulated import calls, emulator_with, provider_at, video
+from support.toy import Toy, ToyService
 
 pytestmark = pytest.mark.real_time
 

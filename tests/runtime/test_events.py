@@ -33,8 +33,8 @@ from bide import (
     TaskStatus,
     VideoRequest,
 )
-from toy import Toy, ToyService
-from world import KEY, THREE, client_at, emulator_with, image, now, video
+from support.emulated import KEY, THREE, client_at, emulator_with, image, now, video
+from support.toy import Toy, ToyService
 
 RUNNING, DONE = {"status": "running"}, {"status": "succeeded"}
 

@@ -22,8 +22,8 @@ from bide import (
     TransportError,
     WaitTimeoutError,
 )
-from toy import Toy, ToyService
-from world import KEY, client_at, emulator_with, image, now, video
+from support.emulated import KEY, client_at, emulator_with, image, now, video
+from support.toy import Toy, ToyService
 
 DONE = {"status": "succeeded"}
 RUNNING = {"status": "running"}

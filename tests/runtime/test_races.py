@@ -10,8 +10,8 @@ import pytest
 
 from bide import BideError, ClientClosedError, Limits, MemoryLedger, SubmissionUnknownError, TaskStatus
 from bide._wire import Secret
-from toy import Toy, ToyService
-from world import KEY, calls, client_at, emulator_with, image, now, video
+from support.emulated import KEY, calls, client_at, emulator_with, image, now, video
+from support.toy import Toy, ToyService
 
 DONE = {"status": "succeeded"}
 RUNNING = {"status": "running"}

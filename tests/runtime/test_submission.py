@@ -24,8 +24,8 @@ from bide import (
     WaitTimeoutError,
 )
 from bide.emulator import DieyuyunStyle, Emulator, ServiceLimits
-from toy import Toy, ToyService
-from world import THREE, calls, client_at, emulator_with, image, now, video
+from support.emulated import THREE, calls, client_at, emulator_with, image, now, video
+from support.toy import Toy, ToyService
 
 DONE = {"status": "succeeded"}
 

@@ -9,7 +9,7 @@ import pytest
 
 from bide._service.query_rate import Turnstile, turnstile_for
 from bide.ledgers import MemoryLedger
-from world import now
+from support.emulated import now
 
 
 async def query(turnstile: Turnstile, seconds: float = 0.0) -> float:

@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 from bide import Client, Output, Task, TaskStatus
-from hostile_world import far_client
-from virtual_time import VirtualTimeLoop
+from support.hostile_server import far_client
+from support.virtual_time import VirtualTimeLoop
 
 NOWHERE = "http://127.0.0.1:9/api/v1"
 """An API on loopback, where nothing answers: files may come from loopback, too."""

@@ -17,7 +17,7 @@ from bide import Client, DownloadError, Event, EventName, SavedFile, Task, TaskH
 from bide._downloads.part_file import PartFile
 from bide.emulator import Emulator, RequestRecord
 from bide.ledgers import Ledger, MemoryLedger
-from world import calls, client_at, emulator_with, image, truth, video
+from support.emulated import calls, client_at, emulator_with, image, truth, video
 
 SIZE = 300_000
 OLDER = b"an older file, which is nobody's business"

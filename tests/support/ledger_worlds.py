@@ -16,7 +16,7 @@ from attrs import evolve
 
 from bide.ledgers import Held, LaneTerms, Ledger, MemoryLedger, Record, SQLiteLedger, digest_of
 from bide.models import ImageRequest, Limits, Task, TaskStatus
-from virtual_time import VirtualTimeLoop
+from support.virtual_time import VirtualTimeLoop
 
 ORIGIN = "https://api.example"
 CAT = ImageRequest("a cat", model="m")

@@ -14,12 +14,12 @@ from typing import Any
 TESTS = Path(__file__).parents[1]
 BEGIN = """
     import asyncio, gc, os, sys, time
-    sys.path[:0] = [sys.argv[2], sys.argv[2] + "/ledgers"]
+    sys.path.insert(0, sys.argv[2])
     from attrs import evolve
     from bide.ledgers import SQLiteLedger
     from bide.models import Task, TaskStatus
-    from toy import ToyService
-    from worlds import *
+    from support.toy import ToyService
+    from support.ledger_worlds import *
     path = sys.argv[1]
 
     def say(*words):

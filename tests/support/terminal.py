@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nursery import nursery_for
-
-from world import emulator_with
+from support.emulated import emulator_with
+from support.forked_programs import nursery_for
 
 if TYPE_CHECKING:
     from bide.emulator import Emulator

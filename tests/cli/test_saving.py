@@ -26,7 +26,7 @@ IMPATIENT = "import bide._downloads.download; bide._downloads.download.TRIES = 1
 """A program that gives up early: a test does not wait for tries that cannot help."""
 
 FULL_DISK = """
-from bide._part import PartFile
+from bide._downloads.part_file import PartFile
 def full(*_):
     raise OSError(28, "No space left on device")
 PartFile.open = full

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from bide.ledgers import Held, LaneTerms, Ledger, MemoryLedger, Record, SQLiteLedger, digest_of
+from bide.ledgers import Held, Hint, LaneTerms, Ledger, MemoryLedger, Record, SQLiteLedger, digest_of
 from bide.models import ImageRequest, Limits, Task, TaskStatus
 from support.virtual_time import VirtualTimeLoop
+from support.waits import until
 
 ORIGIN = "https://api.example"
 CAT = ImageRequest("a cat", model="m")
@@ -106,6 +107,14 @@ async def set_forward(ledger: SQLiteLedger, seconds: float) -> None:
         hands.file._before += seconds
 
     await in_thread(ledger, shift)
+
+
+async def ticks(ledger: Ledger, count: int = 3) -> None:
+    """Wait until *ledger* has looked so many times at what others do."""
+    hints: list[Record | Hint] = []
+    unsubscribe = ledger.subscribe(hints.append)
+    await until(lambda: hints.count(Hint.SLOTS) >= count)
+    unsubscribe()
 
 
 async def refuse_writes(ledger: SQLiteLedger) -> None:

@@ -1,4 +1,4 @@
-"""Other processes for tests that need them, and waiting for what they do."""
+"""Other Python processes, for tests that need them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import asyncio
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+
+from support.waits import A_MINUTE
 
 TESTS = Path(__file__).parents[1]
 BEGIN = """
@@ -27,12 +28,6 @@ BEGIN = """
 """
 
 
-async def until(happens: Callable[[], Any], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not happens():
-            await asyncio.sleep(0.01)
-
-
 class Program:
     """Another process that runs *code* over *path*."""
 
@@ -43,7 +38,7 @@ class Program:
 
     async def line(self) -> str:
         assert self.process.stdout is not None
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(A_MINUTE):
             return (await asyncio.to_thread(self.process.stdout.readline)).strip()
 
     def kill(self) -> None:

@@ -35,7 +35,7 @@ from bide.emulator import Emulator, ServiceLimits
 from goals import Row, arguments, percentile, show
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from virtual_time import VirtualTimeLoop
+from support.virtual_time import VirtualTimeLoop
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping

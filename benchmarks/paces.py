@@ -21,7 +21,7 @@ from goals import percentile
 from wire import FLOOR, Imagined, Wire, request_for
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from virtual_time import VirtualTimeLoop
+from support.virtual_time import VirtualTimeLoop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import random
 import sys
@@ -10,9 +11,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import bide
-from virtual_time import VirtualTimeLoop
+from support.virtual_time import VirtualTimeLoop
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")  # how fast examples are made and run is no matter of ours
 
 
 @pytest.hookimpl(wrapper=True)
@@ -34,8 +39,11 @@ def pytest_collection() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def same_chance(request: pytest.FixtureRequest) -> None:
-    """Phases and jitter are drawn anew in each test, and alike in each run of it."""
-    random.seed(request.node.nodeid)
+    """Phases and jitter are drawn anew in each test, and alike in each run of it.
+
+    A run with other ones: `OTHER_CHANCE=7 pytest`.
+    """
+    random.seed(request.node.name + os.environ.get("OTHER_CHANCE", ""))
 
 
 @pytest.fixture

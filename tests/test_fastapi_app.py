@@ -23,9 +23,9 @@ import uvicorn
 
 from bide import LedgerError, TaskHandle
 from bide.emulator import Emulator
+from support.emulated import client_at, truth, video
+from support.virtual_time import wait_for_ledgers
 from test_examples import EXAMPLES, environment, loaded
-from virtual_time import wait_for_ledgers
-from world import client_at, truth, video
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

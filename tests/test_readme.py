@@ -13,7 +13,7 @@ import pytest
 
 from bide import errors
 from bide.emulator import Emulator
-from virtual_time import wait_for_ledgers
+from support.virtual_time import wait_for_ledgers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

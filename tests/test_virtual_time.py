@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from virtual_time import DeadlockError, VirtualTimeLoop
+from support.virtual_time import DeadlockError, VirtualTimeLoop
 
 
 async def test_an_hour_of_sleep_takes_no_time() -> None:

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from terminal import IMAGE, VIDEO, Terminal, piped, quick, statuses
 
-from world import emulator_with
+from support.emulated import emulator_with
+from support.terminal import IMAGE, VIDEO, Terminal, piped, quick, statuses
 
 pytestmark = pytest.mark.real_time
 

@@ -8,9 +8,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from terminal import IMAGE, VIDEO, left_ids, quick, start, statuses, watch_command
 
-from world import emulator_with
+from support.emulated import emulator_with
+from support.terminal import IMAGE, VIDEO, left_ids, quick, start, statuses, watch_command
 
 pytestmark = pytest.mark.real_time
 

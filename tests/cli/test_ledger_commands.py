@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from attrs import asdict
-from terminal import IMAGE, KEY, VIDEO, Ended, Terminal, ledger_of, piped, quick, start
 
 from bide import Limits, ModelStatistics, SQLiteLedger
 from bide.cli._ledger import Place
 from bide.emulator import Emulator
-from world import client_at, emulator_with, image, video
+from support.emulated import client_at, emulator_with, image, video
+from support.terminal import IMAGE, KEY, VIDEO, Ended, Terminal, ledger_of, piped, quick, start
 
 pytestmark = pytest.mark.real_time
 

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-from terminal import IMAGE, left_ids, piped, quick, start
 
-from world import emulator_with
+from support.emulated import emulator_with
+from support.terminal import IMAGE, left_ids, piped, quick, start
 
 pytestmark = pytest.mark.real_time
 

@@ -9,7 +9,12 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from terminal import (
+
+from bide import Client, Limits, SQLiteLedger
+from bide.cli._files import opens
+from bide.emulator import Emulator
+from support.emulated import client_at, emulator_with, image, provider_at, video
+from support.terminal import (
     IMAGE,
     KEY,
     VIDEO,
@@ -23,11 +28,6 @@ from terminal import (
     statuses,
     watch_command,
 )
-
-from bide import Client, Limits, SQLiteLedger
-from bide.cli._files import opens
-from bide.emulator import Emulator
-from world import client_at, emulator_with, image, provider_at, video
 
 pytestmark = pytest.mark.real_time
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from terminal import IMAGE, KEY, VIDEO, ledger_of, left_ids, piped, quick, start, watch_command
 
 from bide import Client, Pace, SQLiteLedger
 from bide.cli import main
 from bide.cli._files import opens
-from world import calls, emulator_with, image, provider_at, video
+from support.emulated import calls, emulator_with, image, provider_at, video
+from support.terminal import IMAGE, KEY, VIDEO, ledger_of, left_ids, piped, quick, start, watch_command
 
 if TYPE_CHECKING:
     from bide.emulator import Emulator
@@ -26,7 +26,7 @@ IMPATIENT = "import bide._downloads.download; bide._downloads.download.TRIES = 1
 """A program that gives up early: a test does not wait for tries that cannot help."""
 
 FULL_DISK = """
-from bide._part import PartFile
+from bide._downloads.part_file import PartFile
 def full(*_):
     raise OSError(28, "No space left on device")
 PartFile.open = full

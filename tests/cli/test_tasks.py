@@ -9,9 +9,20 @@ import signal
 from pathlib import Path
 
 import pytest
-from terminal import IMAGE, KEY, VIDEO, Terminal, left_ids, piped, quick, start, statuses, watch_command
 
-from world import emulator_with
+from support.emulated import emulator_with
+from support.terminal import (
+    IMAGE,
+    KEY,
+    VIDEO,
+    Terminal,
+    left_ids,
+    piped,
+    quick,
+    start,
+    statuses,
+    watch_command,
+)
 
 pytestmark = pytest.mark.real_time
 

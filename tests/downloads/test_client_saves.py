@@ -29,7 +29,7 @@ from bide import (
     TaskStatus,
 )
 from bide._downloads.part_file import PartFile
-from wires import cut, late, reply, serving
+from support.scripted_server import cut, late, reply, serving
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"p" * 100
 MP4 = b"\x00\x00\x00\x18ftypisom" + b"v" * 100

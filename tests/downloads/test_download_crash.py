@@ -11,16 +11,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from download_world import asked_from, fetched, names, original, sent, world
 
 from bide import Task
 from bide.emulator import Emulator
 from bide.ledgers import SQLiteLedger
-from world import KEY, video
+from support import download_worker
+from support.downloads import asked_from, fetched, names, original, sent, world
+from support.emulated import KEY, video
 
 pytestmark = pytest.mark.real_time
 
-WORKER = Path(__file__).parent / "download_worker.py"
+WORKER = Path(download_worker.__file__)
 SIZE = 24_000_000
 SLOW = {"on": "asset", "drip": 10_000_000}
 ENOUGH = 6_000_000

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from download_world import SIZE, World, asked_from, fetched, names, original, sent, world
 
 from bide import Downloads
 from bide.emulator import DieyuyunStyle
-from world import calls, image
+from support.downloads import SIZE, World, asked_from, fetched, names, original, sent, world
+from support.emulated import calls, image
 
 ALWAYS = 1000
 

@@ -13,11 +13,11 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-from download_world import OLDER, World, asked_from, fetched, names, original, sent, world
 
 from bide import DownloadError, Downloads
-from wires import Answer, Server, cut, serving
-from world import now
+from support.downloads import OLDER, World, asked_from, fetched, names, original, sent, world
+from support.emulated import now
+from support.scripted_server import Answer, Server, cut, serving
 
 ALWAYS = 1000
 

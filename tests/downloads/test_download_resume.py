@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from download_world import World, asked_from, fetched, names, sent, world
 
 from bide import DownloadError, Downloads, EventName, SavedFile, Task
 from bide.emulator import DieyuyunStyle
 from bide.ledgers import Ledger, MemoryLedger, SQLiteLedger
-from virtual_time import wait_for_ledgers
+from support.downloads import World, asked_from, fetched, names, sent, world
+from support.virtual_time import wait_for_ledgers
 
 SLOW = {"on": "asset", "drip": 50_000}
 """A drip that a file of 300 kB takes 6 s for."""

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from download_world import World, asked_from, fetched, names, sent, world
 
 from bide import BideError, DownloadError, Downloads, EventName
 from bide.emulator import Emulator
 from bide.ledgers import Ledger, MemoryLedger, SQLiteLedger
-from virtual_time import wait_for_ledgers
-from world import calls, image, now
+from support.downloads import World, asked_from, fetched, names, sent, world
+from support.emulated import calls, image, now
+from support.virtual_time import wait_for_ledgers
 
 SLOW = {"on": "asset", "drip": 50_000}
 """A drip that a file of 300 kB takes 6 s for."""

@@ -8,9 +8,9 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from download_world import World, asked_from, fetched, original, sent, world
 
-from wires import cut, reply, serving
+from support.downloads import World, asked_from, fetched, original, sent, world
+from support.scripted_server import cut, reply, serving
 
 
 @pytest.fixture

@@ -16,15 +16,15 @@ from typing import Any
 import httpx
 import pytest
 from attrs import evolve, frozen
-from download_world import World, fetched, names, world
 
 from bide import Client, DashScope, Event, EventName, Output, Request, Task, TaskStatus
 from bide._downloads import saver as _saving
 from bide._wire import Reply
 from bide.ledgers import MemoryLedger
 from bide.providers import Accepted, CreateOutcome, Profile
-from toy import Toy, ToyService
-from world import KEY, emulator_with, image, now
+from support.downloads import World, fetched, names, world
+from support.emulated import KEY, emulator_with, image, now
+from support.toy import Toy, ToyService
 
 HOUR = 3600.0
 CHECK = 60.0

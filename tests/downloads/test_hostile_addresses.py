@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bide import DownloadError, Downloads
-from hostile_world import (
+from support.hostile_server import (
     CDN,
     PNG,
     PUBLIC,

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from bide import Client, DownloadError, Output, SavedFile, Task, TaskStatus, VideoRequest
 from bide._downloads.media_types import _EXTENSIONS, extension_of
 from bide._validators import is_ticket
-from hostile_world import PNG, SECRET, done, far_client, moved, reply, serving
+from support.hostile_server import PNG, SECRET, done, far_client, moved, reply, serving
 
 LONG = "x" * 300
 UPWARD = [

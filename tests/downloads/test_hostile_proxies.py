@@ -13,7 +13,7 @@ from attrs import define, field
 
 from bide import DownloadError, Downloads
 from bide._http.addresses import is_stand_in
-from hostile_world import (
+from support.hostile_server import (
     CDN,
     PNG,
     PUBLIC,

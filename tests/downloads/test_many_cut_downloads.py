@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from download_world import World, asked_from, fetched, names, original, sent, world
 
 from bide import DownloadError, Downloads, Limits, SavedFile, Task
-from world import image
+from support.downloads import World, asked_from, fetched, names, original, sent, world
+from support.emulated import image
 
 OPTIONS = {"limits": Limits(concurrency=100), "downloads": Downloads(at_once=8)}
 

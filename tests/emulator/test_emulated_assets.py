@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
-from emulator_callers import VIDEOS, Caller, DashScopeCaller, DieyuyunCaller
 
 from bide.emulator import Emulator
 from bide.emulator._files import BLOCK, ResultFile, Span
+from support.emulator_callers import VIDEOS, Caller, DashScopeCaller, DieyuyunCaller
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

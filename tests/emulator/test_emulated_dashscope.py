@@ -8,9 +8,9 @@ from datetime import datetime, timedelta, timezone
 
 import httpx
 import pytest
-from emulator_callers import IMAGES, IMAGES_26, VIDEOS, Caller, DashScopeCaller
 
 from bide.emulator import Emulator
+from support.emulator_callers import IMAGES, IMAGES_26, VIDEOS, Caller, DashScopeCaller
 
 BEIJING = timezone(timedelta(hours=8))
 

@@ -7,9 +7,9 @@ import base64
 from datetime import datetime
 
 import pytest
-from emulator_callers import Caller, DieyuyunCaller
 
 from bide.emulator import DieyuyunStyle, Emulator, ServiceLimits
+from support.emulator_callers import Caller, DieyuyunCaller
 
 
 async def test_a_task_is_queued_then_processed_then_completed() -> None:

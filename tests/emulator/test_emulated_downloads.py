@@ -10,10 +10,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
-from emulator_callers import Caller, DashScopeCaller, DieyuyunCaller
 from test_emulated_assets import decoded_png, mp4_boxes
 
 from bide.emulator import Emulator
+from support.emulator_callers import Caller, DashScopeCaller, DieyuyunCaller
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

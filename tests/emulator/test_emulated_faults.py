@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-from emulator_callers import Caller, DashScopeCaller, DieyuyunCaller
 
 from bide.emulator import Emulator
+from support.emulator_callers import Caller, DashScopeCaller, DieyuyunCaller
 
 
 async def test_a_create_cut_before_it_takes_effect_makes_no_task() -> None:

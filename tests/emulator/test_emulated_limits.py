@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from emulator_callers import VIDEOS, Caller, DashScopeCaller, DieyuyunCaller, until
 
 from bide.emulator import Emulator, ServiceLimits, fingerprint
+from support.emulator_callers import VIDEOS, Caller, DashScopeCaller, DieyuyunCaller, until
 
 
 async def test_a_fourth_video_is_refused_until_one_of_three_has_ended() -> None:

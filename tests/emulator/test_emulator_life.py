@@ -12,9 +12,9 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 import pytest
-from emulator_callers import Caller, DashScopeCaller, DieyuyunCaller
 
 from bide.emulator import Emulator
+from support.emulator_callers import Caller, DashScopeCaller, DieyuyunCaller
 
 
 async def test_the_urls_name_one_port_for_both_services_and_another_for_assets() -> None:

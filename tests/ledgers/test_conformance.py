@@ -6,11 +6,11 @@ import inspect
 import math
 
 import pytest
-from worlds import ORIGIN, World, admit, admitted, record, state, terms
 
 from bide.errors import LedgerError
 from bide.ledgers import Held, Ledger, MemoryLedger, Record, SQLiteLedger
 from bide.models import ImageRequest, Limits, Task, TaskStatus
+from support.ledger_worlds import ORIGIN, World, admit, admitted, record, state, terms
 
 
 async def test_a_ticket_is_put_on_record_once(ledger: Ledger) -> None:

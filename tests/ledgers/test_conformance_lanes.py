@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import pytest
-from worlds import ORIGIN, World, admit, admitted, lane_of, put_back, record, running, state, terms
 
 from bide.ledgers import Held, Ledger, Record
 from bide.models import Limits, TaskStatus
+from support.ledger_worlds import (
+    ORIGIN,
+    World,
+    admit,
+    admitted,
+    lane_of,
+    put_back,
+    record,
+    running,
+    state,
+    terms,
+)
 
 NONE = terms(limits=Limits())
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from worlds import SQLitePairWorld, World, admit, record
 
 from bide.ledgers import Held, Ledger, MemoryLedger, SQLiteLedger
 from bide.ledgers._records import MOST_LEARNED
+from support.ledger_worlds import SQLitePairWorld, World, admit, record
 
 
 def to(text: str) -> Callable[[str | None], str]:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 from attrs import evolve
-from worlds import (
+
+from bide.errors import LedgerError
+from bide.ledgers import Held, Hint, Ledger, Record
+from bide.models import ImageRequest, Limits, SavedFile, Task, TaskStatus
+from support.ledger_worlds import (
     ORIGIN,
     World,
     admit,
@@ -15,10 +19,6 @@ from worlds import (
     state,
     terms,
 )
-
-from bide.errors import LedgerError
-from bide.ledgers import Held, Hint, Ledger, Record
-from bide.models import ImageRequest, Limits, SavedFile, Task, TaskStatus
 
 ONE = terms(limits=Limits(1))
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from worlds import ORIGIN, SQLitePairWorld, admitted, record, running, state, terms
 
 from bide.ledgers import Ledger, Record
 from bide.ledgers import _state_machine as _book
 from bide.models import ErrorDetail, Limits, Output, SavedFile, Task, TaskStatus
+from support.ledger_worlds import ORIGIN, SQLitePairWorld, admitted, record, running, state, terms
 
 MANY = Limits(100)
 

@@ -9,7 +9,7 @@ from attrs import evolve
 from bide.ledgers import MemoryLedger, Record
 from bide.ledgers import memory as memory_module
 from bide.models import ImageRequest, SavedFile, Task, TaskStatus
-from toy import ToyService
+from support.toy import ToyService
 
 
 def final(ticket: str, task_id: str) -> Record:

@@ -11,14 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import until
-from worlds import ORIGIN, admitted, in_thread, put_back, record, running, set_forward, state, terms
 
 from bide import ImageRequest
 from bide.errors import LedgerError, TaskCancelledError
 from bide.ledgers import Hint, Record, SQLiteLedger, digest_of
 from bide.models import Limits, Task, TaskStatus
-from toy import ToyService
+from support.ledger_worlds import (
+    ORIGIN,
+    admitted,
+    in_thread,
+    put_back,
+    record,
+    running,
+    set_forward,
+    state,
+    terms,
+)
+from support.toy import ToyService
+from support.waits import A_MINUTE, until
 
 pytestmark = pytest.mark.real_time
 
@@ -50,7 +60,7 @@ def raw_rows(path: Path, query: str, *values: object) -> list[Any]:
 async def test_nothing_is_made_before_the_first_use(path: Path) -> None:
     ledger = SQLiteLedger(path)
     assert repr(ledger) == f"<SQLiteLedger {path}>"
-    assert ledger.now() == pytest.approx(time.time(), abs=5)
+    assert ledger.now() == pytest.approx(time.time(), abs=60)
     ToyService().client(ledger=ledger)
 
     assert list(path.parent.iterdir()) == []
@@ -106,9 +116,8 @@ def test_a_loop_that_was_closed_over_an_open_ledger_is_in_nobodys_way(path: Path
         await ledger.add(record("t1", owner=me))
 
     async def go_on() -> None:
-        async with ledger, asyncio.timeout(3):
-            while not await ledger.adopt(ORIGIN, {"k1"}, "another"):
-                await asyncio.sleep(0.05)
+        async with ledger:
+            await until(lambda: ledger.adopt(ORIGIN, {"k1"}, "another"))
             assert [each.clients for each in (await ledger.report()).owners] == [0]
 
     asyncio.run(begin())
@@ -185,7 +194,7 @@ async def test_a_step_that_is_cancelled_is_taken_all_the_same_and_keeps_nobody(p
 async def test_two_ledgers_on_one_file_name_keys_and_time_alike(path: Path) -> None:
     async with SQLiteLedger(path) as one, SQLiteLedger(path) as other:
         assert await one.salt() == await other.salt()
-        assert one.now() == pytest.approx(other.now(), abs=0.5)
+        assert one.now() == pytest.approx(other.now(), abs=60)
         assert one.now() == pytest.approx(time.time(), abs=60)
 
 
@@ -194,6 +203,7 @@ async def test_each_ledger_has_a_salt_of_its_own(tmp_path: Path) -> None:
         assert await one.salt() != await other.salt()
 
 
+@pytest.mark.usefixtures("no_ticks")
 async def test_what_an_owner_drives_is_heard_of_when_another_process_changes_it(path: Path) -> None:
     async with SQLiteLedger(path) as one, SQLiteLedger(path) as other:
         me = await one.enter(ORIGIN, {"k1"})
@@ -203,11 +213,12 @@ async def test_what_an_owner_drives_is_heard_of_when_another_process_changes_it(
 
         await other.withdraw("t1", Task(ticket="t1", status=TaskStatus.CANCELLED))
 
-        await until(lambda: any(isinstance(each, Record) for each in heard), 0.4)
+        await until(lambda: any(isinstance(each, Record) for each in heard))
         (news,) = [each for each in heard if isinstance(each, Record)]
         assert (news.ticket, news.task.status) == ("t1", TaskStatus.CANCELLED)
 
 
+@pytest.mark.usefixtures("no_ticks")
 async def test_what_is_followed_is_heard_of_whoever_drives_it(path: Path) -> None:
     async with SQLiteLedger(path) as one, SQLiteLedger(path) as other:
         me = await one.enter(ORIGIN, {"k1"})
@@ -220,12 +231,13 @@ async def test_what_is_followed_is_heard_of_whoever_drives_it(path: Path) -> Non
         )
         await other.follow("t1")
         await one.update("t1", state(got, TaskStatus.RUNNING, progress=40), owner=me)
-        await until(lambda: (TaskStatus.RUNNING, 40) in heard, 0.4)
+        await until(lambda: (TaskStatus.RUNNING, 40) in heard)
         await one.finish("t1", state(got, TaskStatus.SUCCEEDED), owner=me)
 
-        await until(lambda: heard[-1][0] is TaskStatus.SUCCEEDED, 0.4)
+        await until(lambda: heard[-1][0] is TaskStatus.SUCCEEDED)
 
 
+@pytest.mark.usefixtures("no_ticks")
 async def test_whoever_is_next_is_woken_when_another_process_frees_a_slot(path: Path) -> None:
     lanes = terms(limits=Limits(1))
     async with SQLiteLedger(path) as one, SQLiteLedger(path) as other:
@@ -238,25 +250,24 @@ async def test_whoever_is_next_is_woken_when_another_process_frees_a_slot(path: 
         other.subscribe(heard.append)
 
         await one.finish("t1", state(first, TaskStatus.FAILED), owner=me)
-        ended = time.monotonic()
 
         await until(lambda: Hint.SLOTS in heard)
-        assert time.monotonic() - ended < 0.3
         assert (await admitted(other, lanes, them)).ticket == "t2"
 
 
+@pytest.mark.usefixtures("no_ticks")
 async def test_others_hear_of_owners_that_come_and_go(path: Path) -> None:
     async with SQLiteLedger(path) as one, SQLiteLedger(path) as other:
         heard: list[Record | Hint] = []
         one.subscribe(heard.append)
 
         them = await other.enter(ORIGIN, {"k1"})
-        await until(lambda: Hint.OWNERS in heard, 0.4)
+        await until(lambda: Hint.OWNERS in heard)
         await other.add(record("t1", owner=them))
         heard.clear()
         await other.leave(them)
 
-        await until(lambda: Hint.OWNERS in heard, 0.4)
+        await until(lambda: Hint.OWNERS in heard)
         assert [each.ticket for each in await one.adopt(ORIGIN, {"k1"}, "me")] == ["t1"]
 
 
@@ -340,7 +351,7 @@ async def test_news_that_were_read_in_a_step_that_is_undone_are_heard_all_the_sa
         with pytest.raises(LedgerError, match="what broke it"):
             await in_thread(other, read_and_fail, writes=True)
 
-        await until(lambda: any(isinstance(each, Record) for each in heard), 2.0)
+        await until(lambda: any(isinstance(each, Record) for each in heard))
 
 
 async def test_a_row_that_cannot_be_read_is_in_no_others_way(
@@ -422,7 +433,7 @@ async def test_without_prompts_what_waits_ends_when_its_owner_leaves(path: Path)
         async with service.client(ledger=follower) as later:
             handle = await later.attach(ticket=waits.ticket)
             with pytest.raises(TaskCancelledError, match="its request was not stored"):
-                await handle.result(timeout=1)
+                await handle.result(timeout=A_MINUTE)
             assert [each.ticket for each in await later.resume()] == [sent.ticket]
 
 

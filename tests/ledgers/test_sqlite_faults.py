@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import program, until
-from worlds import allow_writes, in_thread, record, refuse_writes, running
 
 from bide import ImageRequest, Limits
 from bide._polling import poller as _polling
@@ -26,20 +24,24 @@ from bide.errors import LedgerError
 from bide.ledgers import SQLiteLedger
 from bide.ledgers.sqlite import database as _sqlite_file
 from bide.models import TaskStatus
-from toy import Toy, ToyService
+from support.ledger_worlds import allow_writes, in_thread, record, refuse_writes, running
+from support.programs import program
+from support.toy import Toy, ToyService
+from support.waits import A_MINUTE, until
 
 pytestmark = pytest.mark.real_time
 
 CAT = ImageRequest("a cat", model="m")
 HOLDS_THE_LOCK = """
-    import fcntl
+    import fcntl, signal
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     lock = os.open(path, os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
     say("held")
-    time.sleep(0.3)
+    signal.sigwait([signal.SIGUSR1])
     fcntl.flock(lock, fcntl.LOCK_UN)
     say("let go")
-    time.sleep(60)
+    time.sleep(600)
 """
 AS_NOBODY = """
     import asyncio, os, sys
@@ -117,7 +119,7 @@ def as_nobody(path: Path) -> str:
         capture_output=True,
         check=False,
         text=True,
-        timeout=30,
+        timeout=A_MINUTE,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -294,7 +296,7 @@ async def test_a_process_that_stopped_in_the_midst_of_writing_is_told_and_waited
             assert await holder.line() == "held"
             holder.process.send_signal(signal.SIGSTOP)
 
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(A_MINUTE):
                 with pytest.raises(
                     LedgerError, match=r"stopped in the midst of writing\? Continue or end it"
                 ):
@@ -302,8 +304,9 @@ async def test_a_process_that_stopped_in_the_midst_of_writing_is_told_and_waited
                 with pytest.raises(LedgerError, match="Continue or end it"):
                     await SQLiteLedger(path).get("t1")
 
+            holder.process.send_signal(signal.SIGUSR1)
             holder.process.send_signal(signal.SIGCONT)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(A_MINUTE):
                 while len(await ledger.records()) < 2:
                     with suppress(LedgerError):
                         await ledger.add(record("t2"))
@@ -364,7 +367,7 @@ async def lock(path: Path) -> sqlite3.Connection:
 
 async def in_the_end(wait: Callable[[], Awaitable[Any]]) -> Any:
     """What a wait comes to; that the ledger did not work meanwhile is told first, and may be told twice."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(A_MINUTE):
         while True:
             try:
                 return await wait()
@@ -480,7 +483,5 @@ async def test_an_owner_that_could_not_leave_leaves_when_the_ledger_works_again(
             await ledger.leave(me)
         await allow_writes(ledger)
 
-        async with asyncio.timeout(3):
-            while not await ledger.adopt("toy", {"k1"}, other):
-                await asyncio.sleep(0.05)
+        await until(lambda: ledger.adopt("toy", {"k1"}, other))
         assert [each.clients for each in (await ledger.report()).owners] == [1]

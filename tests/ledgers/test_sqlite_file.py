@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import time
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from worlds import ORIGIN, admitted, in_thread, record, running, state
 
 from bide.errors import LedgerError
 from bide.ledgers import SQLiteLedger
@@ -20,6 +20,7 @@ from bide.ledgers.sqlite import database as _sqlite_file
 from bide.ledgers.sqlite import rows as _sqlite_rows
 from bide.ledgers.sqlite import store as _sqlite_store
 from bide.models import ImageRequest, Output, SavedFile, Task, TaskStatus
+from support.ledger_worlds import ORIGIN, admitted, in_thread, record, running, state
 
 pytestmark = pytest.mark.real_time
 
@@ -49,12 +50,20 @@ async def finished(ledger: SQLiteLedger, ticket: str, expires: timedelta) -> Non
     await ledger.finish(ticket, task, owner="me")
 
 
+def set_wall_clock_forward(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Expiry goes by the wall clock, since the service's dates do."""
+    wall_clock = time.time
+    monkeypatch.setattr(time, "time", lambda: wall_clock() + seconds)
+
+
 async def clean(ledger: SQLiteLedger) -> bool:
     return bool(await in_thread(ledger, lambda hands: hands.store.clean(), writes=True))
 
 
-async def test_addresses_are_blanked_when_they_expire_and_records_removed_later(path: Path) -> None:
-    async with SQLiteLedger(path, keep=1.0) as ledger:
+async def test_addresses_are_blanked_when_they_expire_and_records_removed_later(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SQLiteLedger(path, keep=100.0) as ledger:
         await finished(ledger, "old", timedelta(seconds=-0.5))
         await finished(ledger, "new", timedelta(hours=1))
 
@@ -70,7 +79,7 @@ async def test_addresses_are_blanked_when_they_expire_and_records_removed_later(
         assert "secret-new" in (new.task.outputs[0].url or "")
         assert await ledger.known(ORIGIN, ["x-old"]) == {"x-old"}
 
-        await asyncio.sleep(0.6)
+        set_wall_clock_forward(monkeypatch, 100.0)
         await clean(ledger)
 
         assert [each.ticket for each in await ledger.records(all=True)] == ["new"]
@@ -148,9 +157,11 @@ async def unsaved(ledger: SQLiteLedger) -> list[str]:
     return [each.ticket for each in await ledger.unsaved(ORIGIN, {"k1"})]
 
 
-async def test_what_was_blanked_cannot_be_saved_but_what_came_inline_can(path: Path) -> None:
+async def test_what_was_blanked_cannot_be_saved_but_what_came_inline_can(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is told of as long as its record is kept, and no record is kept for that alone."""
-    ends = datetime.now(UTC) + timedelta(seconds=0.5)
+    ends = datetime.now(UTC) + timedelta(hours=1)
     url, data = Output(url="https://h/a?sig=1", expires_at=ends), Output(data="aGk=", expires_at=ends)
     async with SQLiteLedger(path, keep=100.0) as ledger:
         await ended_with(ledger, "url", url)
@@ -160,7 +171,7 @@ async def test_what_was_blanked_cannot_be_saved_but_what_came_inline_can(path: P
         await ledger.saved("saved", [SavedFile("saved-1.png", 2)])
         assert await unsaved(ledger) == ["url", "both", "saved", "inline"]
 
-        await asyncio.sleep(0.6)
+        set_wall_clock_forward(monkeypatch, 3600.0)
         assert await unsaved(ledger) == ["inline", "both"]
         await clean(ledger)
         assert await unsaved(ledger) == ["inline", "both"]

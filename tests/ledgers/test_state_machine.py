@@ -14,11 +14,11 @@ from attrs import evolve
 from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from model import Model, Span, Ticket
-from worlds import ORIGIN, MemoryWorld, SQLitePairWorld, SQLiteWorld, World, record
 
 from bide.ledgers import Held, LaneTerms, Ledger, Record
 from bide.models import Limits, Output, SavedFile, Task, TaskStatus
+from support.ledger_model import Model, Span, Ticket
+from support.ledger_worlds import ORIGIN, MemoryWorld, SQLitePairWorld, SQLiteWorld, World, record
 
 pytestmark = pytest.mark.no_cover  # tracing doubles its time, and other tests run the same lines
 

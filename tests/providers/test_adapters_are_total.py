@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from provider_replies import ID, IMAGE, VIDEO, reply
 
 from bide._wire import Reply
 from bide.errors import BideError
 from bide.models import Task
 from bide.providers import Accepted, DashScope, Dieyuyun, Page, Provider, TryAgain, Unclear
+from support.provider_replies import ID, IMAGE, VIDEO, reply
 
 pytestmark = pytest.mark.no_cover  # tracing doubles its time, and other tests run the same lines
 PROVIDERS: tuple[Provider, ...] = (DashScope(base_url="http://h/api/v1"), Dieyuyun("http://h"))

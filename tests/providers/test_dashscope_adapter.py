@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from provider_replies import ID, IMAGE, VIDEO, reply
 
 from bide._wire import Call
 from bide.errors import (
@@ -35,6 +34,7 @@ from bide.providers import (
     TryAgain,
     Unclear,
 )
+from support.provider_replies import ID, IMAGE, VIDEO, reply
 
 URL = "https://dashscope-result.oss-cn-beijing.aliyuncs.com/1d/a.png?Expires=1784716800&Signature=s%3D"
 VIDEO_URL = "https://dashscope-result.oss-cn-beijing.aliyuncs.com/1d/a.mp4?Expires=1784716800&Signature=s%3D"

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from provider_replies import reply
 
 from bide._wire import Call, Reply
 from bide.errors import (
@@ -34,6 +33,7 @@ from bide.providers import (
     TryAgain,
     Unclear,
 )
+from support.provider_replies import reply
 
 ID = "task_abc123xyz"
 IMAGE = ImageRequest("a cat", model="gpt-image-2")

@@ -1,0 +1,91 @@
+"""The turnstile in front of all queries of an account."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from bide._service.query_rate import Turnstile, turnstile_for
+from bide.ledgers import MemoryLedger
+from support.emulated import now
+
+
+async def query(turnstile: Turnstile, seconds: float = 0.0) -> float:
+    await turnstile.enter()
+    begun = now()
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        turnstile.leave()
+    return begun
+
+
+async def test_whoever_waits_goes_in_order_of_arrival_and_before_the_poller() -> None:
+    turnstile = Turnstile(2)
+    first = [asyncio.create_task(query(turnstile)) for _ in range(6)]
+    await asyncio.sleep(0)
+
+    assert not turnstile.try_enter(now())
+    begun = [await each for each in first]
+    assert begun == sorted(begun)
+    assert begun[-1] - begun[0] == pytest.approx(2 * 1.02, abs=0.01)
+
+
+async def test_the_poller_hears_of_a_place_once_nobody_waits() -> None:
+    turnstile, heard = Turnstile(1), []
+    turnstile.on_free.append(lambda: heard.append(now()))
+    assert turnstile.try_enter(now())
+    waits = asyncio.create_task(query(turnstile))
+    await asyncio.sleep(0)
+
+    turnstile.leave()
+    assert heard == []
+    await waits
+
+    assert len(heard) >= 1
+
+
+async def test_random_cancels_lose_no_place_and_break_no_limit() -> None:
+    turnstile, chance, begun = Turnstile(10), random.Random(3), []
+
+    async def one() -> None:
+        begun.append(await query(turnstile, chance.uniform(0, 0.3)))
+
+    for _ in range(400):
+        task = asyncio.create_task(one())
+        asyncio.get_running_loop().call_later(chance.choice([0, 0, 0.01, 0.2, 5]), task.cancel)
+        await asyncio.sleep(chance.choice([0, 0, 0.02]))
+    await asyncio.sleep(100)
+
+    before = now()
+    times = await asyncio.gather(*(query(turnstile) for _ in range(10)))
+    assert max(times) - before < 0.01, "all ten places are free"
+    for moment in begun:
+        assert sum(moment - 1 < each <= moment for each in begun) <= 10
+
+
+async def test_a_cancel_just_as_its_turn_comes_passes_the_place_on() -> None:
+    turnstile = Turnstile(1)
+    await turnstile.enter()
+    second, third = asyncio.create_task(query(turnstile)), asyncio.create_task(query(turnstile))
+    await asyncio.sleep(0)
+    turnstile.leave()
+    asyncio.get_running_loop().call_later(1.02, second.cancel)
+    await asyncio.wait([second, third])
+
+    assert third.result() > 0
+
+
+async def test_clients_that_share_a_key_share_the_budget_and_the_lower_rate_holds() -> None:
+    ledger = MemoryLedger()
+
+    one = turnstile_for(ledger, "o", ["a", "b"], 20)
+    two = turnstile_for(ledger, "o", ["b", "c"], 5)
+
+    assert one is two
+    assert one.budget.rate == 5
+    assert turnstile_for(ledger, "o", ["c"], None) is one
+    assert turnstile_for(ledger, "elsewhere", ["c"], None) is not one
+    assert turnstile_for(MemoryLedger(), "o", ["c"], None) is not one

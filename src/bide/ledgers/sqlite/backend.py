@@ -1,39 +1,30 @@
-"""An open SQLite ledger: its thread with all that works there, and what wakes it and others."""
+"""What the thread of a SQLite ledger works with: the file, the steps over it, and the other processes on it."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
-import random
 import socket
 import sqlite3
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import partial
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
 from bide.errors import LedgerError
 from bide.ledgers._lanes import portion
-from bide.ledgers._records import Hint, Record
 from bide.ledgers._state_machine import Book
 from bide.ledgers.sqlite.database import File, explained
 from bide.ledgers.sqlite.processes import Presence
 from bide.ledgers.sqlite.store import SQLiteStore
-from bide.ledgers.sqlite.worker import Hands, Worker
+from bide.ledgers.sqlite.worker import Hands
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
-log = logging.getLogger("bide")
+    from bide.ledgers._records import Record
 
-TICK = 0.5
-"""Seconds between two looks at who is alive, which make up for lost wake-ups too."""
-CLEAN_TICKS = 60
-"""So many of them are between two steps of retention; one that finds much is followed by the next at once."""
 TURN, NEWS, OWNERS = b"t", b"n", b"o"
 """The words that processes wake each other with: it may be your turn, there are news, owners have come or gone."""
 
@@ -247,125 +238,3 @@ class SQLiteHands(Hands):
 
 def _instance_of(owner: str) -> str:
     return owner.partition(".")[0]
-
-
-class Session:
-    """An open ledger in one event loop: steps go to its thread, news come back."""
-
-    def __init__(self, make: Callable[[], SQLiteHands], tell: Callable[[Record | Hint], None]) -> None:
-        self._tell = tell
-        self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
-        self.worker = Worker(make, self._changed)
-        self._catching_up: asyncio.Task[None] | None = None
-        self._ticking: asyncio.Task[None] | None = None
-        self._reading: socket.socket | None = None
-        self.not_left: set[str] = set()  # owners that have ended, which could not be recorded
-
-    async def start(self) -> None:
-        """Open the file.
-
-        Raises:
-            LedgerError: it cannot be opened; the thread has ended.
-        """
-        try:
-            hands: SQLiteHands = await self.worker.put(lambda hands: hands, writes=False)
-        except BaseException:
-            self.worker.stop()
-            raise
-        self.now, self.salt, self.instance = hands.file.now, hands.salt, hands.presence.instance
-        if hands.presence.socket is not None:
-            self._reading = hands.presence.socket
-            self._loop.add_reader(self._reading.fileno(), self._woken)
-        self._ticking = self._loop.create_task(self._tick(), name="bide ledger")
-
-    def check(self) -> None:
-        """Raise unless this is the process and the loop that it was opened in."""
-        if self.is_inherited:
-            raise RuntimeError(
-                f"this ledger was opened in process {self._pid}, and this is {os.getpid()}: fork before a "
-                f"ledger is first used, and give each process a SQLiteLedger of its own; they share the file"
-            )
-        if asyncio.get_running_loop() is not self._loop:
-            raise RuntimeError(
-                "this ledger is open in another event loop: make a SQLiteLedger for each loop; they share the file"
-            )
-
-    @property
-    def is_inherited(self) -> bool:
-        """Whether this process is a fork of the one that it was opened in: it has no thread here."""
-        return os.getpid() != self._pid
-
-    @property
-    def is_of_this_loop(self) -> bool:
-        """Whether its loop may still run."""
-        return not self._loop.is_closed()
-
-    async def aclose(self) -> None:
-        """Close the file, when the steps before this have been taken."""
-        for task in (self._ticking, self._catching_up):
-            if task is not None:
-                task.cancel()
-        if self._reading is not None:
-            self._loop.remove_reader(self._reading.fileno())
-            self._reading = None
-        self.worker.stop()
-        await asyncio.shield(self.worker.ended)
-
-    def _changed(self, records: list[Record]) -> None:
-        for record in records:
-            self._tell(record)
-
-    def _woken(self) -> None:
-        """Another process has sent a word."""
-        words = set()
-        with suppress(BlockingIOError):
-            while self._reading is not None:
-                words.add(self._reading.recv(16))
-        if NEWS in words or OWNERS in words:
-            self._catch_up_soon()
-        if OWNERS in words:
-            self._tell(Hint.OWNERS)
-        if TURN in words:
-            self._tell(Hint.SLOTS)
-
-    def _catch_up_soon(self) -> None:
-        if self._catching_up is None or self._catching_up.done():
-            self._catching_up = self._loop.create_task(self._catch_up())
-
-    async def _catch_up(self) -> None:
-        with suppress(LedgerError):
-            self._changed(await self.worker.put(lambda hands: hands.store.news(), writes=False))
-
-    async def _tick(self) -> None:
-        """Look around now and then: who has died, what was not heard, what is old."""
-        number = 0
-        while True:
-            await asyncio.sleep(TICK * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
-            number += 1
-            try:
-                await self._look_around()
-                if number % CLEAN_TICKS == 1 and await self.worker.put(
-                    lambda hands: hands.store.clean(), writes=True
-                ):
-                    number -= 1  # there may be more
-            except LedgerError:
-                continue  # whoever needs the file is told
-            except Exception as fault:  # noqa: BLE001 - it must go on: nobody else sees who dies
-                log.error("the ledger could not be looked after: %s: %s", type(fault).__name__, fault)
-
-    async def _look_around(self) -> None:
-        around: Around = await self.worker.put(SQLiteHands.look_around, writes=False)
-        if around.is_buried:
-            await self.worker.put(SQLiteHands.rise, writes=True)
-        if around.dead:
-            await self.worker.put(partial(SQLiteHands.bury, dead=around.dead), writes=True)
-        for owner in tuple(self.not_left):
-            await self.worker.put(partial(SQLiteHands.leave, owner=owner), writes=True)
-            self.not_left.discard(owner)
-        await self._catch_up()
-        if around.dead or around.has_changed or around.is_left:
-            self._tell(Hint.OWNERS)
-        elif around.has_company:
-            self._tell(Hint.SHARES)
-        self._tell(Hint.SLOTS)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from bide.errors import LedgerError
 from bide.ledgers._ledger import Ledger
+from bide.ledgers.sqlite.backend import SQLiteHands
 from bide.ledgers.sqlite.report import LedgerReport, report_of
-from bide.ledgers.sqlite.session import Session, SQLiteHands
+from bide.ledgers.sqlite.session import Session
 
 if TYPE_CHECKING:
     import os

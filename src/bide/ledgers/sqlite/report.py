@@ -10,7 +10,7 @@ from attrs import frozen
 
 if TYPE_CHECKING:
     from bide.ledgers._records import LaneView, Record
-    from bide.ledgers.sqlite.session import SQLiteHands
+    from bide.ledgers.sqlite.backend import SQLiteHands
 
 
 @frozen

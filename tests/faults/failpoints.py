@@ -27,7 +27,7 @@ import httpx
 
 from bide import Client, DashScope, Dieyuyun, Limits, Pace, Provider, TaskHandle, VideoRequest
 from bide.ledgers import Held, Ledger, SQLiteLedger
-from bide.ledgers._state_machine import Book
+from bide.ledgers._state_machine import StateMachine
 from bide.ledgers.sqlite.database import File
 
 KEY = "sk-failpoint-0123456789"
@@ -109,13 +109,13 @@ class DoomedTransport(httpx.AsyncBaseTransport):
 
 
 def die_within(name: str) -> None:
-    """Let this process end in the transaction that takes the step *name* of the book: after the change, before the
+    """Let this process end in the transaction that takes the step *name* of the state machine: after the change, before the
     commit."""
-    steps = {name: getattr(Book, name)}
+    steps = {name: getattr(StateMachine, name)}
     reached = []
 
-    def taken(book: Book, *arguments: Any, **more: Any) -> Any:
-        result = steps[name](book, *arguments, **more)
+    def taken(machine: StateMachine, *arguments: Any, **more: Any) -> Any:
+        result = steps[name](machine, *arguments, **more)
         if not isinstance(result, Held) and not (name in ("adopt", "leave") and not result):
             reached.append(name)
         return result
@@ -129,7 +129,7 @@ def die_within(name: str) -> None:
             if reached:
                 os._exit(DEAD)
 
-    setattr(Book, name, taken)
+    setattr(StateMachine, name, taken)
     File.transaction = transaction  # type: ignore[method-assign, assignment]
 
 

@@ -10,8 +10,7 @@ import pytest
 from attrs import evolve
 from worlds import ORIGIN, SQLitePairWorld, admitted, record, running, state, terms
 
-from bide.ledgers import Ledger, Record
-from bide.ledgers import _state_machine as _book
+from bide.ledgers import Ledger, Record, _state_machine
 from bide.models import ErrorDetail, Limits, Output, SavedFile, Task, TaskStatus
 
 MANY = Limits(100)
@@ -215,7 +214,7 @@ async def test_a_result_that_was_put_on_record_when_it_had_ended_is_to_be_saved_
 
 
 async def test_of_many_the_most_urgent_are_told(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_book, "MOST_UNSAVED", 3)
+    monkeypatch.setattr(_state_machine, "MOST_UNSAVED", 3)
     held = [
         await succeeded(ledger, f"t{seconds}", url(seconds))
         for seconds in (500.0, 100.0, 400.0, 300.0, 200.0)

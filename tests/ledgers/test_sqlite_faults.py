@@ -317,7 +317,7 @@ async def test_what_a_step_did_before_it_failed_is_undone(path: Path) -> None:
         got = await running(ledger, "t1", "x1")
 
         def half(hands: Any) -> None:
-            hands.book.store.drop(got)
+            hands.machine.store.drop(got)
             raise OSError(28, "No space left on device")
 
         with pytest.raises(LedgerError, match="No space left on device"):

@@ -1,4 +1,4 @@
-"""The state machine of submissions: each method of `Book` is one step, which a ledger makes atomic over its store.
+"""The state machine of submissions: each method of `StateMachine` is one step, which a ledger makes atomic over its store.
 
 No I/O and no clock of its own: a store is a dictionary or a database, and what changes here is the same in both.
 """
@@ -32,7 +32,7 @@ NOT_STORED = (
 
 
 class Store(Protocol):
-    """Where records and lanes are kept: what `Book` needs of a dictionary or of a database."""
+    """Where records and lanes are kept: what `StateMachine` needs of a dictionary or of a database."""
 
     def now(self) -> float:
         """Seconds by the ledger's clock."""
@@ -115,7 +115,7 @@ class Store(Protocol):
         ...
 
 
-class Book:
+class StateMachine:
     """The steps of the state machine; see `Ledger` for what each means.
 
     Args:

@@ -15,7 +15,7 @@ from attrs import Factory, define, evolve
 
 from bide.ledgers._lanes import LaneLoad, LaneState
 from bide.ledgers._ledger import Ledger
-from bide.ledgers._state_machine import Book, Store
+from bide.ledgers._state_machine import StateMachine, Store
 from bide.models import TaskStatus
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class _Lane:
 
 
 class MemoryStore(Store):
-    """Records and lanes as plain objects, with the indexes that `Book` asks for."""
+    """Records and lanes as plain objects, with the indexes that `StateMachine` asks for."""
 
     def __init__(self, tell: Callable[[Record], None]) -> None:
         self._tell = tell
@@ -246,7 +246,7 @@ class MemoryLedger(Ledger):
     def __init__(self) -> None:
         super().__init__()
         self._salt = secrets.token_bytes(16)
-        self._book = Book(MemoryStore(self._tell))
+        self._state_machine = StateMachine(MemoryStore(self._tell))
 
     @classmethod
     def of_loop(cls) -> Self:
@@ -271,7 +271,7 @@ class MemoryLedger(Ledger):
         return secrets.token_hex(8)
 
     async def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
-        return self._book.leave(owner, waiting=waiting)
+        return self._state_machine.leave(owner, waiting=waiting)
 
     async def newer(self, versions: Mapping[str, int]) -> list[Record]:
         return []  # whoever listens has heard it
@@ -279,8 +279,10 @@ class MemoryLedger(Ledger):
     async def share(self, owner: str, rate: float) -> float:
         return rate  # all clients of the loop stand at the same turnstile
 
-    async def _step(self, step: Callable[[Book], _T], *, writes: bool = True, vital: bool = False) -> _T:
-        return step(self._book)
+    async def _step(
+        self, step: Callable[[StateMachine], _T], *, writes: bool = True, vital: bool = False
+    ) -> _T:
+        return step(self._state_machine)
 
 
 _LEDGERS: WeakKeyDictionary[asyncio.AbstractEventLoop, MemoryLedger] = WeakKeyDictionary()

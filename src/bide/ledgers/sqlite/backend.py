@@ -13,7 +13,7 @@ from attrs import frozen
 
 from bide.errors import LedgerError
 from bide.ledgers._lanes import portion
-from bide.ledgers._state_machine import Book
+from bide.ledgers._state_machine import StateMachine
 from bide.ledgers.sqlite.database import File, explained
 from bide.ledgers.sqlite.processes import Presence
 from bide.ledgers.sqlite.store import SQLiteStore
@@ -49,7 +49,7 @@ class Around:
 
 
 class SQLiteHands(Hands):
-    """What the ledger's thread works with: the file, the book over it, and the other processes on it."""
+    """What the ledger's thread works with: the file, the state machine over it, and the other processes on it."""
 
     def __init__(self, path: Path, *, full: bool, store_prompts: bool, keep: float) -> None:
         folder = path.with_name(path.name + "-bide")
@@ -60,7 +60,7 @@ class SQLiteHands(Hands):
             self.store = SQLiteStore(
                 self.file, self.presence.instance, store_prompts=store_prompts, keep=keep
             )
-            self.book = Book(self.store, can_be_sent=self.store.has_request)
+            self.machine = StateMachine(self.store, can_be_sent=self.store.has_request)
             self._clients: dict[str, tuple[str, str, str, str]] = {}
             self._words: set[tuple[str, bytes]] = set()
             self._others: frozenset[str] = frozenset()
@@ -147,11 +147,11 @@ class SQLiteHands(Hands):
     def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
         """A client of this process ends, or submits nothing more."""
         if waiting:
-            return self.book.leave(owner, waiting=True)
+            return self.machine.leave(owner, waiting=True)
         self._clients.pop(owner, None)
         self.file.connection.execute("DELETE FROM clients WHERE owner = ?", (owner,))
         self.store.has_unowned = True
-        return self.book.leave(owner)
+        return self.machine.leave(owner)
 
     def _abandon_strangers(self) -> None:
         """Open records of processes that are not on record: taken for dead while they lived, they are by now."""
@@ -208,7 +208,7 @@ class SQLiteHands(Hands):
             (f"{instance}.", f"{instance}/"),
         ).fetchall()
         for (owner,) in clients:
-            self.book.leave(owner)
+            self.machine.leave(owner)
         self.file.connection.execute("DELETE FROM clients WHERE instance = ?", (instance,))
 
     def share(self, owner: str, rate: float) -> float:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from bide.ledgers._records import Record
-    from bide.ledgers._state_machine import Book
+    from bide.ledgers._state_machine import StateMachine
 
 _T = TypeVar("_T")
 
@@ -193,10 +193,12 @@ class SQLiteLedger(Ledger):
 
     # Inside ------------------------------------------------------------------------------------------------
 
-    async def _step(self, step: Callable[[Book], _T], *, writes: bool = True, vital: bool = False) -> _T:
+    async def _step(
+        self, step: Callable[[StateMachine], _T], *, writes: bool = True, vital: bool = False
+    ) -> _T:
         session = await self._opened()
         result: _T = await session.worker.put(
-            lambda hands: step(hands.book), writes=writes, vital=vital and self._full
+            lambda hands: step(hands.machine), writes=writes, vital=vital and self._full
         )
         return result
 

@@ -77,7 +77,7 @@ def report_of(hands: SQLiteHands) -> LedgerReport:
     lanes = [
         view
         for origin in store.origins()
-        for view in hands.book.lanes(origin, {key for _, key, _ in store.lanes(origin)})
+        for view in hands.machine.lanes(origin, {key for _, key, _ in store.lanes(origin)})
     ]
     (unowned,) = connection.execute(
         "SELECT count(*) FROM records WHERE is_open = 1 AND owner IS NULL"

@@ -50,7 +50,7 @@ async def finished(ledger: SQLiteLedger, ticket: str, expires: timedelta) -> Non
 
 
 async def clean(ledger: SQLiteLedger) -> bool:
-    return bool(await in_thread(ledger, lambda hands: hands.store.clean(), writes=True))
+    return bool(await in_thread(ledger, lambda backend: backend.store.clean(), writes=True))
 
 
 async def test_addresses_are_blanked_when_they_expire_and_records_removed_later(path: Path) -> None:
@@ -207,7 +207,7 @@ async def test_a_saved_file_is_read_from_older_and_from_later_rows(path: Path) -
         text = json.dumps([old, later])
         await in_thread(
             ledger,
-            lambda hands: hands.file.connection.execute("UPDATE records SET files = ?", (text,)),
+            lambda backend: backend.database.connection.execute("UPDATE records SET files = ?", (text,)),
             writes=True,
         )
 

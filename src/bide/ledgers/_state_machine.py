@@ -1,4 +1,4 @@
-"""The state machine of submissions: each method of `StateMachine` is one step, which a ledger makes atomic over its store.
+"""`StateMachine`: the steps of a submission, each of which a ledger makes atomic over its `Store`.
 
 No I/O and no clock of its own: a store is a dictionary or a database, and what changes here is the same in both.
 """

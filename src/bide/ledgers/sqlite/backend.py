@@ -14,10 +14,10 @@ from attrs import frozen
 from bide.errors import LedgerError
 from bide.ledgers._lanes import portion
 from bide.ledgers._state_machine import StateMachine
-from bide.ledgers.sqlite.database import File, explained
+from bide.ledgers.sqlite.database import Database, explained
 from bide.ledgers.sqlite.processes import Presence
 from bide.ledgers.sqlite.store import SQLiteStore
-from bide.ledgers.sqlite.worker import Hands
+from bide.ledgers.sqlite.worker import Backend
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -48,17 +48,17 @@ class Around:
     is_buried: bool
 
 
-class SQLiteHands(Hands):
+class SQLiteBackend(Backend):
     """What the ledger's thread works with: the file, the state machine over it, and the other processes on it."""
 
     def __init__(self, path: Path, *, full: bool, store_prompts: bool, keep: float) -> None:
         folder = path.with_name(path.name + "-bide")
-        self.file = File(path, folder, full=full)
+        self.database = Database(path, folder, full=full)
         try:
-            self.salt = self.file.salt()
+            self.salt = self.database.salt()
             self.presence = Presence(folder)
             self.store = SQLiteStore(
-                self.file, self.presence.instance, store_prompts=store_prompts, keep=keep
+                self.database, self.presence.instance, store_prompts=store_prompts, keep=keep
             )
             self.machine = StateMachine(self.store, can_be_sent=self.store.has_request)
             self._clients: dict[str, tuple[str, str, str, str]] = {}
@@ -66,13 +66,13 @@ class SQLiteHands(Hands):
             self._others: frozenset[str] = frozenset()
             self._begin()
         except BaseException as fault:
-            self.file.close()
+            self.database.close()
             if isinstance(fault, sqlite3.Error | OSError):
                 raise explained(fault, path) from fault
             raise
 
     def _begin(self) -> None:
-        with self.file.transaction(writes=True):
+        with self.database.transaction(writes=True):
             self.store.begin()
             self.presence.lock()
             self.presence.listen()
@@ -85,13 +85,13 @@ class SQLiteHands(Hands):
 
     def _write_down(self) -> None:
         row = (self.presence.instance, os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat())
-        self.file.connection.execute("INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?)", row)
+        self.database.connection.execute("INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?)", row)
 
     # For the worker -----------------------------------------------------------------------------------------
 
     @contextmanager
     def transaction(self, *, writes: bool, vital: bool) -> Iterator[None]:
-        with self.file.transaction(writes=writes, vital=vital):
+        with self.database.transaction(writes=writes, vital=vital):
             self.store.begin()
             yield
             self._note_whom_to_wake()
@@ -123,25 +123,25 @@ class SQLiteHands(Hands):
 
     def explained(self, fault: Exception) -> Exception:
         if isinstance(fault, sqlite3.Error | OSError):
-            return explained(fault, self.file.path)
+            return explained(fault, self.database.path)
         if isinstance(fault, LedgerError):
             return fault
-        return LedgerError(f"the ledger {self.file.path} failed: {type(fault).__name__}: {fault}")
+        return LedgerError(f"the ledger {self.database.path} failed: {type(fault).__name__}: {fault}")
 
     def close(self) -> None:
-        with suppress(Exception), self.file.transaction(writes=True) as connection:
+        with suppress(Exception), self.database.transaction(writes=True) as connection:
             me = self.presence.instance
             self._abandon(me)
             connection.execute("DELETE FROM owners WHERE instance = ?", (me,))
         self.presence.end()
-        self.file.close()
+        self.database.close()
 
     # Owners -------------------------------------------------------------------------------------------------
 
     def enter(self, owner: str, origin: str, keys: Collection[str]) -> None:
         """A client of this process begins."""
         row = self._clients[owner] = (owner, self.presence.instance, origin, ",".join(sorted(keys)))
-        self.file.connection.execute("INSERT INTO clients VALUES (?, ?, ?, ?)", row)
+        self.database.connection.execute("INSERT INTO clients VALUES (?, ?, ?, ?)", row)
         self.store.has_unowned = True
 
     def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
@@ -149,14 +149,14 @@ class SQLiteHands(Hands):
         if waiting:
             return self.machine.leave(owner, waiting=True)
         self._clients.pop(owner, None)
-        self.file.connection.execute("DELETE FROM clients WHERE owner = ?", (owner,))
+        self.database.connection.execute("DELETE FROM clients WHERE owner = ?", (owner,))
         self.store.has_unowned = True
         return self.machine.leave(owner)
 
     def _abandon_strangers(self) -> None:
         """Open records of processes that are not on record: taken for dead while they lived, they are by now."""
         present = {self.presence.instance, *self.store.others}
-        owners = self.file.connection.execute(
+        owners = self.database.connection.execute(
             "SELECT DISTINCT owner FROM records WHERE is_open = 1 AND owner NOT NULL"
         )
         for instance in {_instance_of(owner) for (owner,) in owners.fetchall()} - present:
@@ -167,7 +167,7 @@ class SQLiteHands(Hands):
         self.presence.lock()
         self._write_down()
         for row in self._clients.values():
-            self.file.connection.execute("INSERT OR REPLACE INTO clients VALUES (?, ?, ?, ?)", row)
+            self.database.connection.execute("INSERT OR REPLACE INTO clients VALUES (?, ?, ?, ?)", row)
         self.store.has_unowned = True
 
     def look_around(self) -> Around:
@@ -175,10 +175,10 @@ class SQLiteHands(Hands):
         instances = self.store.others
         dead = [each for each in instances if not self.presence.is_alive(each)]
         before, self._others = self._others, frozenset(instances).difference(dead)
-        (unowned,) = self.file.connection.execute(
+        (unowned,) = self.database.connection.execute(
             "SELECT EXISTS (SELECT 1 FROM records WHERE is_open = 1 AND owner IS NULL)"
         ).fetchone()
-        (present,) = self.file.connection.execute(
+        (present,) = self.database.connection.execute(
             "SELECT EXISTS (SELECT 1 FROM owners WHERE instance = ?)", (self.presence.instance,)
         ).fetchone()
         return Around(
@@ -194,7 +194,7 @@ class SQLiteHands(Hands):
         dead = [each for each in dead if not self.presence.is_alive(each)]
         for instance in dead:
             self._abandon(instance)
-            self.file.connection.execute("DELETE FROM owners WHERE instance = ?", (instance,))
+            self.database.connection.execute("DELETE FROM owners WHERE instance = ?", (instance,))
             self.presence.bury(instance)
         self.store.others = [each for each in self.store.others if each not in dead]
         self.store.has_unowned = True
@@ -203,17 +203,19 @@ class SQLiteHands(Hands):
         return instance == self.presence.instance or self.presence.is_alive(instance)
 
     def _abandon(self, instance: str) -> None:
-        clients = self.file.connection.execute(
+        clients = self.database.connection.execute(
             "SELECT DISTINCT owner FROM records WHERE is_open = 1 AND owner >= ? AND owner < ?",
             (f"{instance}.", f"{instance}/"),
         ).fetchall()
         for (owner,) in clients:
             self.machine.leave(owner)
-        self.file.connection.execute("DELETE FROM clients WHERE instance = ?", (instance,))
+        self.database.connection.execute("DELETE FROM clients WHERE instance = ?", (instance,))
 
     def share(self, owner: str, rate: float) -> float:
         """The part of an account's query *rate* that this process may use: by open tasks, and one for each process."""
-        clients = self.file.connection.execute("SELECT owner, instance, origin, keys FROM clients").fetchall()
+        clients = self.database.connection.execute(
+            "SELECT owner, instance, origin, keys FROM clients"
+        ).fetchall()
         mine = next(
             ((origin, set(keys.split(","))) for each, _, origin, keys in clients if each == owner), None
         )
@@ -227,7 +229,7 @@ class SQLiteHands(Hands):
         weights = dict.fromkeys(sorted(of_account.values()), 1)
         if len(weights) > 1:
             for each, instance in of_account.items():
-                (count,) = self.file.connection.execute(
+                (count,) = self.database.connection.execute(
                     "SELECT count(*) FROM records WHERE is_open = 1 AND owner = ? AND task_id IS NOT NULL",
                     (each,),
                 ).fetchone()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from bide.errors import LedgerError
 from bide.ledgers._ledger import Ledger
-from bide.ledgers.sqlite.backend import SQLiteHands
+from bide.ledgers.sqlite.backend import SQLiteBackend
 from bide.ledgers.sqlite.report import LedgerReport, report_of
 from bide.ledgers.sqlite.session import Session
 
@@ -121,7 +121,7 @@ class SQLiteLedger(Ledger):
         owner = f"{session.instance}.{next(self._numbers)}"
         self._owners.add(owner)
         try:
-            await session.worker.put(lambda hands: hands.enter(owner, origin, keys), writes=True)
+            await session.worker.put(lambda backend: backend.enter(owner, origin, keys), writes=True)
         except BaseException:
             self._owners.discard(owner)
             raise
@@ -131,10 +131,10 @@ class SQLiteLedger(Ledger):
         session = await self._opened()
         left: list[Record]
         if waiting:
-            left = await session.worker.put(lambda hands: hands.leave(owner, waiting=True), writes=True)
+            left = await session.worker.put(lambda backend: backend.leave(owner, waiting=True), writes=True)
             return left
         try:
-            left = await session.worker.put(lambda hands: hands.leave(owner), writes=True)
+            left = await session.worker.put(lambda backend: backend.leave(owner), writes=True)
         except LedgerError:
             session.not_left.add(owner)  # it is tried again
             raise
@@ -146,20 +146,20 @@ class SQLiteLedger(Ledger):
     async def newer(self, versions: Mapping[str, int]) -> list[Record]:
         session = await self._opened()
         records: list[Record] = await session.worker.put(
-            lambda hands: hands.store.newer(versions), writes=False
+            lambda backend: backend.store.newer(versions), writes=False
         )
         return records
 
     async def share(self, owner: str, rate: float) -> float:
         session = await self._opened()
-        part: float = await session.worker.put(lambda hands: hands.share(owner, rate), writes=False)
+        part: float = await session.worker.put(lambda backend: backend.share(owner, rate), writes=False)
         return part
 
     async def records(self, *, all: bool = False) -> list[Record]:  # noqa: A002 - the word of `bide ls --all`
         """The records that are open or `unknown`, or *all* that are kept, in the order of their arrival."""
         session = await self._opened()
         records: list[Record] = await session.worker.put(
-            lambda hands: hands.store.listed(is_open=not all), writes=False
+            lambda backend: backend.store.listed(is_open=not all), writes=False
         )
         return records
 
@@ -198,7 +198,7 @@ class SQLiteLedger(Ledger):
     ) -> _T:
         session = await self._opened()
         result: _T = await session.worker.put(
-            lambda hands: step(hands.machine), writes=writes, vital=vital and self._full
+            lambda backend: step(backend.machine), writes=writes, vital=vital and self._full
         )
         return result
 
@@ -219,7 +219,7 @@ class SQLiteLedger(Ledger):
     async def _open(self) -> Session:
         full, store_prompts, keep, path = self._full, self._store_prompts, self._keep, self.path
         session = Session(
-            lambda: SQLiteHands(path, full=full, store_prompts=store_prompts, keep=keep), self._tell
+            lambda: SQLiteBackend(path, full=full, store_prompts=store_prompts, keep=keep), self._tell
         )
         await session.start()
         self._session = session

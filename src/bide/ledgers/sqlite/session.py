@@ -6,17 +6,17 @@ import asyncio
 import logging
 import os
 import random
-import socket
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 from bide.errors import LedgerError
 from bide.ledgers._records import Hint, Record
-from bide.ledgers.sqlite.backend import NEWS, OWNERS, TURN, Around, SQLiteHands
+from bide.ledgers.sqlite.backend import NEWS, OWNERS, TURN, Around, SQLiteBackend
 from bide.ledgers.sqlite.worker import Worker
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
 log = logging.getLogger("bide")
@@ -30,7 +30,7 @@ CLEAN_TICKS = 60
 class Session:
     """An open ledger in one event loop: steps go to its thread, news come back."""
 
-    def __init__(self, make: Callable[[], SQLiteHands], tell: Callable[[Record | Hint], None]) -> None:
+    def __init__(self, make: Callable[[], SQLiteBackend], tell: Callable[[Record | Hint], None]) -> None:
         self._tell = tell
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
@@ -47,13 +47,13 @@ class Session:
             LedgerError: it cannot be opened; the thread has ended.
         """
         try:
-            hands: SQLiteHands = await self.worker.put(lambda hands: hands, writes=False)
+            backend: SQLiteBackend = await self.worker.put(lambda backend: backend, writes=False)
         except BaseException:
             self.worker.stop()
             raise
-        self.now, self.salt, self.instance = hands.file.now, hands.salt, hands.presence.instance
-        if hands.presence.socket is not None:
-            self._reading = hands.presence.socket
+        self.now, self.salt, self.instance = backend.database.now, backend.salt, backend.presence.instance
+        if backend.presence.socket is not None:
+            self._reading = backend.presence.socket
             self._loop.add_reader(self._reading.fileno(), self._woken)
         self._ticking = self._loop.create_task(self._tick(), name="bide ledger")
 
@@ -113,7 +113,7 @@ class Session:
 
     async def _catch_up(self) -> None:
         with suppress(LedgerError):
-            self._changed(await self.worker.put(lambda hands: hands.store.news(), writes=False))
+            self._changed(await self.worker.put(lambda backend: backend.store.news(), writes=False))
 
     async def _tick(self) -> None:
         """Look around now and then: who has died, what was not heard, what is old."""
@@ -124,7 +124,7 @@ class Session:
             try:
                 await self._look_around()
                 if number % CLEAN_TICKS == 1 and await self.worker.put(
-                    lambda hands: hands.store.clean(), writes=True
+                    lambda backend: backend.store.clean(), writes=True
                 ):
                     number -= 1  # there may be more
             except LedgerError:
@@ -133,13 +133,13 @@ class Session:
                 log.error("the ledger could not be looked after: %s: %s", type(fault).__name__, fault)
 
     async def _look_around(self) -> None:
-        around: Around = await self.worker.put(SQLiteHands.look_around, writes=False)
+        around: Around = await self.worker.put(SQLiteBackend.look_around, writes=False)
         if around.is_buried:
-            await self.worker.put(SQLiteHands.rise, writes=True)
+            await self.worker.put(SQLiteBackend.rise, writes=True)
         if around.dead:
-            await self.worker.put(partial(SQLiteHands.bury, dead=around.dead), writes=True)
+            await self.worker.put(partial(SQLiteBackend.bury, dead=around.dead), writes=True)
         for owner in tuple(self.not_left):
-            await self.worker.put(partial(SQLiteHands.leave, owner=owner), writes=True)
+            await self.worker.put(partial(SQLiteBackend.leave, owner=owner), writes=True)
             self.not_left.discard(owner)
         await self._catch_up()
         if around.dead or around.has_changed or around.is_left:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection, Iterable, Mapping
 
-    from bide.ledgers.sqlite.database import File
+    from bide.ledgers.sqlite.database import Database
     from bide.models import Request
 
 log = logging.getLogger("bide")
@@ -78,9 +78,9 @@ class SQLiteStore(Store):
         has_unowned: a record belongs to nobody now, or owners have come or gone.
     """
 
-    def __init__(self, file: File, instance: str, *, store_prompts: bool, keep: float) -> None:
-        self._file = file
-        self._connection: sqlite3.Connection = file.connection
+    def __init__(self, database: Database, instance: str, *, store_prompts: bool, keep: float) -> None:
+        self._database = database
+        self._connection: sqlite3.Connection = database.connection
         self._instance = instance
         self._store_prompts = store_prompts
         self._keep = keep
@@ -133,7 +133,7 @@ class SQLiteStore(Store):
         return {owner for found in rows for (owner,) in found}
 
     def now(self) -> float:
-        return self._file.now()
+        return self._database.now()
 
     # Records ------------------------------------------------------------------------------------------------
 

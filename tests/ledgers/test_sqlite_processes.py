@@ -180,7 +180,7 @@ async def test_who_has_no_file_descriptor_left_takes_nobody_for_dead(path: Path)
         try:
             with pytest.raises(OSError, match="Too many open files"):
                 os.open(path, os.O_RDONLY)
-            dead: list[str] = backend.look_around().dead
+            dead: list[str] = backend.read_peers().dead
             return dead
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -246,6 +246,6 @@ class Ledger(ABC):
             vital: whether it must outlive a loss of power: the intent to buy, and the id of what was bought.
         """
 
-    def _tell(self, news: Record | Hint) -> None:
+    def _notify(self, news: Record | Hint) -> None:
         for heard in tuple(self._listeners):
             heard(news)

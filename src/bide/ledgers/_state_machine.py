@@ -343,13 +343,13 @@ class StateMachine:
 
     def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
         left = [
-            self._abandon(record)
+            self._release(record)
             for record in self.store.owned_by(owner)
             if not waiting or record.task.status is TaskStatus.WAITING
         ]
         return [record for record in left if not record.task.status.is_final]
 
-    def _abandon(self, record: Record) -> Record:
+    def _release(self, record: Record) -> Record:
         """The owner of *record* is gone: whoever holds the key may go on with it."""
         if record.task.status is TaskStatus.WAITING and not self._can_be_sent(record):
             detail = ErrorDetail(message=NOT_STORED)

@@ -61,8 +61,8 @@ class _Lane:
 class MemoryStore(Store):
     """Records and lanes as plain objects, with the indexes that `StateMachine` asks for."""
 
-    def __init__(self, tell: Callable[[Record], None]) -> None:
-        self._tell = tell
+    def __init__(self, notify: Callable[[Record], None]) -> None:
+        self._notify = notify
         self._sequence = itertools.count(1)
         self._open: dict[str, Record] = {}
         self._ended: WeakValueDictionary[str, Record] = WeakValueDictionary()
@@ -104,7 +104,7 @@ class MemoryStore(Store):
             lane.submitting.discard(record.ticket)
         if record.task.task_id is not None:
             self._index(record.origin, record.task.task_id, record.ticket, final=True)
-        self._tell(record)
+        self._notify(record)
 
     def heads(self, origin: str, kind: str) -> Iterator[Record]:
         queue = self._queues.get((origin, kind), {})
@@ -193,7 +193,7 @@ class MemoryStore(Store):
                 heapq.heappush(heap, place)
         if record.task.task_id is not None:
             self._index(record.origin, record.task.task_id, ticket, final=status.is_final)
-        self._tell(record)
+        self._notify(record)
         return record
 
     def _use(self, record: Record, key: str) -> None:
@@ -246,7 +246,7 @@ class MemoryLedger(Ledger):
     def __init__(self) -> None:
         super().__init__()
         self._salt = secrets.token_bytes(16)
-        self._state_machine = StateMachine(MemoryStore(self._tell))
+        self._state_machine = StateMachine(MemoryStore(self._notify))
 
     @classmethod
     def of_loop(cls) -> Self:

@@ -30,7 +30,7 @@ TURN, NEWS, OWNERS = b"t", b"n", b"o"
 
 
 @frozen
-class Around:
+class Peers:
     """Who uses the ledger besides this process.
 
     Attributes:
@@ -38,14 +38,14 @@ class Around:
         has_changed: whether others have come or gone since this was looked at last.
         is_left: whether there are open records that nobody drives.
         has_company: whether others live.
-        is_buried: whether this process is on record as dead.
+        was_presumed_dead: whether this process is on record as dead.
     """
 
     dead: list[str]
     has_changed: bool
     is_left: bool
     has_company: bool
-    is_buried: bool
+    was_presumed_dead: bool
 
 
 class SQLiteBackend(Backend):
@@ -77,11 +77,11 @@ class SQLiteBackend(Backend):
             self.presence.lock()
             self.presence.listen()
             self._write_down()
-            self._abandon_strangers()
+            self._release_orphans()
             # Who died between making its files and being on record has left them.
-            for stranger in self.presence.seen() - set(self.store.others):
-                if not self.presence.is_alive(stranger):
-                    self.presence.bury(stranger)
+            for orphan in self.presence.seen() - set(self.store.others):
+                if not self.presence.is_alive(orphan):
+                    self.presence.remove_files(orphan)
 
     def _write_down(self) -> None:
         row = (self.presence.instance, os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat())
@@ -131,7 +131,7 @@ class SQLiteBackend(Backend):
     def close(self) -> None:
         with suppress(Exception), self.database.transaction(writes=True) as connection:
             me = self.presence.instance
-            self._abandon(me)
+            self._release(me)
             connection.execute("DELETE FROM owners WHERE instance = ?", (me,))
         self.presence.end()
         self.database.close()
@@ -153,16 +153,16 @@ class SQLiteBackend(Backend):
         self.store.has_unowned = True
         return self.machine.leave(owner)
 
-    def _abandon_strangers(self) -> None:
+    def _release_orphans(self) -> None:
         """Open records of processes that are not on record: taken for dead while they lived, they are by now."""
         present = {self.presence.instance, *self.store.others}
         owners = self.database.connection.execute(
             "SELECT DISTINCT owner FROM records WHERE is_open = 1 AND owner NOT NULL"
         )
         for instance in {_instance_of(owner) for (owner,) in owners.fetchall()} - present:
-            self._abandon(instance)
+            self._release(instance)
 
-    def rise(self) -> None:
+    def register_again(self) -> None:
         """Others have taken this process for dead, since its lock file was removed: be on record again."""
         self.presence.lock()
         self._write_down()
@@ -170,7 +170,7 @@ class SQLiteBackend(Backend):
             self.database.connection.execute("INSERT OR REPLACE INTO clients VALUES (?, ?, ?, ?)", row)
         self.store.has_unowned = True
 
-    def look_around(self) -> Around:
+    def read_peers(self) -> Peers:
         """See who is here."""
         instances = self.store.others
         dead = [each for each in instances if not self.presence.is_alive(each)]
@@ -181,28 +181,28 @@ class SQLiteBackend(Backend):
         (present,) = self.database.connection.execute(
             "SELECT EXISTS (SELECT 1 FROM owners WHERE instance = ?)", (self.presence.instance,)
         ).fetchone()
-        return Around(
+        return Peers(
             dead=dead,
             has_changed=before != self._others,
             is_left=bool(unowned),
             has_company=bool(self._others),
-            is_buried=not present,
+            was_presumed_dead=not present,
         )
 
-    def bury(self, dead: list[str]) -> None:
+    def remove_dead(self, dead: list[str]) -> None:
         """What dead processes have left belongs to nobody now."""
         dead = [each for each in dead if not self.presence.is_alive(each)]
         for instance in dead:
-            self._abandon(instance)
+            self._release(instance)
             self.database.connection.execute("DELETE FROM owners WHERE instance = ?", (instance,))
-            self.presence.bury(instance)
+            self.presence.remove_files(instance)
         self.store.others = [each for each in self.store.others if each not in dead]
         self.store.has_unowned = True
 
     def _lives(self, instance: str) -> bool:
         return instance == self.presence.instance or self.presence.is_alive(instance)
 
-    def _abandon(self, instance: str) -> None:
+    def _release(self, instance: str) -> None:
         clients = self.database.connection.execute(
             "SELECT DISTINCT owner FROM records WHERE is_open = 1 AND owner >= ? AND owner < ?",
             (f"{instance}.", f"{instance}/"),

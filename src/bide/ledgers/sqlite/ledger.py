@@ -219,7 +219,7 @@ class SQLiteLedger(Ledger):
     async def _open(self) -> Session:
         full, store_prompts, keep, path = self._full, self._store_prompts, self._keep, self.path
         session = Session(
-            lambda: SQLiteBackend(path, full=full, store_prompts=store_prompts, keep=keep), self._tell
+            lambda: SQLiteBackend(path, full=full, store_prompts=store_prompts, keep=keep), self._notify
         )
         await session.start()
         self._session = session

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bide.errors import LedgerError
 from bide.ledgers._records import Hint, Record
-from bide.ledgers.sqlite.backend import NEWS, OWNERS, TURN, Around, SQLiteBackend
+from bide.ledgers.sqlite.backend import NEWS, OWNERS, TURN, Peers, SQLiteBackend
 from bide.ledgers.sqlite.worker import Worker
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ CLEAN_TICKS = 60
 class Session:
     """An open ledger in one event loop: steps go to its thread, news come back."""
 
-    def __init__(self, make: Callable[[], SQLiteBackend], tell: Callable[[Record | Hint], None]) -> None:
-        self._tell = tell
+    def __init__(self, make: Callable[[], SQLiteBackend], notify: Callable[[Record | Hint], None]) -> None:
+        self._notify = notify
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         self.worker = Worker(make, self._changed)
@@ -92,7 +92,7 @@ class Session:
 
     def _changed(self, records: list[Record]) -> None:
         for record in records:
-            self._tell(record)
+            self._notify(record)
 
     def _woken(self) -> None:
         """Another process has sent a word."""
@@ -103,9 +103,9 @@ class Session:
         if NEWS in words or OWNERS in words:
             self._catch_up_soon()
         if OWNERS in words:
-            self._tell(Hint.OWNERS)
+            self._notify(Hint.OWNERS)
         if TURN in words:
-            self._tell(Hint.SLOTS)
+            self._notify(Hint.SLOTS)
 
     def _catch_up_soon(self) -> None:
         if self._catching_up is None or self._catching_up.done():
@@ -122,7 +122,7 @@ class Session:
             await asyncio.sleep(TICK * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
             number += 1
             try:
-                await self._look_around()
+                await self._check_peers()
                 if number % CLEAN_TICKS == 1 and await self.worker.put(
                     lambda backend: backend.store.clean(), writes=True
                 ):
@@ -132,18 +132,18 @@ class Session:
             except Exception as fault:  # noqa: BLE001 - it must go on: nobody else sees who dies
                 log.error("the ledger could not be looked after: %s: %s", type(fault).__name__, fault)
 
-    async def _look_around(self) -> None:
-        around: Around = await self.worker.put(SQLiteBackend.look_around, writes=False)
-        if around.is_buried:
-            await self.worker.put(SQLiteBackend.rise, writes=True)
-        if around.dead:
-            await self.worker.put(partial(SQLiteBackend.bury, dead=around.dead), writes=True)
+    async def _check_peers(self) -> None:
+        peers: Peers = await self.worker.put(SQLiteBackend.read_peers, writes=False)
+        if peers.was_presumed_dead:
+            await self.worker.put(SQLiteBackend.register_again, writes=True)
+        if peers.dead:
+            await self.worker.put(partial(SQLiteBackend.remove_dead, dead=peers.dead), writes=True)
         for owner in tuple(self.not_left):
             await self.worker.put(partial(SQLiteBackend.leave, owner=owner), writes=True)
             self.not_left.discard(owner)
         await self._catch_up()
-        if around.dead or around.has_changed or around.is_left:
-            self._tell(Hint.OWNERS)
-        elif around.has_company:
-            self._tell(Hint.SHARES)
-        self._tell(Hint.SLOTS)
+        if peers.dead or peers.has_changed or peers.is_left:
+            self._notify(Hint.OWNERS)
+        elif peers.has_company:
+            self._notify(Hint.SHARES)
+        self._notify(Hint.SLOTS)

@@ -162,7 +162,7 @@ async def test_a_cancel_that_was_asked_for_meanwhile_ends_a_record_that_is_put_b
     await ledger.add(record("t1"))
     await admitted(ledger)
 
-    marked = await ledger.cancelling("t1")
+    marked = await ledger.request_cancel("t1")
     back = await ledger.put_back("t1", "rate", limits=Limits(3), certain=True, owner="me", retry_after=None)
 
     assert marked.cancelling
@@ -194,7 +194,7 @@ async def test_a_final_state_is_recorded_once(ledger: Ledger) -> None:
         await ledger.accept("t1", state(first, TaskStatus.QUEUED), owner="me"),
         await ledger.put_back("t1", "rate", limits=Limits(3), certain=True, owner="me", retry_after=None),
         await ledger.withdraw("t1", state(first, TaskStatus.CANCELLED)),
-        await ledger.cancelling("t1"),
+        await ledger.request_cancel("t1"),
     ]
 
     assert all(each == kept for each in later)

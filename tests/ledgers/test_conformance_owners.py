@@ -86,7 +86,7 @@ async def test_an_answer_of_an_earlier_owner_does_not_pause_the_lane(ledger: Led
 async def test_a_submitting_record_is_adopted_with_all_that_is_known_of_its_create(ledger: Ledger) -> None:
     await ledger.add(record("t1"))
     got = await admitted(ledger)
-    marked = await ledger.cancelling("t1")
+    marked = await ledger.request_cancel("t1")
 
     (left,) = await ledger.leave("me")
     (adopted,) = await ledger.adopt(ORIGIN, {"k1"}, "other")

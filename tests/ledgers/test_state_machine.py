@@ -256,7 +256,7 @@ class LedgerMachine(RuleBasedStateMachine):
         ticket = self._pick(choose, "submitting")
         if ticket is None:
             return
-        got = self.run(self._any_face(choose).cancelling(ticket.name))
+        got = self.run(self._any_face(choose).request_cancel(ticket.name))
         ticket.cancelling = ticket.cancelling or ticket.status == "submitting"
         self._matches(got, ticket)
 

@@ -81,7 +81,7 @@ class Leaving:
                 await self.withdraw(handle.ticket)
                 await asyncio.sleep(0)
             else:
-                await engine.ledger.cancelling(handle.ticket)
+                await engine.ledger.request_cancel(handle.ticket)
                 is_asked = True
                 if handle.task.status is TaskStatus.SUBMITTING:
                     await handle._changed()

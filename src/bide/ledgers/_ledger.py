@@ -160,9 +160,9 @@ class Ledger(ABC):
         """End a record that waits, whoever owns it; one that does not is returned as it stands."""
         return await self._step(lambda machine: machine.withdraw(ticket, task))
 
-    async def cancelling(self, ticket: str) -> Record:
+    async def request_cancel(self, ticket: str) -> Record:
         """Remember that a cancel was asked for while the record is `submitting`."""
-        return await self._step(lambda machine: machine.cancelling(ticket))
+        return await self._step(lambda machine: machine.request_cancel(ticket))
 
     async def cancel_answered(self, ticket: str, *, taken: bool) -> Record:
         """The service has taken the cancel that was asked for meanwhile, or it was too late."""

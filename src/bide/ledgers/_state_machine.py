@@ -276,7 +276,7 @@ class StateMachine:
             return record
         return self._change(record, task=task)
 
-    def cancelling(self, ticket: str) -> Record:
+    def request_cancel(self, ticket: str) -> Record:
         record = self._record(ticket)
         if record.task.status is not TaskStatus.SUBMITTING or record.cancelling:
             return record

@@ -122,7 +122,7 @@ class Leaving:
         self._engine.poller.look_soon(handle.ticket)
         if handle._record.cancelling:
             with suppress(LedgerError):  # the end will show
-                await self._engine.ledger.cancel_answered(handle.ticket, taken=taken)
+                await self._engine.ledger.record_cancel_answer(handle.ticket, taken=taken)
 
     def set_waiting_clock(self, handle: TaskHandle, seconds: float) -> None:
         """Withdraw the request if it gets no slot within *seconds*."""

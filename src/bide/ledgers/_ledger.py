@@ -164,9 +164,9 @@ class Ledger(ABC):
         """Remember that a cancel was asked for while the record is `submitting`."""
         return await self._step(lambda machine: machine.request_cancel(ticket))
 
-    async def cancel_answered(self, ticket: str, *, taken: bool) -> Record:
+    async def record_cancel_answer(self, ticket: str, *, taken: bool) -> Record:
         """The service has taken the cancel that was asked for meanwhile, or it was too late."""
-        return await self._step(lambda machine: machine.cancel_answered(ticket, taken=taken))
+        return await self._step(lambda machine: machine.record_cancel_answer(ticket, taken=taken))
 
     async def settle(self, ticket: str, task_id: str) -> Record:
         """An `unknown` submission is found to be *task_id*: it is open again, for anybody to adopt.

@@ -282,7 +282,7 @@ class StateMachine:
             return record
         return self._change(record, cancelling=True)
 
-    def cancel_answered(self, ticket: str, *, taken: bool) -> Record:
+    def record_cancel_answer(self, ticket: str, *, taken: bool) -> Record:
         record = self._record(ticket)
         if not record.cancelling or record.cancel_taken is not None or record.task.status.is_final:
             return record

@@ -249,7 +249,7 @@ async def test_each_step_may_be_taken_twice(ledger: Ledger) -> None:
         lambda: ledger.follow("t1"),
         lambda: ledger.update("t1", moving, owner="me"),
         lambda: ledger.finish("t1", done, owner="me"),
-        lambda: ledger.saved("t1", files),
+        lambda: ledger.record_files("t1", files),
         lambda: put_back(ledger, "t2", "rate", limits=limits, retry_after=1.0),
         lambda: ledger.withdraw("t3", gone),
     ):
@@ -310,11 +310,11 @@ async def test_what_was_saved_is_noted_on_an_ended_record(ledger: Ledger) -> Non
     ended = await ledger.finish("t1", state(got, TaskStatus.SUCCEEDED), owner="me")
     files = [SavedFile(path="out/a.png", size=3, media_type="image/png")]
 
-    noted = await ledger.saved("t1", files)
+    noted = await ledger.record_files("t1", files)
 
     assert same(noted, evolve(ended, files=tuple(files)))
     assert await ledger.get("t1") == noted
-    assert await ledger.saved("t9", files) is None
+    assert await ledger.record_files("t9", files) is None
 
 
 async def test_open_records_of_a_key_are_told_in_the_order_of_their_arrival(ledger: Ledger) -> None:

@@ -81,7 +81,7 @@ async def test_saved_files_are_noted_on_a_record_that_was_blanked_and_it_stays_b
         await finished(ledger, "old", timedelta(seconds=-0.5))
         await clean(ledger)
 
-        noted = await ledger.saved("old", [SavedFile(path="old.png", size=1)])
+        noted = await ledger.record_files("old", [SavedFile(path="old.png", size=1)])
 
         assert noted is not None
         assert [each.url for each in noted.task.outputs] == [None]
@@ -157,7 +157,7 @@ async def test_what_was_blanked_cannot_be_saved_but_what_came_inline_can(path: P
         await ended_with(ledger, "inline", data)
         await ended_with(ledger, "both", url, data)
         await ended_with(ledger, "saved", url, data)
-        await ledger.saved("saved", [SavedFile("saved-1.png", 2)])
+        await ledger.record_files("saved", [SavedFile("saved-1.png", 2)])
         assert await unsaved(ledger) == ["url", "both", "saved", "inline"]
 
         await asyncio.sleep(0.6)
@@ -165,7 +165,7 @@ async def test_what_was_blanked_cannot_be_saved_but_what_came_inline_can(path: P
         await clean(ledger)
         assert await unsaved(ledger) == ["inline", "both"]
 
-        await ledger.saved("both", [SavedFile("both-1.png", 2)])
+        await ledger.record_files("both", [SavedFile("both-1.png", 2)])
         assert await unsaved(ledger) == ["inline"]
     rows = raw_rows(path, "SELECT ticket, clean_at FROM records WHERE blanked = 1")
     assert dict(rows) == dict.fromkeys(["url", "inline", "both", "saved"], ends.timestamp() + 100.0)
@@ -211,7 +211,7 @@ async def test_a_saved_file_is_read_from_older_and_from_later_rows(path: Path) -
             writes=True,
         )
 
-        got = await ledger.saved("t1", [SavedFile("c", 3, "6")])
+        got = await ledger.record_files("t1", [SavedFile("c", 3, "6")])
 
         assert got is not None
         assert got.files == (SavedFile("a", 1), SavedFile("b", 2, "5"), SavedFile("c", 3, "6"))
@@ -289,7 +289,7 @@ async def test_a_file_of_the_first_version_tells_what_was_not_saved(path: Path) 
     async with SQLiteLedger(path) as ledger:
         assert await unsaved(ledger) == ["hour", "no end", "inline", "old inline"]
 
-        await ledger.saved("hour", [SavedFile("hour-0.png", 1)])
+        await ledger.record_files("hour", [SavedFile("hour-0.png", 1)])
         assert await unsaved(ledger) == ["no end", "inline", "old inline"]
 
 

@@ -272,7 +272,7 @@ class LedgerMachine(RuleBasedStateMachine):
             places, folder, size = choose(((0,), (1,), (1, 0))), choose(("a", "b")), choose((1, 2))
             saved = {f"{folder}/{ticket.name}-{place}.png": size for place in places}
             files = [SavedFile(*each) for each in saved.items()]
-            kept = self.run(self._any_face(choose).saved(ticket.name, files))
+            kept = self.run(self._any_face(choose).record_files(ticket.name, files))
             ticket.files |= saved
             assert kept is not None
             assert [(each.path, each.size) for each in kept.files] == list(ticket.files.items())

@@ -188,7 +188,7 @@ class Saving:
         while len(self._saved) > REMEMBERED:
             self._saved.popitem(last=False)
         try:
-            await self._engine.ledger.saved(task.ticket, [file])
+            await self._engine.ledger.record_files(task.ticket, [file])
         except Exception as fault:  # noqa: BLE001 - a ledger may be anybody's; the file is there
             log_line(
                 logging.WARNING,

@@ -144,12 +144,12 @@ class Ledger(ABC):
         """Record a final state. The slot is free now, or *hold* seconds from now."""
         return await self._step(lambda machine: machine.finish(ticket, task, owner, hold))
 
-    async def saved(self, ticket: str, files: Sequence[SavedFile]) -> Record | None:
+    async def record_files(self, ticket: str, files: Sequence[SavedFile]) -> Record | None:
         """Note what was saved of a result, beside what was saved of it before; None if the ticket is on no record.
 
         A file at the same path takes the place of the one before.
         """
-        return await self._step(lambda machine: machine.saved(ticket, files))
+        return await self._step(lambda machine: machine.record_files(ticket, files))
 
     async def unsaved(self, origin: str, keys: Collection[str]) -> list[Record]:
         """Records of these keys with results that were not saved and that can be fetched yet, as far as is known: the

@@ -262,7 +262,7 @@ class StateMachine:
             (self._accepted if settled else self._settle)(record)
         return self._change(record, task=task, slot_until=self.store.now() + hold)
 
-    def saved(self, ticket: str, files: Sequence[SavedFile]) -> Record | None:
+    def record_files(self, ticket: str, files: Sequence[SavedFile]) -> Record | None:
         record = self.store.record(ticket)
         if record is None:
             return None

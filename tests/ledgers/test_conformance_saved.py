@@ -39,7 +39,7 @@ async def succeeded(ledger: Ledger, ticket: str, *outputs: Output, **changes: An
 
 
 async def unsaved(ledger: Ledger, *keys: str) -> list[str]:
-    return [each.ticket for each in await ledger.unsaved(ORIGIN, keys or ("k1",))]
+    return [each.ticket for each in await ledger.unsaved_records(ORIGIN, keys or ("k1",))]
 
 
 # What was saved ------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ async def test_the_most_urgent_results_come_first(ledger: Ledger) -> None:
         await succeeded(ledger, "an hour", url()),
     ]
 
-    found = await ledger.unsaved(ORIGIN, {"k1"})
+    found = await ledger.unsaved_records(ORIGIN, {"k1"})
 
     assert [each.ticket for each in found] == ["soon and later", "an hour", "a day", "no end", "inline"]
     assert {each.ticket: each for each in found} == {each.ticket: each for each in held}
@@ -201,8 +201,8 @@ async def test_each_key_and_service_has_its_own(ledger: Ledger) -> None:
     assert await unsaved(ledger, "k1", "k2") == ["mine", "other key", "attached"]
     assert await unsaved(ledger, "k3") == ["attached"]
     assert await unsaved(ledger, "k4") == []
-    assert await ledger.unsaved(ORIGIN, ()) == []
-    assert await ledger.unsaved("https://elsewhere", {"k1"}) == []
+    assert await ledger.unsaved_records(ORIGIN, ()) == []
+    assert await ledger.unsaved_records("https://elsewhere", {"k1"}) == []
     assert len(held) == 4
 
 
@@ -210,7 +210,7 @@ async def test_a_result_that_was_put_on_record_when_it_had_ended_is_to_be_saved_
     task = Task(ticket="t1", task_id="x1", status=TaskStatus.SUCCEEDED, outputs=(url(),))
     held = await ledger.add(record("t1", task=task, key="k1"))
 
-    assert await ledger.unsaved(ORIGIN, {"k1"}) == [held]
+    assert await ledger.unsaved_records(ORIGIN, {"k1"}) == [held]
 
 
 async def test_of_many_the_most_urgent_are_told(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

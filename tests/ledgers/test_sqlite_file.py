@@ -145,7 +145,7 @@ async def ended_with(ledger: SQLiteLedger, ticket: str, *outputs: Output) -> Non
 
 
 async def unsaved(ledger: SQLiteLedger) -> list[str]:
-    return [each.ticket for each in await ledger.unsaved(ORIGIN, {"k1"})]
+    return [each.ticket for each in await ledger.unsaved_records(ORIGIN, {"k1"})]
 
 
 async def test_what_was_blanked_cannot_be_saved_but_what_came_inline_can(path: Path) -> None:
@@ -179,7 +179,7 @@ async def test_an_address_without_an_end_is_kept_for_a_day_beside_one_that_expir
 
         await clean(ledger)
 
-        (found,) = await ledger.unsaved(ORIGIN, {"k1"})
+        (found,) = await ledger.unsaved_records(ORIGIN, {"k1"})
         assert [each.url for each in found.task.outputs] == ["https://h/a?sig=1", "https://h/b"]
 
 

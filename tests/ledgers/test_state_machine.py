@@ -427,7 +427,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _agree_on_what_is_unsaved(self) -> None:
         keys = KEYS[: 1 + len(self._finals) % 2]
-        told = self.run(self._face(len(self._finals)).unsaved(ORIGIN, keys))
+        told = self.run(self._face(len(self._finals)).unsaved_records(ORIGIN, keys))
         known = [each for each in self.model.tickets.values() if each.unsaved and each.lane in keys]
         known.sort(key=lambda each: each.sequence)
         assert [(each.ticket, each.unsaved) for each in told] == [(each.name, each.unsaved) for each in known]

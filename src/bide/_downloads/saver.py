@@ -332,7 +332,7 @@ class Saving:
         is_first = True
         while True:
             try:
-                unsaved = await self._engine.ledger.unsaved(self._engine.origin, self._engine.keys)
+                unsaved = await self._engine.ledger.unsaved_records(self._engine.origin, self._engine.keys)
             except Exception as fault:  # noqa: BLE001 - a ledger may be anybody's; it is asked again
                 log_line(logging.WARNING, f"what is unsaved cannot be read: {excerpt(str(fault), 1000)}")
                 await asyncio.sleep(CHECK_EVERY)

@@ -151,10 +151,10 @@ class Ledger(ABC):
         """
         return await self._step(lambda machine: machine.record_files(ticket, files))
 
-    async def unsaved(self, origin: str, keys: Collection[str]) -> list[Record]:
+    async def unsaved_records(self, origin: str, keys: Collection[str]) -> list[Record]:
         """Records of these keys with results that were not saved and that can be fetched yet, as far as is known: the
         most urgent first, and at most `MOST_UNSAVED` of them."""
-        return await self._step(lambda machine: machine.unsaved(origin, keys), writes=False)
+        return await self._step(lambda machine: machine.unsaved_records(origin, keys), writes=False)
 
     async def withdraw(self, ticket: str, task: Task) -> Record:
         """End a record that waits, whoever owns it; one that does not is returned as it stands."""

@@ -97,7 +97,7 @@ class Store(Protocol):
         """The open records, in the order of arrival."""
         ...
 
-    def unsaved(self, origin: str, keys: Collection[str], at: float, most: int) -> Iterable[Record]:
+    def unsaved_records(self, origin: str, keys: Collection[str], at: float, most: int) -> Iterable[Record]:
         """The records of these keys with unsaved results that expire after *at*; if there are more than *most*, those
         whose results expire first."""
         ...
@@ -379,11 +379,11 @@ class StateMachine:
         held = frozenset(keys)
         return [record for record in self.store.open_records(origin) if _is_of_keys(record, held)]
 
-    def unsaved(self, origin: str, keys: Collection[str]) -> list[Record]:
+    def unsaved_records(self, origin: str, keys: Collection[str]) -> list[Record]:
         held, now = frozenset(keys), time.time()
         found = [
             (min(ahead), record.sequence, record)
-            for record in self.store.unsaved(origin, held, now, MOST_UNSAVED)
+            for record in self.store.unsaved_records(origin, held, now, MOST_UNSAVED)
             if _is_of_keys(record, held) and (ahead := [moment for moment in record.losses if moment > now])
         ]
         return [record for *_, record in sorted(found, key=lambda each: each[:2])[:MOST_UNSAVED]]

@@ -157,7 +157,7 @@ class MemoryStore(Store):
         records = [record for record in self._open.values() if record.origin == origin]
         return sorted(records, key=lambda record: record.sequence)
 
-    def unsaved(self, origin: str, keys: Collection[str], at: float, most: int) -> list[Record]:
+    def unsaved_records(self, origin: str, keys: Collection[str], at: float, most: int) -> list[Record]:
         return [record for record in self._ended.values() if record.origin == origin]
 
     def lanes(self, origin: str) -> list[tuple[str, str, LaneState]]:

@@ -270,7 +270,7 @@ class SQLiteStore(Store):
     def open_records(self, origin: str) -> list[Record]:
         return self._all(f"{_SELECT} WHERE is_open = 1 AND origin = ? ORDER BY sequence", origin)
 
-    def unsaved(self, origin: str, keys: Collection[str], at: float, most: int) -> list[Record]:
+    def unsaved_records(self, origin: str, keys: Collection[str], at: float, most: int) -> list[Record]:
         # What is to be read is found in the index alone: it does not matter how much else is on record.
         mine = " OR ".join("instr(',' || keys || ',', ?)" for _ in keys)
         cursor = self._connection.execute(

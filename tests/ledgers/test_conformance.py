@@ -283,7 +283,7 @@ async def test_an_open_record_is_found_by_the_services_id_and_ended_ones_are_sti
     assert await ledger.find("https://other.example", "x1") is None
     await ledger.finish("t1", state(found, TaskStatus.SUCCEEDED), owner="me")
     assert await ledger.find(ORIGIN, "x1") is None
-    assert await ledger.known(ORIGIN, ["x1", "x2"]) == {"x1"}
+    assert await ledger.known_task_ids(ORIGIN, ["x1", "x2"]) == {"x1"}
 
 
 async def test_released_records_are_adopted_by_who_holds_the_key(ledger: Ledger) -> None:

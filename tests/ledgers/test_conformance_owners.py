@@ -460,7 +460,7 @@ async def test_the_task_of_a_forgotten_record_is_known_of_late(ledger: Ledger) -
 
     await ledger.forget("t1")
 
-    assert await ledger.known(ORIGIN, ["x1", "x2"]) == {"x1"}
+    assert await ledger.known_task_ids(ORIGIN, ["x1", "x2"]) == {"x1"}
     assert kept.task.status.is_final
 
 

@@ -82,7 +82,7 @@ async def test_only_the_newest_ids_of_ended_tasks_are_remembered(monkeypatch: ob
         await ledger.add(evolve(record, task=evolve(record.task, status=TaskStatus.RUNNING)))
         await ledger.finish(record.ticket, record.task, owner="me")
 
-    assert await ledger.known("o", ["x0", "x4", "x5", f"x{many - 1}"]) == {"x5", f"x{many - 1}"}
+    assert await ledger.known_task_ids("o", ["x0", "x4", "x5", f"x{many - 1}"]) == {"x5", f"x{many - 1}"}
 
 
 async def test_the_clients_of_a_loop_share_one_ledger() -> None:

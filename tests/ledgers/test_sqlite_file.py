@@ -68,7 +68,7 @@ async def test_addresses_are_blanked_when_they_expire_and_records_removed_later(
         assert [each.url for each in old.task.outputs] == [None]
         assert new is not None
         assert "secret-new" in (new.task.outputs[0].url or "")
-        assert await ledger.known(ORIGIN, ["x-old"]) == {"x-old"}
+        assert await ledger.known_task_ids(ORIGIN, ["x-old"]) == {"x-old"}
 
         await asyncio.sleep(0.6)
         await clean(ledger)

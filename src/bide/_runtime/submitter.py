@@ -362,7 +362,7 @@ class Submitter:
         if any(_could_be_mixed_up(each, record, until) for each in others):
             return None
         ids = [each.task.task_id for each in listed if each.task.task_id is not None]
-        known = await self._ledger.known(self._origin, ids)
+        known = await self._ledger.known_task_ids(self._origin, ids)
         # The first answer may have corrected our idea of the service's clock: the window is taken after it.
         window = (self._account.service_time(since), self._account.service_time(until))
         fits = [

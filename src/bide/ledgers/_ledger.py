@@ -95,9 +95,9 @@ class Ledger(ABC):
         """The open record of the service's *task_id*."""
         return await self._step(lambda machine: machine.find(origin, task_id), writes=False)
 
-    async def known(self, origin: str, task_ids: Collection[str]) -> frozenset[str]:
+    async def known_task_ids(self, origin: str, task_ids: Collection[str]) -> frozenset[str]:
         """Those of *task_ids* that some record has, or has had of late."""
-        return await self._step(lambda machine: machine.known(origin, task_ids), writes=False)
+        return await self._step(lambda machine: machine.known_task_ids(origin, task_ids), writes=False)
 
     async def admit(self, origin: str, kind: str, owner: str, lanes: Sequence[LaneTerms]) -> Record | Held:
         """Admit the first record of the queue that *owner* has and that a lane can take: it is `submitting` then.

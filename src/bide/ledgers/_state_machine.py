@@ -335,7 +335,7 @@ class StateMachine:
         record = None if ticket is None else self.store.record(ticket)
         return None if record is None or record.task.status.is_final else record
 
-    def known(self, origin: str, task_ids: Collection[str]) -> frozenset[str]:
+    def known_task_ids(self, origin: str, task_ids: Collection[str]) -> frozenset[str]:
         return frozenset(each for each in task_ids if self.store.of_task(origin, each) is not None)
 
     def unsettled(self, origin: str, key: str) -> list[Record]:

@@ -245,7 +245,7 @@ async def test_a_file_of_the_first_version_goes_on_with_its_records_and_learns(p
     for texts in ({}, {"wan": "1"}):
         async with SQLiteLedger(path) as ledger:
             assert [each.ticket for each in await ledger.records()] == ["running", "submitting", "waiting"]
-            assert await ledger.learned() == texts
+            assert await ledger.read_learned() == texts
             await ledger.learn({"wan": lambda before: f"{before or ''}1"})
 
     async with SQLiteLedger(path) as ledger:

@@ -383,7 +383,7 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         self._learned |= {name: self._learned.get(name, "") + word for name in names}
         assert told == {name: self._learned[name] for name in names}
-        assert self.run(self._any_face(choose).learned()) == self._learned
+        assert self.run(self._any_face(choose).read_learned()) == self._learned
 
     # Time, and what always holds ----------------------------------------------------------------------------
 

@@ -218,9 +218,9 @@ class Ledger(ABC):
         """The lanes of these keys that have been used."""
         return await self._step(lambda machine: machine.lanes(origin, keys), writes=False)
 
-    async def learned(self, names: Collection[str] | None = None) -> dict[str, str]:
+    async def read_learned(self, names: Collection[str] | None = None) -> dict[str, str]:
         """What was learned under these names (all of them with None): JSON text that only `_learned` reads."""
-        return await self._step(lambda machine: machine.learned(names), writes=False)
+        return await self._step(lambda machine: machine.read_learned(names), writes=False)
 
     async def learn(self, changes: Mapping[str, Callable[[str | None], str]]) -> dict[str, str]:
         """Change what was learned under each name, in one atomic step. Returns what stands there now.

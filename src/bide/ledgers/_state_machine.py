@@ -106,7 +106,7 @@ class Store(Protocol):
         """Kind, key and state of each lane that was used."""
         ...
 
-    def learned(self, names: Collection[str] | None) -> dict[str, str]:
+    def read_learned(self, names: Collection[str] | None) -> dict[str, str]:
         """What was learned under these names, or all."""
         ...
 
@@ -398,12 +398,12 @@ class StateMachine:
 
     # What was learned ---------------------------------------------------------------------------------------
 
-    def learned(self, names: Collection[str] | None) -> dict[str, str]:
-        return self.store.learned(names)
+    def read_learned(self, names: Collection[str] | None) -> dict[str, str]:
+        return self.store.read_learned(names)
 
     def learn(self, changes: Mapping[str, Callable[[str | None], str]]) -> dict[str, str] | Exception:
         """What a change raises is returned: it concerns nobody whose step shares the transaction."""
-        before = self.store.learned(changes)
+        before = self.store.read_learned(changes)
         try:
             after = {name: _text(change(before.get(name))) for name, change in changes.items()}
         except Exception as fault:  # noqa: BLE001 - it is raised where the step is waited for

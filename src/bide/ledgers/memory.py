@@ -165,7 +165,7 @@ class MemoryStore(Store):
             (kind, key, lane.state) for (where, kind, key), lane in self._lanes.items() if where == origin
         ]
 
-    def learned(self, names: Collection[str] | None) -> dict[str, str]:
+    def read_learned(self, names: Collection[str] | None) -> dict[str, str]:
         if names is None:
             return dict(self._learned)
         return {name: self._learned[name] for name in names if name in self._learned}

@@ -359,7 +359,7 @@ class SQLiteStore(Store):
 
     # What was learned ---------------------------------------------------------------------------------------
 
-    def learned(self, names: Collection[str] | None) -> dict[str, str]:
+    def read_learned(self, names: Collection[str] | None) -> dict[str, str]:
         if names is None:
             return dict(self._connection.execute("SELECT name, state FROM learned ORDER BY changed"))
         rows = [

@@ -317,10 +317,10 @@ async def test_what_was_not_heard_can_be_asked_for(path: Path) -> None:
         versions = {each.ticket: each.version for each in before if each is not None}
         gone = await one.withdraw("t1", Task(ticket="t1", status=TaskStatus.CANCELLED))
 
-        newer = await other.newer(versions)
+        newer = await other.newer_records(versions)
 
         assert newer == [gone]
-        assert await other.newer({**versions, "t1": gone.version, "t9": 0}) == []
+        assert await other.newer_records({**versions, "t1": gone.version, "t9": 0}) == []
 
 
 async def test_news_that_were_read_in_a_step_that_is_undone_are_heard_all_the_same(path: Path) -> None:

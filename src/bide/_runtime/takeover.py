@@ -67,7 +67,7 @@ class Sharing:
             for ticket, handle in self._engine._open.items()
             if self._engine.ledger.durable and handle._record.owner != self._engine.owner
         }
-        for record in await self._engine.ledger.newer(others) if others else ():
+        for record in await self._engine.ledger.newer_records(others) if others else ():
             self._engine._heard_of(record)
 
     async def adopt(

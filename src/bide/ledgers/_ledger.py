@@ -58,7 +58,7 @@ class Ledger(ABC):
         """
 
     @abstractmethod
-    async def newer(self, versions: Mapping[str, int]) -> list[Record]:
+    async def newer_records(self, versions: Mapping[str, int]) -> list[Record]:
         """Those records of these tickets that have changed since the version given: what was not heard, if anything."""
 
     @abstractmethod

@@ -273,7 +273,7 @@ class MemoryLedger(Ledger):
     async def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
         return self._state_machine.leave(owner, waiting=waiting)
 
-    async def newer(self, versions: Mapping[str, int]) -> list[Record]:
+    async def newer_records(self, versions: Mapping[str, int]) -> list[Record]:
         return []  # whoever listens has heard it
 
     async def share(self, owner: str, rate: float) -> float:

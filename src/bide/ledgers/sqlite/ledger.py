@@ -143,7 +143,7 @@ class SQLiteLedger(Ledger):
             await self._close_if_unused()
         return left
 
-    async def newer(self, versions: Mapping[str, int]) -> list[Record]:
+    async def newer_records(self, versions: Mapping[str, int]) -> list[Record]:
         session = await self._opened()
         records: list[Record] = await session.worker.put(
             lambda backend: backend.store.newer(versions), writes=False

@@ -234,8 +234,8 @@ class SQLiteStore(Store):
         tickets = dict.fromkeys(ticket for _, ticket, instance in rows if instance != self._instance)
         return [record for ticket in tickets if (record := self.record(ticket)) is not None]
 
-    def newer(self, versions: Mapping[str, int]) -> list[Record]:
-        """See `Ledger.newer`."""
+    def newer_records(self, versions: Mapping[str, int]) -> list[Record]:
+        """See `Ledger.newer_records`."""
         records = map(self.record, versions)
         return [each for each in records if each is not None and each.version > versions[each.ticket]]
 

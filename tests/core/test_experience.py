@@ -313,7 +313,11 @@ async def test_a_name_holds_origin_kind_model_and_variant() -> None:
         await client.run(image(n=2))
         await client.run(video())
 
-    assert set(await ledger.read_learned()) == {NAME, f"{NAME}  n=2", "toy@https://toy.example  video  wan2.6-t2v"}
+    assert set(await ledger.read_learned()) == {
+        NAME,
+        f"{NAME}  n=2",
+        "toy@https://toy.example  video  wan2.6-t2v",
+    }
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ HERE = "toy@https://toy.example"
 
 async def learned_in(ledger: MemoryLedger) -> dict[str, Learned]:
     return {
-        name.removeprefix(f"{HERE}  "): learned_from(text) for name, text in (await ledger.read_learned()).items()
+        name.removeprefix(f"{HERE}  "): learned_from(text)
+        for name, text in (await ledger.read_learned()).items()
     }
 
 

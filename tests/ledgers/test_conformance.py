@@ -108,10 +108,10 @@ async def test_an_unknown_outcome_holds_its_slot_for_a_while(world: World, ledge
     held = await admit(ledger, lanes)
     assert isinstance(held, Held)
     assert held.until == pytest.approx(ledger.now() + 120)
-    assert [each.ticket for each in await ledger.unsettled(ORIGIN, "k1")] == ["t1"]
+    assert [each.ticket for each in await ledger.unsettled_records(ORIGIN, "k1")] == ["t1"]
     await world.pass_time(121)
     assert (await admitted(ledger, lanes)).ticket == "t2"
-    assert [each.ticket for each in await ledger.unsettled(ORIGIN, "k1")] == ["t2"]
+    assert [each.ticket for each in await ledger.unsettled_records(ORIGIN, "k1")] == ["t2"]
     assert kept.task.status is TaskStatus.UNKNOWN
 
 

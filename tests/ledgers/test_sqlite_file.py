@@ -120,7 +120,10 @@ async def test_what_is_open_or_unknown_and_held_is_never_removed(path: Path) -> 
 
         left = [each.ticket for each in await ledger.records(all=True)]
         assert left == ["open", "held", "submitting", "waiting"]
-        assert {each.ticket for each in await ledger.unsettled(ORIGIN, "k1")} == {"held", "submitting"}
+        assert {each.ticket for each in await ledger.unsettled_records(ORIGIN, "k1")} == {
+            "held",
+            "submitting",
+        }
 
 
 async def test_a_settled_record_is_not_removed_for_its_earlier_end(path: Path) -> None:

@@ -417,7 +417,7 @@ class LedgerMachine(RuleBasedStateMachine):
             least = sum(each.surely_holds_slot(now) for each in records)
             assert least <= view.slots <= sum(each.may_hold_slot(now) for each in records)
         for key in KEYS:
-            told, now = self._timed(self.world.ledger.unsettled(ORIGIN, key))
+            told, now = self._timed(self.world.ledger.unsettled_records(ORIGIN, key))
             of_key = [each for each in self.model.tickets.values() if each.lane == key]
             submitting = {each.name for each in of_key if each.status == "submitting"}
             unknown = [each for each in of_key if each.status == "unknown"]

@@ -323,7 +323,9 @@ class Submitter:
             return
         for view in views:
             if view.kind == record.kind:
-                self._submissions.announce_pause(record.ticket, key, max(0.0, view.state.paused_until - now), error)
+                self._submissions.announce_pause(
+                    record.ticket, key, max(0.0, view.state.paused_until - now), error
+                )
 
     def _limits(self, record: Record) -> Limits:
         return next(each.limits for each in self._terms(record.kind) if each.key == record.key)
@@ -357,7 +359,9 @@ class Submitter:
             return None
         # Read after the list: whatever it may show that is not known yet is among these.
         others = [
-            each for each in await self._ledger.unsettled(self._origin, key) if each.ticket != record.ticket
+            each
+            for each in await self._ledger.unsettled_records(self._origin, key)
+            if each.ticket != record.ticket
         ]
         if any(_could_be_mixed_up(each, record, until) for each in others):
             return None

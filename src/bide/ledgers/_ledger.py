@@ -187,9 +187,9 @@ class Ledger(ABC):
         """
         return await self._step(lambda machine: machine.forget(ticket))
 
-    async def unsettled(self, origin: str, key: str) -> list[Record]:
+    async def unsettled_records(self, origin: str, key: str) -> list[Record]:
         """Records of the key whose create has no known task: `submitting`, or `unknown` and still held."""
-        return await self._step(lambda machine: machine.unsettled(origin, key), writes=False)
+        return await self._step(lambda machine: machine.unsettled_records(origin, key), writes=False)
 
     async def adopt(
         self,

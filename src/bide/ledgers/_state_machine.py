@@ -81,7 +81,7 @@ class Store(Protocol):
         """The ticket that has, or had of late, the service's *task_id*."""
         ...
 
-    def unsettled(self, origin: str, key: str, now: float) -> list[Record]:
+    def unsettled_records(self, origin: str, key: str, now: float) -> list[Record]:
         """Records of the key that are `submitting`, or `unknown` and still held."""
         ...
 
@@ -338,8 +338,8 @@ class StateMachine:
     def known_task_ids(self, origin: str, task_ids: Collection[str]) -> frozenset[str]:
         return frozenset(each for each in task_ids if self.store.of_task(origin, each) is not None)
 
-    def unsettled(self, origin: str, key: str) -> list[Record]:
-        return self.store.unsettled(origin, key, self.store.now())
+    def unsettled_records(self, origin: str, key: str) -> list[Record]:
+        return self.store.unsettled_records(origin, key, self.store.now())
 
     def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
         left = [

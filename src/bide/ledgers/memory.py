@@ -135,7 +135,7 @@ class MemoryStore(Store):
     def of_task(self, origin: str, task_id: str) -> str | None:
         return self._tickets.get((origin, task_id)) or self._recent.get((origin, task_id))
 
-    def unsettled(self, origin: str, key: str, now: float) -> list[Record]:
+    def unsettled_records(self, origin: str, key: str, now: float) -> list[Record]:
         self._held = {ticket: each for ticket, each in self._held.items() if each.slot_until > now}
         submitting = [
             self._open[ticket]

@@ -146,7 +146,7 @@ class SQLiteLedger(Ledger):
     async def newer_records(self, versions: Mapping[str, int]) -> list[Record]:
         session = await self._opened()
         records: list[Record] = await session.worker.put(
-            lambda backend: backend.store.newer(versions), writes=False
+            lambda backend: backend.store.newer_records(versions), writes=False
         )
         return records
 

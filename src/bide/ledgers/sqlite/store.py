@@ -252,7 +252,7 @@ class SQLiteStore(Store):
         ).fetchone()
         return None if row is None else str(row[0])
 
-    def unsettled(self, origin: str, key: str, now: float) -> list[Record]:
+    def unsettled_records(self, origin: str, key: str, now: float) -> list[Record]:
         return self._all(
             f"{_SELECT} WHERE held = 1 AND origin = ? AND lane = ? AND slot_until > ? AND status = 'unknown' "
             f"UNION ALL {_SELECT} WHERE status = 'submitting' AND origin = ? AND lane = ?",

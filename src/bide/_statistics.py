@@ -115,7 +115,7 @@ class ModelStatistics:
         Raises:
             LedgerError: it could not be read.
         """
-        return [cls._read(name, text) for name, text in sorted((await ledger.learned()).items())]
+        return [cls._read(name, text) for name, text in sorted((await ledger.read_learned()).items())]
 
     @classmethod
     def _read(cls, name: str, text: str) -> Self:

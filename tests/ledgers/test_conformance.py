@@ -108,10 +108,10 @@ async def test_an_unknown_outcome_holds_its_slot_for_a_while(world: World, ledge
     held = await admit(ledger, lanes)
     assert isinstance(held, Held)
     assert held.until == pytest.approx(ledger.now() + 120)
-    assert [each.ticket for each in await ledger.unsettled(ORIGIN, "k1")] == ["t1"]
+    assert [each.ticket for each in await ledger.unsettled_records(ORIGIN, "k1")] == ["t1"]
     await world.pass_time(121)
     assert (await admitted(ledger, lanes)).ticket == "t2"
-    assert [each.ticket for each in await ledger.unsettled(ORIGIN, "k1")] == ["t2"]
+    assert [each.ticket for each in await ledger.unsettled_records(ORIGIN, "k1")] == ["t2"]
     assert kept.task.status is TaskStatus.UNKNOWN
 
 
@@ -162,7 +162,7 @@ async def test_a_cancel_that_was_asked_for_meanwhile_ends_a_record_that_is_put_b
     await ledger.add(record("t1"))
     await admitted(ledger)
 
-    marked = await ledger.cancelling("t1")
+    marked = await ledger.request_cancel("t1")
     back = await ledger.put_back("t1", "rate", limits=Limits(3), certain=True, owner="me", retry_after=None)
 
     assert marked.cancelling
@@ -194,7 +194,7 @@ async def test_a_final_state_is_recorded_once(ledger: Ledger) -> None:
         await ledger.accept("t1", state(first, TaskStatus.QUEUED), owner="me"),
         await ledger.put_back("t1", "rate", limits=Limits(3), certain=True, owner="me", retry_after=None),
         await ledger.withdraw("t1", state(first, TaskStatus.CANCELLED)),
-        await ledger.cancelling("t1"),
+        await ledger.request_cancel("t1"),
     ]
 
     assert all(each == kept for each in later)
@@ -283,7 +283,7 @@ async def test_an_open_record_is_found_by_the_services_id_and_ended_ones_are_sti
     assert await ledger.find("https://other.example", "x1") is None
     await ledger.finish("t1", state(found, TaskStatus.SUCCEEDED), owner="me")
     assert await ledger.find(ORIGIN, "x1") is None
-    assert await ledger.known(ORIGIN, ["x1", "x2"]) == {"x1"}
+    assert await ledger.known_task_ids(ORIGIN, ["x1", "x2"]) == {"x1"}
 
 
 async def test_released_records_are_adopted_by_who_holds_the_key(ledger: Ledger) -> None:

@@ -227,12 +227,12 @@ async def test_a_hold_is_of_its_lane_and_of_its_time(world: World, ledger: Ledge
     held = await ledger.finish("t1", state(first, TaskStatus.UNKNOWN), hold=30, owner="me")
 
     assert (await lane_of(ledger)).slots == 1
-    assert await ledger.unsettled(ORIGIN, "k2") == []
-    assert await ledger.unsettled("https://other.example", "k1") == []
+    assert await ledger.unsettled_records(ORIGIN, "k2") == []
+    assert await ledger.unsettled_records("https://other.example", "k1") == []
     await world.pass_time(31)
 
     assert (await lane_of(ledger)).slots == 0
-    assert await ledger.unsettled(ORIGIN, "k1") == []
+    assert await ledger.unsettled_records(ORIGIN, "k1") == []
     assert await ledger.get("t1") == held
 
 

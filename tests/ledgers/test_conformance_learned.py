@@ -25,14 +25,14 @@ async def test_what_was_learned_is_read_back(ledger: Ledger) -> None:
     told = await ledger.learn({"wan": to("[1]"), "qwen": to('{"名": "\\u0000"}')})
 
     assert told == {"wan": "[1]", "qwen": '{"名": "\\u0000"}'}
-    assert await ledger.learned() == told
-    assert await ledger.learned(["wan", "flux"]) == {"wan": "[1]"}
-    assert await ledger.learned([]) == {}
+    assert await ledger.read_learned() == told
+    assert await ledger.read_learned(["wan", "flux"]) == {"wan": "[1]"}
+    assert await ledger.read_learned([]) == {}
 
 
 async def test_nothing_was_learned_at_first(ledger: Ledger) -> None:
-    assert await ledger.learned() == {}
-    assert await ledger.learned({"wan"}) == {}
+    assert await ledger.read_learned() == {}
+    assert await ledger.read_learned({"wan"}) == {}
     assert await ledger.learn({}) == {}
 
 
@@ -47,7 +47,7 @@ async def test_a_change_gets_what_is_on_record_or_none(ledger: Ledger) -> None:
         await ledger.learn({"wan": change})
 
     assert seen == [None, "+", "++"]
-    assert await ledger.learned() == {"wan": "+++"}
+    assert await ledger.read_learned() == {"wan": "+++"}
 
 
 async def test_a_change_that_raises_changes_nothing_and_harms_no_other_step(ledger: Ledger) -> None:
@@ -72,7 +72,7 @@ async def test_a_change_that_raises_changes_nothing_and_harms_no_other_step(ledg
     assert kinds == [ZeroDivisionError, TypeError, UnicodeEncodeError]
     assert results[4] == {"veo": "1"}
     assert not isinstance(results[5], BaseException | Held)
-    assert await ledger.learned() == {"wan": "old", "veo": "1"}
+    assert await ledger.read_learned() == {"wan": "old", "veo": "1"}
 
 
 async def test_the_names_that_were_changed_longest_ago_go(ledger: Ledger) -> None:
@@ -83,7 +83,7 @@ async def test_the_names_that_were_changed_longest_ago_go(ledger: Ledger) -> Non
 
     await ledger.learn({f"newest{number}": to("1") for number in range(half)})
 
-    names = await ledger.learned()
+    names = await ledger.read_learned()
     assert len(names) == MOST_LEARNED
     assert names["old7"] == "12"
     assert sum(name.startswith("old") for name in names) == 1
@@ -93,7 +93,7 @@ async def test_the_names_that_were_changed_longest_ago_go(ledger: Ledger) -> Non
 async def test_the_loops_own_ledger_shares_what_was_learned() -> None:
     await MemoryLedger.of_loop().learn({"wan": to("1")})
 
-    assert await MemoryLedger.of_loop().learned() == {"wan": "1"}
+    assert await MemoryLedger.of_loop().read_learned() == {"wan": "1"}
 
 
 @pytest.mark.real_time
@@ -109,7 +109,7 @@ async def test_two_ledgers_on_one_file_lose_no_change_of_each_other(tmp_path: Pa
     await asyncio.gather(fifty(one, "1"), fifty(other, "2"))
 
     for ledger in (one, other):
-        (text,) = (await ledger.learned()).values()
+        (text,) = (await ledger.read_learned()).values()
         assert (text.count("1"), text.count("2")) == (50, 50)
     await world.aclose()
 
@@ -121,5 +121,5 @@ async def test_what_was_learned_outlives_who_has_learned_it(tmp_path: Path) -> N
         await ledger.learn({"wan": to("1")})
 
     async with SQLiteLedger(path, keep=0.0) as ledger:
-        assert await ledger.learned() == {"wan": "1"}
+        assert await ledger.read_learned() == {"wan": "1"}
         assert await ledger.learn({"wan": plus("2")}) == {"wan": "12"}

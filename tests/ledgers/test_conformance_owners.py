@@ -86,7 +86,7 @@ async def test_an_answer_of_an_earlier_owner_does_not_pause_the_lane(ledger: Led
 async def test_a_submitting_record_is_adopted_with_all_that_is_known_of_its_create(ledger: Ledger) -> None:
     await ledger.add(record("t1"))
     got = await admitted(ledger)
-    marked = await ledger.cancelling("t1")
+    marked = await ledger.request_cancel("t1")
 
     (left,) = await ledger.leave("me")
     (adopted,) = await ledger.adopt(ORIGIN, {"k1"}, "other")
@@ -95,7 +95,7 @@ async def test_a_submitting_record_is_adopted_with_all_that_is_known_of_its_crea
     assert same(adopted, evolve(marked, owner="other"))
     assert (adopted.admitted, adopted.key, adopted.slot_until) == (got.admitted, "k1", got.slot_until)
     assert adopted.cancelling
-    assert [each.ticket for each in await ledger.unsettled(ORIGIN, "k1")] == ["t1"]
+    assert [each.ticket for each in await ledger.unsettled_records(ORIGIN, "k1")] == ["t1"]
 
 
 async def test_a_sent_record_is_adopted_by_who_holds_the_key_it_was_sent_with(ledger: Ledger) -> None:
@@ -213,7 +213,7 @@ async def test_a_task_id_that_another_open_record_has_is_not_accepted_again(ledg
     as_ended = await ledger.finish("t2", state(second, TaskStatus.SUCCEEDED, task_id="x1"), owner="me")
 
     assert as_going_on == as_ended == second
-    assert [each.ticket for each in await ledger.unsettled(ORIGIN, "k1")] == ["t2"]
+    assert [each.ticket for each in await ledger.unsettled_records(ORIGIN, "k1")] == ["t2"]
     found = await ledger.find(ORIGIN, "x1")
     assert found is not None
     assert found.ticket == "t1"
@@ -249,7 +249,7 @@ async def test_each_step_may_be_taken_twice(ledger: Ledger) -> None:
         lambda: ledger.follow("t1"),
         lambda: ledger.update("t1", moving, owner="me"),
         lambda: ledger.finish("t1", done, owner="me"),
-        lambda: ledger.saved("t1", files),
+        lambda: ledger.record_files("t1", files),
         lambda: put_back(ledger, "t2", "rate", limits=limits, retry_after=1.0),
         lambda: ledger.withdraw("t3", gone),
     ):
@@ -310,11 +310,11 @@ async def test_what_was_saved_is_noted_on_an_ended_record(ledger: Ledger) -> Non
     ended = await ledger.finish("t1", state(got, TaskStatus.SUCCEEDED), owner="me")
     files = [SavedFile(path="out/a.png", size=3, media_type="image/png")]
 
-    noted = await ledger.saved("t1", files)
+    noted = await ledger.record_files("t1", files)
 
     assert same(noted, evolve(ended, files=tuple(files)))
     assert await ledger.get("t1") == noted
-    assert await ledger.saved("t9", files) is None
+    assert await ledger.record_files("t9", files) is None
 
 
 async def test_open_records_of_a_key_are_told_in_the_order_of_their_arrival(ledger: Ledger) -> None:
@@ -370,7 +370,7 @@ async def test_an_unknown_submission_that_is_settled_is_open_for_anybody(ledger:
     assert settled.slot_until == pytest.approx(ledger.now() + 1000, abs=5)
     assert same(await ledger.settle("t1", "x1"), settled)
     assert isinstance(await admit(ledger, ONE), Held)
-    assert await ledger.unsettled(ORIGIN, "k1") == []
+    assert await ledger.unsettled_records(ORIGIN, "k1") == []
     assert [each.ticket for each in await ledger.adopt(ORIGIN, {"k1"}, "other")] == ["t1"]
     assert unknown.version < settled.version
 
@@ -401,7 +401,7 @@ async def test_forgetting_an_unknown_submission_frees_its_slot_at_once(ledger: L
 
     assert forgotten == unknown
     assert await ledger.get("t1") is None
-    assert await ledger.unsettled(ORIGIN, "k1") == []
+    assert await ledger.unsettled_records(ORIGIN, "k1") == []
     assert (await admitted(ledger, ONE)).ticket == "t2"
     with pytest.raises(LookupError, match="t1"):
         await ledger.forget("t1")
@@ -449,7 +449,7 @@ async def test_an_overdue_create_that_is_forgotten_leaves_nothing_behind(
 
     await ledger.forget("t1")
 
-    assert await ledger.unsettled(ORIGIN, "k1") == []
+    assert await ledger.unsettled_records(ORIGIN, "k1") == []
     assert (await admitted(ledger, lanes)).ticket == "t2"
 
 
@@ -460,7 +460,7 @@ async def test_the_task_of_a_forgotten_record_is_known_of_late(ledger: Ledger) -
 
     await ledger.forget("t1")
 
-    assert await ledger.known(ORIGIN, ["x1", "x2"]) == {"x1"}
+    assert await ledger.known_task_ids(ORIGIN, ["x1", "x2"]) == {"x1"}
     assert kept.task.status.is_final
 
 

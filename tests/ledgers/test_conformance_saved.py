@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from bide.ledgers import Ledger, Record
-from bide.ledgers import _state_machine as _book
+from bide.ledgers import Ledger, Record, _state_machine
 from bide.models import ErrorDetail, Limits, Output, SavedFile, Task, TaskStatus
 from support.ledger_worlds import ORIGIN, SQLitePairWorld, admitted, record, running, state, terms
 
@@ -40,7 +39,7 @@ async def succeeded(ledger: Ledger, ticket: str, *outputs: Output, **changes: An
 
 
 async def unsaved(ledger: Ledger, *keys: str) -> list[str]:
-    return [each.ticket for each in await ledger.unsaved(ORIGIN, keys or ("k1",))]
+    return [each.ticket for each in await ledger.unsaved_records(ORIGIN, keys or ("k1",))]
 
 
 # What was saved ------------------------------------------------------------------------------------------------
@@ -49,8 +48,8 @@ async def unsaved(ledger: Ledger, *keys: str) -> list[str]:
 async def test_two_saves_do_not_lose_each_others_files(ledger: Ledger) -> None:
     held = await succeeded(ledger, "t1", url(), url())
 
-    await ledger.saved("t1", [file("out/t1-1.png")])
-    await ledger.saved("t1", [file("out/t1-0.png"), file("copy/t1-1.png")])
+    await ledger.record_files("t1", [file("out/t1-1.png")])
+    await ledger.record_files("t1", [file("out/t1-0.png"), file("copy/t1-1.png")])
 
     noted = await ledger.get("t1")
     assert noted is not None
@@ -60,9 +59,9 @@ async def test_two_saves_do_not_lose_each_others_files(ledger: Ledger) -> None:
 
 async def test_a_file_that_is_saved_anew_takes_the_place_of_the_one_before(ledger: Ledger) -> None:
     held = await succeeded(ledger, "t1", url(), url())
-    await ledger.saved("t1", [file("t1-0.png"), file("t1-1.png")])
+    await ledger.record_files("t1", [file("t1-0.png"), file("t1-1.png")])
 
-    noted = await ledger.saved("t1", [file("t1-0.png", size=4, sha256=None)])
+    noted = await ledger.record_files("t1", [file("t1-0.png", size=4, sha256=None)])
 
     assert noted is not None
     assert noted.files == (file("t1-0.png", size=4, sha256=None), file("t1-1.png"))
@@ -71,15 +70,15 @@ async def test_a_file_that_is_saved_anew_takes_the_place_of_the_one_before(ledge
 
 async def test_saving_again_or_nothing_is_no_change(ledger: Ledger) -> None:
     held = await succeeded(ledger, "t1", url(), url())
-    first = await ledger.saved("t1", [file("t1-0.png"), file("t1-1.png")])
+    first = await ledger.record_files("t1", [file("t1-0.png"), file("t1-1.png")])
     heard: list[Any] = []
     end = ledger.subscribe(heard.append)
 
     again = [
-        await ledger.saved("t1", [file("t1-0.png"), file("t1-1.png")]),
-        await ledger.saved("t1", [file("t1-1.png"), file("t1-0.png")]),
-        await ledger.saved("t1", [file("t1-1.png"), file("t1-1.png")]),
-        await ledger.saved("t1", []),
+        await ledger.record_files("t1", [file("t1-0.png"), file("t1-1.png")]),
+        await ledger.record_files("t1", [file("t1-1.png"), file("t1-0.png")]),
+        await ledger.record_files("t1", [file("t1-1.png"), file("t1-1.png")]),
+        await ledger.record_files("t1", []),
     ]
 
     end()
@@ -134,7 +133,7 @@ async def test_the_most_urgent_results_come_first(ledger: Ledger) -> None:
         await succeeded(ledger, "an hour", url()),
     ]
 
-    found = await ledger.unsaved(ORIGIN, {"k1"})
+    found = await ledger.unsaved_records(ORIGIN, {"k1"})
 
     assert [each.ticket for each in found] == ["soon and later", "an hour", "a day", "no end", "inline"]
     assert {each.ticket: each for each in found} == {each.ticket: each for each in held}
@@ -143,17 +142,17 @@ async def test_the_most_urgent_results_come_first(ledger: Ledger) -> None:
 async def test_what_was_saved_is_not_to_be_saved(ledger: Ledger) -> None:
     held = [await succeeded(ledger, "t1", url(), url()), await succeeded(ledger, "t2", url(60.0), url())]
 
-    await ledger.saved("t1", [file("a/t1-0.png")])
+    await ledger.record_files("t1", [file("a/t1-0.png")])
     assert await unsaved(ledger) == ["t2", "t1"]
 
-    await ledger.saved("t2", [file("a/t2-0.png")])  # the one that is lost first
-    await ledger.saved("t1", [file("b/t1-0.png"), file("b/other.png")])
+    await ledger.record_files("t2", [file("a/t2-0.png")])  # the one that is lost first
+    await ledger.record_files("t1", [file("b/t1-0.png"), file("b/other.png")])
     assert await unsaved(ledger) == ["t1", "t2"]
 
-    await ledger.saved("t1", [file("a/t1-1.png")])
+    await ledger.record_files("t1", [file("a/t1-1.png")])
     assert await unsaved(ledger) == ["t2"]
 
-    await ledger.saved("t2", [file("a/t2-1.png")])
+    await ledger.record_files("t2", [file("a/t2-1.png")])
     assert await unsaved(ledger) == []
     assert len(held) == 2
 
@@ -181,7 +180,7 @@ async def test_what_remains_of_a_result_decides_how_urgent_it_is(ledger: Ledger)
 
     assert await unsaved(ledger) == ["t2", "t1"]
 
-    await ledger.saved("t2", [file("t2-0.png")])
+    await ledger.record_files("t2", [file("t2-0.png")])
     assert await unsaved(ledger) == ["t1", "t2"]
     assert len(held) == 2
 
@@ -202,8 +201,8 @@ async def test_each_key_and_service_has_its_own(ledger: Ledger) -> None:
     assert await unsaved(ledger, "k1", "k2") == ["mine", "other key", "attached"]
     assert await unsaved(ledger, "k3") == ["attached"]
     assert await unsaved(ledger, "k4") == []
-    assert await ledger.unsaved(ORIGIN, ()) == []
-    assert await ledger.unsaved("https://elsewhere", {"k1"}) == []
+    assert await ledger.unsaved_records(ORIGIN, ()) == []
+    assert await ledger.unsaved_records("https://elsewhere", {"k1"}) == []
     assert len(held) == 4
 
 
@@ -211,11 +210,11 @@ async def test_a_result_that_was_put_on_record_when_it_had_ended_is_to_be_saved_
     task = Task(ticket="t1", task_id="x1", status=TaskStatus.SUCCEEDED, outputs=(url(),))
     held = await ledger.add(record("t1", task=task, key="k1"))
 
-    assert await ledger.unsaved(ORIGIN, {"k1"}) == [held]
+    assert await ledger.unsaved_records(ORIGIN, {"k1"}) == [held]
 
 
 async def test_of_many_the_most_urgent_are_told(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_book, "MOST_UNSAVED", 3)
+    monkeypatch.setattr(_state_machine, "MOST_UNSAVED", 3)
     held = [
         await succeeded(ledger, f"t{seconds}", url(seconds))
         for seconds in (500.0, 100.0, 400.0, 300.0, 200.0)
@@ -224,7 +223,7 @@ async def test_of_many_the_most_urgent_are_told(ledger: Ledger, monkeypatch: pyt
     assert await unsaved(ledger) == ["t100.0", "t200.0", "t300.0"]
 
     for ticket in ("t100.0", "t200.0"):
-        await ledger.saved(ticket, [file(f"{ticket}-0.png")])
+        await ledger.record_files(ticket, [file(f"{ticket}-0.png")])
     assert await unsaved(ledger) == ["t300.0", "t400.0", "t500.0"]
     assert len(held) == 5
 
@@ -238,8 +237,8 @@ async def test_what_one_process_saves_another_one_need_not(tmp_path: Path) -> No
         await succeeded(first, "t1", url(), url())
         assert await unsaved(second) == ["t1"]
 
-        await first.saved("t1", [file("a/t1-0.png")])
-        await second.saved("t1", [file("b/t1-1.png")])
+        await first.record_files("t1", [file("a/t1-0.png")])
+        await second.record_files("t1", [file("b/t1-1.png")])
 
         assert await unsaved(first) == await unsaved(second) == []
         noted = await first.get("t1")

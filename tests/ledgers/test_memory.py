@@ -46,7 +46,7 @@ async def test_an_ended_record_that_changes_stays_with_who_holds_it_as_it_was() 
     await ledger.add(evolve(running, task=evolve(running.task, status=TaskStatus.RUNNING)))
     kept = await ledger.finish("t1", running.task, owner="me")
 
-    await ledger.saved("t1", [SavedFile(path="t1.png", size=1)])
+    await ledger.record_files("t1", [SavedFile(path="t1.png", size=1)])
     await ledger.follow("t1")
     gc.collect()
 
@@ -65,7 +65,7 @@ async def test_a_ticket_whose_files_were_saved_is_not_bought_again_by_another_cl
     async with service.client(ledger=ledger) as one, service.client(ledger=ledger) as other:
         handle = await one.submit(cat, ticket="t1")
         await handle.result()
-        await ledger.saved("t1", [SavedFile(path="t1.png", size=1)])
+        await ledger.record_files("t1", [SavedFile(path="t1.png", size=1)])
         gc.collect()
 
         again = await other.submit(cat, ticket="t1")
@@ -82,7 +82,7 @@ async def test_only_the_newest_ids_of_ended_tasks_are_remembered(monkeypatch: ob
         await ledger.add(evolve(record, task=evolve(record.task, status=TaskStatus.RUNNING)))
         await ledger.finish(record.ticket, record.task, owner="me")
 
-    assert await ledger.known("o", ["x0", "x4", "x5", f"x{many - 1}"]) == {"x5", f"x{many - 1}"}
+    assert await ledger.known_task_ids("o", ["x0", "x4", "x5", f"x{many - 1}"]) == {"x5", f"x{many - 1}"}
 
 
 async def test_the_clients_of_a_loop_share_one_ledger() -> None:

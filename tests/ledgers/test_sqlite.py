@@ -297,8 +297,8 @@ async def test_a_loss_of_power_is_stood_where_it_was_asked_for(
     """In that mode each transaction of the intent and of the id waits for the disk (FULL); the others do not."""
     async with SQLiteLedger(path, durability=durability) as ledger:
 
-        def level(hands: Any) -> int:
-            return int(hands.file.connection.execute("PRAGMA synchronous").fetchone()[0])
+        def level(backend: Any) -> int:
+            return int(backend.database.connection.execute("PRAGMA synchronous").fetchone()[0])
 
         vital, usual = [], []
         await ledger.add(record("t1"))
@@ -328,10 +328,10 @@ async def test_what_was_not_heard_can_be_asked_for(path: Path) -> None:
         versions = {each.ticket: each.version for each in before if each is not None}
         gone = await one.withdraw("t1", Task(ticket="t1", status=TaskStatus.CANCELLED))
 
-        newer = await other.newer(versions)
+        newer = await other.newer_records(versions)
 
         assert newer == [gone]
-        assert await other.newer({**versions, "t1": gone.version, "t9": 0}) == []
+        assert await other.newer_records({**versions, "t1": gone.version, "t9": 0}) == []
 
 
 async def test_news_that_were_read_in_a_step_that_is_undone_are_heard_all_the_same(path: Path) -> None:
@@ -344,8 +344,8 @@ async def test_news_that_were_read_in_a_step_that_is_undone_are_heard_all_the_sa
         other.subscribe(heard.append)
         await one.withdraw("t1", Task(ticket="t1", status=TaskStatus.CANCELLED))
 
-        def read_and_fail(hands: Any) -> None:
-            assert [each.ticket for each in hands.store.news()] in (["t1"], [])
+        def read_and_fail(backend: Any) -> None:
+            assert [each.ticket for each in backend.store.news()] in (["t1"], [])
             raise RuntimeError("what broke it")
 
         with pytest.raises(LedgerError, match="what broke it"):
@@ -361,7 +361,9 @@ async def test_a_row_that_cannot_be_read_is_in_no_others_way(
         for ticket in ("t1", "broken", "t2"):
             await ledger.add(record(ticket, owner=None))
         spoil = "UPDATE records SET task = '{' WHERE ticket = 'broken'"
-        await in_thread(ledger, lambda hands: hands.file.connection.execute(spoil) and None, writes=True)
+        await in_thread(
+            ledger, lambda backend: backend.database.connection.execute(spoil) and None, writes=True
+        )
 
     async with SQLiteLedger(path) as ledger:
         adopted = await ledger.adopt(ORIGIN, {"k1"}, "other")

@@ -87,8 +87,8 @@ async def fault_of(path: Path) -> str:
 async def fill(ledger: SQLiteLedger) -> None:
     """The disk has no room any more."""
 
-    def take_all(hands: Any) -> None:
-        connection = hands.file.connection
+    def take_all(backend: Any) -> None:
+        connection = backend.database.connection
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         connection.execute(f"PRAGMA max_page_count = {pages}")
 
@@ -97,7 +97,7 @@ async def fill(ledger: SQLiteLedger) -> None:
 
 async def make_room(ledger: SQLiteLedger) -> None:
     await in_thread(
-        ledger, lambda hands: hands.file.connection.execute("PRAGMA max_page_count = 100000") and None
+        ledger, lambda backend: backend.database.connection.execute("PRAGMA max_page_count = 100000") and None
     )
 
 
@@ -180,7 +180,7 @@ async def test_a_file_that_is_damaged_while_it_is_open_is_told_by_each_step(path
     async with SQLiteLedger(path) as ledger:
         (root,) = await in_thread(
             ledger,
-            lambda hands: hands.file.connection.execute(
+            lambda backend: backend.database.connection.execute(
                 "SELECT rootpage FROM sqlite_master WHERE name = 'records'"
             ).fetchone(),
         )
@@ -319,8 +319,8 @@ async def test_what_a_step_did_before_it_failed_is_undone(path: Path) -> None:
     async with SQLiteLedger(path) as ledger:
         got = await running(ledger, "t1", "x1")
 
-        def half(hands: Any) -> None:
-            hands.book.store.drop(got)
+        def half(backend: Any) -> None:
+            backend.machine.store.drop(got)
             raise OSError(28, "No space left on device")
 
         with pytest.raises(LedgerError, match="No space left on device"):
@@ -333,8 +333,8 @@ async def test_a_fault_of_one_step_keeps_no_other_from_its_result(path: Path) ->
     async with SQLiteLedger(path) as ledger:
         await ledger.add(record("t0"))
 
-        def wrong(hands: Any) -> None:
-            hands.file.connection.execute("SELECT * FROM nowhere")
+        def wrong(backend: Any) -> None:
+            backend.database.connection.execute("SELECT * FROM nowhere")
 
         session = await ledger._opened()
         results = await asyncio.gather(

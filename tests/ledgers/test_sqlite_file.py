@@ -57,7 +57,7 @@ def set_wall_clock_forward(monkeypatch: pytest.MonkeyPatch, seconds: float) -> N
 
 
 async def clean(ledger: SQLiteLedger) -> bool:
-    return bool(await in_thread(ledger, lambda hands: hands.store.clean(), writes=True))
+    return bool(await in_thread(ledger, lambda backend: backend.store.clean(), writes=True))
 
 
 async def test_addresses_are_blanked_when_they_expire_and_records_removed_later(
@@ -77,7 +77,7 @@ async def test_addresses_are_blanked_when_they_expire_and_records_removed_later(
         assert [each.url for each in old.task.outputs] == [None]
         assert new is not None
         assert "secret-new" in (new.task.outputs[0].url or "")
-        assert await ledger.known(ORIGIN, ["x-old"]) == {"x-old"}
+        assert await ledger.known_task_ids(ORIGIN, ["x-old"]) == {"x-old"}
 
         set_wall_clock_forward(monkeypatch, 100.0)
         await clean(ledger)
@@ -90,7 +90,7 @@ async def test_saved_files_are_noted_on_a_record_that_was_blanked_and_it_stays_b
         await finished(ledger, "old", timedelta(seconds=-0.5))
         await clean(ledger)
 
-        noted = await ledger.saved("old", [SavedFile(path="old.png", size=1)])
+        noted = await ledger.record_files("old", [SavedFile(path="old.png", size=1)])
 
         assert noted is not None
         assert [each.url for each in noted.task.outputs] == [None]
@@ -129,7 +129,10 @@ async def test_what_is_open_or_unknown_and_held_is_never_removed(path: Path) -> 
 
         left = [each.ticket for each in await ledger.records(all=True)]
         assert left == ["open", "held", "submitting", "waiting"]
-        assert {each.ticket for each in await ledger.unsettled(ORIGIN, "k1")} == {"held", "submitting"}
+        assert {each.ticket for each in await ledger.unsettled_records(ORIGIN, "k1")} == {
+            "held",
+            "submitting",
+        }
 
 
 async def test_a_settled_record_is_not_removed_for_its_earlier_end(path: Path) -> None:
@@ -154,7 +157,7 @@ async def ended_with(ledger: SQLiteLedger, ticket: str, *outputs: Output) -> Non
 
 
 async def unsaved(ledger: SQLiteLedger) -> list[str]:
-    return [each.ticket for each in await ledger.unsaved(ORIGIN, {"k1"})]
+    return [each.ticket for each in await ledger.unsaved_records(ORIGIN, {"k1"})]
 
 
 async def test_what_was_blanked_cannot_be_saved_but_what_came_inline_can(
@@ -168,7 +171,7 @@ async def test_what_was_blanked_cannot_be_saved_but_what_came_inline_can(
         await ended_with(ledger, "inline", data)
         await ended_with(ledger, "both", url, data)
         await ended_with(ledger, "saved", url, data)
-        await ledger.saved("saved", [SavedFile("saved-1.png", 2)])
+        await ledger.record_files("saved", [SavedFile("saved-1.png", 2)])
         assert await unsaved(ledger) == ["url", "both", "saved", "inline"]
 
         set_wall_clock_forward(monkeypatch, 3600.0)
@@ -176,7 +179,7 @@ async def test_what_was_blanked_cannot_be_saved_but_what_came_inline_can(
         await clean(ledger)
         assert await unsaved(ledger) == ["inline", "both"]
 
-        await ledger.saved("both", [SavedFile("both-1.png", 2)])
+        await ledger.record_files("both", [SavedFile("both-1.png", 2)])
         assert await unsaved(ledger) == ["inline"]
     rows = raw_rows(path, "SELECT ticket, clean_at FROM records WHERE blanked = 1")
     assert dict(rows) == dict.fromkeys(["url", "inline", "both", "saved"], ends.timestamp() + 100.0)
@@ -190,7 +193,7 @@ async def test_an_address_without_an_end_is_kept_for_a_day_beside_one_that_expir
 
         await clean(ledger)
 
-        (found,) = await ledger.unsaved(ORIGIN, {"k1"})
+        (found,) = await ledger.unsaved_records(ORIGIN, {"k1"})
         assert [each.url for each in found.task.outputs] == ["https://h/a?sig=1", "https://h/b"]
 
 
@@ -218,11 +221,11 @@ async def test_a_saved_file_is_read_from_older_and_from_later_rows(path: Path) -
         text = json.dumps([old, later])
         await in_thread(
             ledger,
-            lambda hands: hands.file.connection.execute("UPDATE records SET files = ?", (text,)),
+            lambda backend: backend.database.connection.execute("UPDATE records SET files = ?", (text,)),
             writes=True,
         )
 
-        got = await ledger.saved("t1", [SavedFile("c", 3, "6")])
+        got = await ledger.record_files("t1", [SavedFile("c", 3, "6")])
 
         assert got is not None
         assert got.files == (SavedFile("a", 1), SavedFile("b", 2, "5"), SavedFile("c", 3, "6"))
@@ -256,7 +259,7 @@ async def test_a_file_of_the_first_version_goes_on_with_its_records_and_learns(p
     for texts in ({}, {"wan": "1"}):
         async with SQLiteLedger(path) as ledger:
             assert [each.ticket for each in await ledger.records()] == ["running", "submitting", "waiting"]
-            assert await ledger.learned() == texts
+            assert await ledger.read_learned() == texts
             await ledger.learn({"wan": lambda before: f"{before or ''}1"})
 
     async with SQLiteLedger(path) as ledger:
@@ -300,7 +303,7 @@ async def test_a_file_of_the_first_version_tells_what_was_not_saved(path: Path) 
     async with SQLiteLedger(path) as ledger:
         assert await unsaved(ledger) == ["hour", "no end", "inline", "old inline"]
 
-        await ledger.saved("hour", [SavedFile("hour-0.png", 1)])
+        await ledger.record_files("hour", [SavedFile("hour-0.png", 1)])
         assert await unsaved(ledger) == ["no end", "inline", "old inline"]
 
 

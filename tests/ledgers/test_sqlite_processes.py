@@ -190,13 +190,13 @@ async def test_a_client_goes_on_with_what_a_killed_one_has_left(path: Path) -> N
 
 
 async def test_who_has_no_file_descriptor_left_takes_nobody_for_dead(path: Path) -> None:
-    def look_without(hands: Any) -> list[str]:
+    def look_without(backend: Any) -> list[str]:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
         try:
             with pytest.raises(OSError, match="Too many open files"):
                 os.open(path, os.O_RDONLY)
-            dead: list[str] = hands.look_around().dead
+            dead: list[str] = backend.read_peers().dead
             return dead
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -322,7 +322,7 @@ async def test_no_process_is_forked_while_the_ledgers_thread_is_inside_sqlite(pa
         async with SQLiteLedger(path) as ledger:
             has_begun, steps = threading.Event(), []
 
-            def slow(hands):
+            def slow(backend):
                 has_begun.set()
                 time.sleep(0.3)
                 steps.append(slow)

@@ -119,7 +119,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def _matches(self, got: Record, ticket: Ticket) -> None:
         """*got* tells what the model does."""
         seen = (got.ticket, str(got.task.status), got.owner, got.key, got.task.task_id, got.cancelling)
-        known = (ticket.name, ticket.status, ticket.owner, ticket.lane, ticket.task_id, ticket.cancelling)
+        known = (ticket.name, ticket.status, ticket.owner, ticket.key, ticket.task_id, ticket.cancelling)
         assert seen == known
         if got.task.status.is_final:
             self._finals.setdefault(got.ticket, got)
@@ -178,7 +178,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return False
         assert (got.ticket, got.key) in answers, f"it was the turn of {answers}"
         ticket = self.model.tickets[got.ticket]
-        ticket.status, ticket.lane, ticket.slot_for = "submitting", got.key, SLOT_FOR
+        ticket.status, ticket.key, ticket.slot_for = "submitting", got.key, SLOT_FOR
         ticket.slot_until = now.plus(SLOT_FOR)
         self._matches(got, ticket)
         return True
@@ -210,7 +210,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if ticket.status == "submitting" and ticket.owner == me:
             self.model.refuse(ticket, setback, now, certain=certain, retry_after=retry_after)
             ticket.status = "cancelled" if ticket.cancelling else "waiting"
-            ticket.lane = ticket.lane if ticket.cancelling else None
+            ticket.key = ticket.key if ticket.cancelling else None
         self._matches(got, ticket)
 
     def _update(self, choose: Choose) -> None:
@@ -256,7 +256,7 @@ class LedgerMachine(RuleBasedStateMachine):
         ticket = self._pick(choose, "submitting")
         if ticket is None:
             return
-        got = self.run(self._any_face(choose).cancelling(ticket.name))
+        got = self.run(self._any_face(choose).request_cancel(ticket.name))
         ticket.cancelling = ticket.cancelling or ticket.status == "submitting"
         self._matches(got, ticket)
 
@@ -272,7 +272,7 @@ class LedgerMachine(RuleBasedStateMachine):
             places, folder, size = choose(((0,), (1,), (1, 0))), choose(("a", "b")), choose((1, 2))
             saved = {f"{folder}/{ticket.name}-{place}.png": size for place in places}
             files = [SavedFile(*each) for each in saved.items()]
-            kept = self.run(self._any_face(choose).saved(ticket.name, files))
+            kept = self.run(self._any_face(choose).record_files(ticket.name, files))
             ticket.files |= saved
             assert kept is not None
             assert [(each.path, each.size) for each in kept.files] == list(ticket.files.items())
@@ -383,7 +383,7 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         self._learned |= {name: self._learned.get(name, "") + word for name in names}
         assert told == {name: self._learned[name] for name in names}
-        assert self.run(self._any_face(choose).learned()) == self._learned
+        assert self.run(self._any_face(choose).read_learned()) == self._learned
 
     # Time, and what always holds ----------------------------------------------------------------------------
 
@@ -417,8 +417,8 @@ class LedgerMachine(RuleBasedStateMachine):
             least = sum(each.surely_holds_slot(now) for each in records)
             assert least <= view.slots <= sum(each.may_hold_slot(now) for each in records)
         for key in KEYS:
-            told, now = self._timed(self.world.ledger.unsettled(ORIGIN, key))
-            of_key = [each for each in self.model.tickets.values() if each.lane == key]
+            told, now = self._timed(self.world.ledger.unsettled_records(ORIGIN, key))
+            of_key = [each for each in self.model.tickets.values() if each.key == key]
             submitting = {each.name for each in of_key if each.status == "submitting"}
             unknown = [each for each in of_key if each.status == "unknown"]
             surely = {each.name for each in unknown if each.surely_holds_slot(now)}
@@ -427,8 +427,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _agree_on_what_is_unsaved(self) -> None:
         keys = KEYS[: 1 + len(self._finals) % 2]
-        told = self.run(self._face(len(self._finals)).unsaved(ORIGIN, keys))
-        known = [each for each in self.model.tickets.values() if each.unsaved and each.lane in keys]
+        told = self.run(self._face(len(self._finals)).unsaved_records(ORIGIN, keys))
+        known = [each for each in self.model.tickets.values() if each.unsaved and each.key in keys]
         known.sort(key=lambda each: each.sequence)
         assert [(each.ticket, each.unsaved) for each in told] == [(each.name, each.unsaved) for each in known]
 

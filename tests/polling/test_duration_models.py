@@ -40,12 +40,12 @@ class WatchedLedger(MemoryLedger):
             raise self.faults.pop(0)
         return await super().learn(changes)
 
-    async def learned(self, names: Collection[str] | None = None) -> dict[str, str]:
+    async def read_learned(self, names: Collection[str] | None = None) -> dict[str, str]:
         self.reads.append(asyncio.get_running_loop().time())
         await asyncio.sleep(0.01)
         if self.faults:
             raise self.faults.pop(0)
-        return await super().learned(names)
+        return await super().read_learned(names)
 
 
 def on(
@@ -64,7 +64,7 @@ def lesson(run: float = 12.0) -> Lesson:
 
 
 async def seen_in(ledger: MemoryLedger | SQLiteLedger) -> dict[str, int]:
-    return {name: learned_from(text).seen for name, text in (await ledger.learned()).items()}
+    return {name: learned_from(text).seen for name, text in (await ledger.read_learned()).items()}
 
 
 # When it is written ----------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ async def test_a_thousand_ends_are_written_in_a_few_steps() -> None:
     await asyncio.sleep(1.5)
 
     assert len(ledger.learns) == 1
-    [text] = (await ledger.learned()).values()
+    [text] = (await ledger.read_learned()).values()
     assert len(text) < 10_000
     assert len(learned_from(text).ends) == 128
 
@@ -313,7 +313,11 @@ async def test_a_name_holds_origin_kind_model_and_variant() -> None:
         await client.run(image(n=2))
         await client.run(video())
 
-    assert set(await ledger.learned()) == {NAME, f"{NAME}  n=2", "toy@https://toy.example  video  wan2.6-t2v"}
+    assert set(await ledger.read_learned()) == {
+        NAME,
+        f"{NAME}  n=2",
+        "toy@https://toy.example  video  wan2.6-t2v",
+    }
 
 
 @pytest.mark.parametrize(
@@ -325,7 +329,7 @@ async def test_a_hostile_model_name_is_kept_as_one_short_line(name: str) -> None
     experience.teach(experience.model("image", name, None, IMAGES), lesson())
     await experience.aclose()
 
-    [kept] = await ledger.learned()
+    [kept] = await ledger.read_learned()
     assert kept.isprintable()
     assert len(kept) < 300
     assert kept.encode()
@@ -354,7 +358,7 @@ async def test_who_looks_by_the_clock_teaches_durations_and_no_lateness() -> Non
     ledger = MemoryLedger()
     async with TimedService().client(ledger=ledger, pace=Pace.fixed(9.0)) as client:
         await client.gather(*(image("12") for _ in range(12)))
-    [text] = (await ledger.learned()).values()
+    [text] = (await ledger.read_learned()).values()
     learned = learned_from(text)
 
     assert (learned.seen, learned.late) == (12, 0.0)
@@ -411,6 +415,6 @@ async def test_what_is_kept_is_json_of_a_few_kilobytes() -> None:
     async with ToyService(queries=[DONE]).client(ledger=ledger) as client:
         await client.run(image())
 
-    [text] = (await ledger.learned()).values()
+    [text] = (await ledger.read_learned()).values()
     assert {"form", "seen", "lag", "ends", "rests", "prior"} <= set(json.loads(text))
     assert len(text) < 1000

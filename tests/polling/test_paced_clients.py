@@ -32,7 +32,8 @@ HERE = "toy@https://toy.example"
 
 async def learned_in(ledger: MemoryLedger) -> dict[str, Learned]:
     return {
-        name.removeprefix(f"{HERE}  "): learned_from(text) for name, text in (await ledger.learned()).items()
+        name.removeprefix(f"{HERE}  "): learned_from(text)
+        for name, text in (await ledger.read_learned()).items()
     }
 
 
@@ -94,7 +95,7 @@ async def test_what_was_cancelled_or_has_expired_teaches_nothing() -> None:
             await client.run(image("20 expired"))
         await asyncio.sleep(3)
 
-    assert await ledger.learned() == {}
+    assert await ledger.read_learned() == {}
 
 
 async def test_a_task_that_is_attached_long_after_its_end_teaches_nothing() -> None:
@@ -102,7 +103,7 @@ async def test_a_task_that_is_attached_long_after_its_end_teaches_nothing() -> N
     async with service.client(ledger=ledger) as client:
         await (await client.attach("toy-1")).result()
 
-    assert await ledger.learned() == {}
+    assert await ledger.read_learned() == {}
 
 
 class DatedToy(Toy):

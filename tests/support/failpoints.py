@@ -27,8 +27,8 @@ import httpx
 
 from bide import Client, DashScope, Dieyuyun, Limits, Pace, Provider, TaskHandle, VideoRequest
 from bide.ledgers import Held, Ledger, SQLiteLedger
-from bide.ledgers._state_machine import Book
-from bide.ledgers.sqlite.database import File
+from bide.ledgers._state_machine import StateMachine
+from bide.ledgers.sqlite.database import Database
 
 KEY = "sk-failpoint-0123456789"
 FIRST, SECOND = "first", "second"
@@ -109,28 +109,28 @@ class DoomedTransport(httpx.AsyncBaseTransport):
 
 
 def die_within(name: str) -> None:
-    """Let this process end in the transaction that takes the step *name* of the book: after the change, before the
-    commit."""
-    steps = {name: getattr(Book, name)}
+    """Let this process end in the transaction that takes the step *name* of the state machine: after the change and
+    before the commit."""
+    steps = {name: getattr(StateMachine, name)}
     reached = []
 
-    def taken(book: Book, *arguments: Any, **more: Any) -> Any:
-        result = steps[name](book, *arguments, **more)
+    def taken(machine: StateMachine, *arguments: Any, **more: Any) -> Any:
+        result = steps[name](machine, *arguments, **more)
         if not isinstance(result, Held) and not (name in ("adopt", "leave") and not result):
             reached.append(name)
         return result
 
-    real = File.transaction
+    real = Database.transaction
 
     @contextmanager
-    def transaction(file: File, *, writes: bool, vital: bool = False) -> Iterator[Any]:
-        with real(file, writes=writes, vital=vital) as connection:
+    def transaction(database: Database, *, writes: bool, vital: bool = False) -> Iterator[Any]:
+        with real(database, writes=writes, vital=vital) as connection:
             yield connection
             if reached:
                 os._exit(DEAD)
 
-    setattr(Book, name, taken)
-    File.transaction = transaction  # type: ignore[method-assign, assignment]
+    setattr(StateMachine, name, taken)
+    Database.transaction = transaction  # type: ignore[method-assign, assignment]
 
 
 async def die() -> NoReturn:

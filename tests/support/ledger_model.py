@@ -38,7 +38,7 @@ class Ticket:
     owner: str | None
     sequence: int
     status: str = "waiting"
-    lane: str | None = None
+    key: str | None = None
     task_id: str | None = None
     slot_for: float = math.inf
     slot_until: Span = Factory(lambda: Span(math.inf, math.inf))
@@ -64,7 +64,7 @@ class Ticket:
         return self._holds(self.slot_until.low, now.high)
 
     def _holds(self, until: float, now: float) -> bool:
-        return self.lane is not None and (self.is_open or self.status == "unknown") and until > now
+        return self.key is not None and (self.is_open or self.status == "unknown") and until > now
 
 
 @define
@@ -90,14 +90,14 @@ class Model:
         return self.lanes.setdefault((kind, key), Lane())
 
     def of_lane(self, kind: str, key: str) -> list[Ticket]:
-        return [each for each in self.tickets.values() if (each.kind, each.lane) == (kind, key)]
+        return [each for each in self.tickets.values() if (each.kind, each.key) == (kind, key)]
 
     def open_of(self, keys: frozenset[str]) -> list[Ticket]:
         """The open tickets of *keys*, in the order of arrival."""
         found = [
             each
             for each in self.tickets.values()
-            if each.is_open and (each.lane in keys if each.lane is not None else keys & each.keys)
+            if each.is_open and (each.key in keys if each.key is not None else keys & each.keys)
         ]
         return sorted(found, key=lambda each: each.sequence)
 
@@ -171,7 +171,7 @@ class Model:
 
     def answer(self, ticket: Ticket, now: Span, *, accepted: bool) -> None:
         """The create of *ticket* has its answer."""
-        lane = self.lane(ticket.kind, ticket.lane or "")
+        lane = self.lane(ticket.kind, ticket.key or "")
         lane.answered.append(now)
         if accepted:
             lane.probing = False
@@ -181,7 +181,7 @@ class Model:
     ) -> None:
         """The create of *ticket* was refused for now."""
         self.answer(ticket, now, accepted=False)
-        lane = self.lane(ticket.kind, ticket.lane or "")
+        lane = self.lane(ticket.kind, ticket.key or "")
         least = retry_after or (0.5 if setback == "unreachable" or retry_after == 0 else 5.0)
         most = max(retry_after or 0.0, LONGEST_PAUSE) + 1
         pause = now.plus(least, most)
@@ -190,7 +190,7 @@ class Model:
         )
         lane.probing = True
         if setback == "slots" and (certain or self.limits.concurrency is not None):
-            others = [each for each in self.of_lane(ticket.kind, ticket.lane or "") if each is not ticket]
+            others = [each for each in self.of_lane(ticket.kind, ticket.key or "") if each is not ticket]
             surely = sum(each.surely_holds_slot(now) for each in others)
             assert surely == sum(each.may_hold_slot(now) for each in others), (
                 "no moment of the model is so near"

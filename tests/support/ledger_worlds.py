@@ -103,8 +103,8 @@ async def in_thread(ledger: SQLiteLedger, look: Callable[[Any], Any], *, writes:
 
 
 async def set_forward(ledger: SQLiteLedger, seconds: float) -> None:
-    def shift(hands: Any) -> None:
-        hands.file._before += seconds
+    def shift(backend: Any) -> None:
+        backend.database._before += seconds
 
     await in_thread(ledger, shift)
 
@@ -124,11 +124,11 @@ async def refuse_writes(ledger: SQLiteLedger) -> None:
         writes = (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE)
         return sqlite3.SQLITE_DENY if action in writes else sqlite3.SQLITE_OK
 
-    await in_thread(ledger, lambda hands: hands.file.connection.set_authorizer(authorize))
+    await in_thread(ledger, lambda backend: backend.database.connection.set_authorizer(authorize))
 
 
 async def allow_writes(ledger: SQLiteLedger) -> None:
-    await in_thread(ledger, lambda hands: hands.file.connection.set_authorizer(None))
+    await in_thread(ledger, lambda backend: backend.database.connection.set_authorizer(None))
 
 
 def record(ticket: str, **changes: Any) -> Record:

@@ -204,7 +204,7 @@ class Saver:
         while len(self._saved) > REMEMBERED:
             self._saved.popitem(last=False)
         try:
-            await self._ledger.saved(task.ticket, [file])
+            await self._ledger.record_files(task.ticket, [file])
         except Exception as fault:  # noqa: BLE001 - a ledger may be anybody's; the file is there
             log_line(
                 logging.WARNING,
@@ -350,7 +350,7 @@ class Saver:
         is_first = True
         while True:
             try:
-                unsaved = await self._ledger.unsaved(self._account.origin, self._account.keys)
+                unsaved = await self._ledger.unsaved_records(self._account.origin, self._account.keys)
             except Exception as fault:  # noqa: BLE001 - a ledger may be anybody's; it is asked again
                 log_line(logging.WARNING, f"what is unsaved cannot be read: {excerpt(str(fault), 1000)}")
                 await asyncio.sleep(CHECK_EVERY)

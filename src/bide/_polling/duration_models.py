@@ -126,7 +126,7 @@ class Experience:
 
     async def _read(self, model: Model) -> None:
         try:
-            text = (await self._ledger.learned([model.name])).get(model.name)
+            text = (await self._ledger.read_learned([model.name])).get(model.name)
         except Exception as fault:  # noqa: BLE001 - a ledger may be anybody's, and the documented times will do
             log_line(
                 logging.DEBUG,

@@ -125,7 +125,7 @@ class Canceller:
                 await self.withdraw(submission.ticket)
                 await asyncio.sleep(0)
             else:
-                await self._ledger.cancelling(submission.ticket)
+                await self._ledger.request_cancel(submission.ticket)
                 is_requested = True
                 if submission.task.status is TaskStatus.SUBMITTING:
                     await self._submissions.next_change(submission)
@@ -166,7 +166,7 @@ class Canceller:
         self._poller.look_soon(submission.ticket)
         if submission.record.cancelling:
             with suppress(LedgerError):  # the final state will show it
-                await self._ledger.cancel_answered(submission.ticket, taken=taken)
+                await self._ledger.record_cancel_answer(submission.ticket, taken=taken)
 
 
 def log_left(left: Sequence[Record], *, durable: bool) -> None:

@@ -362,12 +362,14 @@ class Submitter:
             return None
         # Read after the list: whatever it may show that is not known yet is among these.
         others = [
-            each for each in await self._ledger.unsettled(self._origin, key) if each.ticket != record.ticket
+            each
+            for each in await self._ledger.unsettled_records(self._origin, key)
+            if each.ticket != record.ticket
         ]
         if any(_could_be_mixed_up(each, record, until) for each in others):
             return None
         ids = [each.task.task_id for each in listed if each.task.task_id is not None]
-        known = await self._ledger.known(self._origin, ids)
+        known = await self._ledger.known_task_ids(self._origin, ids)
         # The first answer may have corrected our idea of the service's clock: the window is taken after it.
         window = (self._account.service_time(since), self._account.service_time(until))
         fits = [

@@ -103,7 +103,7 @@ class Takeover:
             for each in self._submissions.open()
             if self._ledger.durable and each.record.owner != self._owner
         }
-        for record in await self._ledger.newer(others) if others else ():
+        for record in await self._ledger.newer_records(others) if others else ():
             self._driver.change_record(record)
 
     async def adopt(

@@ -58,7 +58,7 @@ async def _unsaved(ledger: SQLiteLedger, lanes: Sequence[LaneView]) -> list[floa
     keys: dict[str, set[str]] = {}
     for lane in lanes:
         keys.setdefault(lane.origin, set()).add(lane.key)
-    records = [record for origin in keys for record in await ledger.unsaved(origin, keys[origin])]
+    records = [record for origin in keys for record in await ledger.unsaved_records(origin, keys[origin])]
     now = time.time()
     return sorted(moment for record in records for moment in record.losses if moment > now)
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from bide.ledgers._lanes import Setback
     from bide.ledgers._records import Held, Hint, LaneTerms, LaneView, Record
-    from bide.ledgers._state_machine import Book
+    from bide.ledgers._state_machine import StateMachine
     from bide.models import Limits, SavedFile, Task
 
 _T = TypeVar("_T")
@@ -58,7 +58,7 @@ class Ledger(ABC):
         """
 
     @abstractmethod
-    async def newer(self, versions: Mapping[str, int]) -> list[Record]:
+    async def newer_records(self, versions: Mapping[str, int]) -> list[Record]:
         """Those records of these tickets that have changed since the version given: what was not heard, if anything."""
 
     @abstractmethod
@@ -81,23 +81,23 @@ class Ledger(ABC):
 
     async def add(self, record: Record) -> Record:
         """Put *record* on record. If its ticket is there already, that one is returned and nothing changes."""
-        return await self._step(lambda book: book.add(record), vital=True)
+        return await self._step(lambda machine: machine.add(record), vital=True)
 
     async def get(self, ticket: str) -> Record | None:
         """The record of *ticket*."""
-        return await self._step(lambda book: book.get(ticket), writes=False)
+        return await self._step(lambda machine: machine.get(ticket), writes=False)
 
     async def follow(self, ticket: str) -> Record | None:
         """The record of *ticket*, whose changes are heard from now on whoever makes them."""
-        return await self._step(lambda book: book.follow(ticket))
+        return await self._step(lambda machine: machine.follow(ticket))
 
     async def find(self, origin: str, task_id: str) -> Record | None:
         """The open record of the service's *task_id*."""
-        return await self._step(lambda book: book.find(origin, task_id), writes=False)
+        return await self._step(lambda machine: machine.find(origin, task_id), writes=False)
 
-    async def known(self, origin: str, task_ids: Collection[str]) -> frozenset[str]:
+    async def known_task_ids(self, origin: str, task_ids: Collection[str]) -> frozenset[str]:
         """Those of *task_ids* that some record has, or has had of late."""
-        return await self._step(lambda book: book.known(origin, task_ids), writes=False)
+        return await self._step(lambda machine: machine.known_task_ids(origin, task_ids), writes=False)
 
     async def admit(self, origin: str, kind: str, owner: str, lanes: Sequence[LaneTerms]) -> Record | Held:
         """Admit the first record of the queue that *owner* has and that a lane can take: it is `submitting` then.
@@ -105,7 +105,7 @@ class Ledger(ABC):
         Gate, slots, learned cap, create rate and the queue are looked at together. An older record of another
         owner that could use the same lane goes first; what nobody owns is in nobody's way.
         """
-        return await self._step(lambda book: book.admit(origin, kind, owner, lanes), vital=True)
+        return await self._step(lambda machine: machine.admit(origin, kind, owner, lanes), vital=True)
 
     async def accept(self, ticket: str, task: Task, *, owner: str, admitted: float | None = None) -> Record:
         """The create was answered with a task that goes on.
@@ -114,7 +114,7 @@ class Ledger(ABC):
         been called `unknown` meanwhile: the id of what was bought is not to be lost. A task id that another record of
         the service has already cannot be this one's too: the record is returned as it stands, still `submitting`.
         """
-        return await self._step(lambda book: book.accept(ticket, task, owner, admitted), vital=True)
+        return await self._step(lambda machine: machine.accept(ticket, task, owner, admitted), vital=True)
 
     async def put_back(
         self,
@@ -131,42 +131,42 @@ class Ledger(ABC):
         If a cancel was asked for meanwhile, the record ends as `cancelled` instead.
         """
         return await self._step(
-            lambda book: book.put_back(
+            lambda machine: machine.put_back(
                 ticket, setback, owner=owner, limits=limits, certain=certain, retry_after=retry_after
             )
         )
 
     async def update(self, ticket: str, task: Task, *, owner: str) -> Record:
         """The service tells a new state that is not final."""
-        return await self._step(lambda book: book.update(ticket, task, owner))
+        return await self._step(lambda machine: machine.update(ticket, task, owner))
 
     async def finish(self, ticket: str, task: Task, *, owner: str, hold: float = 0.0) -> Record:
         """Record a final state. The slot is free now, or *hold* seconds from now."""
-        return await self._step(lambda book: book.finish(ticket, task, owner, hold))
+        return await self._step(lambda machine: machine.finish(ticket, task, owner, hold))
 
-    async def saved(self, ticket: str, files: Sequence[SavedFile]) -> Record | None:
+    async def record_files(self, ticket: str, files: Sequence[SavedFile]) -> Record | None:
         """Note what was saved of a result, beside what was saved of it before; None if the ticket is on no record.
 
         A file at the same path takes the place of the one before.
         """
-        return await self._step(lambda book: book.saved(ticket, files))
+        return await self._step(lambda machine: machine.record_files(ticket, files))
 
-    async def unsaved(self, origin: str, keys: Collection[str]) -> list[Record]:
+    async def unsaved_records(self, origin: str, keys: Collection[str]) -> list[Record]:
         """Records of these keys with results that were not saved and that can be fetched yet, as far as is known: the
         most urgent first, and at most `MOST_UNSAVED` of them."""
-        return await self._step(lambda book: book.unsaved(origin, keys), writes=False)
+        return await self._step(lambda machine: machine.unsaved_records(origin, keys), writes=False)
 
     async def withdraw(self, ticket: str, task: Task) -> Record:
         """End a record that waits, whoever owns it; one that does not is returned as it stands."""
-        return await self._step(lambda book: book.withdraw(ticket, task))
+        return await self._step(lambda machine: machine.withdraw(ticket, task))
 
-    async def cancelling(self, ticket: str) -> Record:
+    async def request_cancel(self, ticket: str) -> Record:
         """Remember that a cancel was asked for while the record is `submitting`."""
-        return await self._step(lambda book: book.cancelling(ticket))
+        return await self._step(lambda machine: machine.request_cancel(ticket))
 
-    async def cancel_answered(self, ticket: str, *, taken: bool) -> Record:
+    async def record_cancel_answer(self, ticket: str, *, taken: bool) -> Record:
         """The service has taken the cancel that was asked for meanwhile, or it was too late."""
-        return await self._step(lambda book: book.cancel_answered(ticket, taken=taken))
+        return await self._step(lambda machine: machine.record_cancel_answer(ticket, taken=taken))
 
     async def settle(self, ticket: str, task_id: str) -> Record:
         """An `unknown` submission is found to be *task_id*: it is open again, for anybody to adopt.
@@ -175,7 +175,7 @@ class Ledger(ABC):
             ValueError: the record is not `unknown`, or *task_id* belongs to another one.
             LookupError: *ticket* is on no record.
         """
-        return await self._step(lambda book: book.settle(ticket, task_id), vital=True)
+        return await self._step(lambda machine: machine.settle(ticket, task_id), vital=True)
 
     async def forget(self, ticket: str) -> Record:
         """Remove a record that has ended (an `unknown` one too: its slot is free) or is overdue; withdraw one that
@@ -185,11 +185,11 @@ class Ledger(ABC):
             ValueError: its task goes on at the service.
             LookupError: *ticket* is on no record.
         """
-        return await self._step(lambda book: book.forget(ticket))
+        return await self._step(lambda machine: machine.forget(ticket))
 
-    async def unsettled(self, origin: str, key: str) -> list[Record]:
+    async def unsettled_records(self, origin: str, key: str) -> list[Record]:
         """Records of the key whose create has no known task: `submitting`, or `unknown` and still held."""
-        return await self._step(lambda book: book.unsettled(origin, key), writes=False)
+        return await self._step(lambda machine: machine.unsettled_records(origin, key), writes=False)
 
     async def adopt(
         self,
@@ -207,20 +207,20 @@ class Ledger(ABC):
             waiting: what waits, too, and so is sent by the new owner.
         """
         return await self._step(
-            lambda book: book.adopt(origin, keys, owner, tickets=tickets, waiting=waiting)
+            lambda machine: machine.adopt(origin, keys, owner, tickets=tickets, waiting=waiting)
         )
 
     async def open_records(self, origin: str, keys: Collection[str]) -> list[Record]:
         """The open records of these keys, whoever drives them, in the order of their arrival."""
-        return await self._step(lambda book: book.open_records(origin, keys), writes=False)
+        return await self._step(lambda machine: machine.open_records(origin, keys), writes=False)
 
     async def lanes(self, origin: str, keys: Collection[str]) -> list[LaneView]:
         """The lanes of these keys that have been used."""
-        return await self._step(lambda book: book.lanes(origin, keys), writes=False)
+        return await self._step(lambda machine: machine.lanes(origin, keys), writes=False)
 
-    async def learned(self, names: Collection[str] | None = None) -> dict[str, str]:
+    async def read_learned(self, names: Collection[str] | None = None) -> dict[str, str]:
         """What was learned under these names (all of them with None): JSON text that only `_learned` reads."""
-        return await self._step(lambda book: book.learned(names), writes=False)
+        return await self._step(lambda machine: machine.read_learned(names), writes=False)
 
     async def learn(self, changes: Mapping[str, Callable[[str | None], str]]) -> dict[str, str]:
         """Change what was learned under each name, in one atomic step. Returns what stands there now.
@@ -228,7 +228,7 @@ class Ledger(ABC):
         A change gets the text on record, or None. It is a pure function: it may be called in another thread, and again.
         What it raises is raised here, and nothing has changed then. At most `MOST_LEARNED` names are kept.
         """
-        learned = await self._step(lambda book: book.learn(changes))
+        learned = await self._step(lambda machine: machine.learn(changes))
         if isinstance(learned, Exception):
             raise learned
         return learned
@@ -236,7 +236,9 @@ class Ledger(ABC):
     # What a ledger implements ------------------------------------------------------------------------------
 
     @abstractmethod
-    async def _step(self, step: Callable[[Book], _T], *, writes: bool = True, vital: bool = False) -> _T:
+    async def _step(
+        self, step: Callable[[StateMachine], _T], *, writes: bool = True, vital: bool = False
+    ) -> _T:
         """Take one step.
 
         Args:
@@ -244,6 +246,6 @@ class Ledger(ABC):
             vital: whether it must outlive a loss of power: the intent to buy, and the id of what was bought.
         """
 
-    def _tell(self, news: Record | Hint) -> None:
+    def _notify(self, news: Record | Hint) -> None:
         for heard in tuple(self._listeners):
             heard(news)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MOST_LEARNED = 1000
 """Names under which a ledger keeps what was learned; those that were changed longest ago go."""
 MOST_UNSAVED = 1000
-"""Records that `Ledger.unsaved` tells of at once."""
+"""Records that `Ledger.unsaved_records` tells of at once."""
 
 
 @frozen

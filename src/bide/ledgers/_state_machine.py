@@ -1,4 +1,4 @@
-"""The state machine of submissions: each method of `Book` is one step, which a ledger makes atomic over its store.
+"""`StateMachine`: the steps of a submission, each of which a ledger makes atomic over its `Store`.
 
 No I/O and no clock of its own: a store is a dictionary or a database, and what changes here is the same in both.
 """
@@ -32,7 +32,7 @@ NOT_STORED = (
 
 
 class Store(Protocol):
-    """Where records and lanes are kept: what `Book` needs of a dictionary or of a database."""
+    """Where records and lanes are kept: what `StateMachine` needs of a dictionary or of a database."""
 
     def now(self) -> float:
         """Seconds by the ledger's clock."""
@@ -81,7 +81,7 @@ class Store(Protocol):
         """The ticket that has, or had of late, the service's *task_id*."""
         ...
 
-    def unsettled(self, origin: str, key: str, now: float) -> list[Record]:
+    def unsettled_records(self, origin: str, key: str, now: float) -> list[Record]:
         """Records of the key that are `submitting`, or `unknown` and still held."""
         ...
 
@@ -97,7 +97,7 @@ class Store(Protocol):
         """The open records, in the order of arrival."""
         ...
 
-    def unsaved(self, origin: str, keys: Collection[str], at: float, most: int) -> Iterable[Record]:
+    def unsaved_records(self, origin: str, keys: Collection[str], at: float, most: int) -> Iterable[Record]:
         """The records of these keys with unsaved results that expire after *at*; if there are more than *most*, those
         whose results expire first."""
         ...
@@ -106,7 +106,7 @@ class Store(Protocol):
         """Kind, key and state of each lane that was used."""
         ...
 
-    def learned(self, names: Collection[str] | None) -> dict[str, str]:
+    def read_learned(self, names: Collection[str] | None) -> dict[str, str]:
         """What was learned under these names, or all."""
         ...
 
@@ -115,7 +115,7 @@ class Store(Protocol):
         ...
 
 
-class Book:
+class StateMachine:
     """The steps of the state machine; see `Ledger` for what each means.
 
     Args:
@@ -262,7 +262,7 @@ class Book:
             (self._accepted if settled else self._settle)(record)
         return self._change(record, task=task, slot_until=self.store.now() + hold)
 
-    def saved(self, ticket: str, files: Sequence[SavedFile]) -> Record | None:
+    def record_files(self, ticket: str, files: Sequence[SavedFile]) -> Record | None:
         record = self.store.record(ticket)
         if record is None:
             return None
@@ -276,13 +276,13 @@ class Book:
             return record
         return self._change(record, task=task)
 
-    def cancelling(self, ticket: str) -> Record:
+    def request_cancel(self, ticket: str) -> Record:
         record = self._record(ticket)
         if record.task.status is not TaskStatus.SUBMITTING or record.cancelling:
             return record
         return self._change(record, cancelling=True)
 
-    def cancel_answered(self, ticket: str, *, taken: bool) -> Record:
+    def record_cancel_answer(self, ticket: str, *, taken: bool) -> Record:
         record = self._record(ticket)
         if not record.cancelling or record.cancel_taken is not None or record.task.status.is_final:
             return record
@@ -335,21 +335,21 @@ class Book:
         record = None if ticket is None else self.store.record(ticket)
         return None if record is None or record.task.status.is_final else record
 
-    def known(self, origin: str, task_ids: Collection[str]) -> frozenset[str]:
+    def known_task_ids(self, origin: str, task_ids: Collection[str]) -> frozenset[str]:
         return frozenset(each for each in task_ids if self.store.of_task(origin, each) is not None)
 
-    def unsettled(self, origin: str, key: str) -> list[Record]:
-        return self.store.unsettled(origin, key, self.store.now())
+    def unsettled_records(self, origin: str, key: str) -> list[Record]:
+        return self.store.unsettled_records(origin, key, self.store.now())
 
     def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
         left = [
-            self._abandon(record)
+            self._release(record)
             for record in self.store.owned_by(owner)
             if not waiting or record.task.status is TaskStatus.WAITING
         ]
         return [record for record in left if not record.task.status.is_final]
 
-    def _abandon(self, record: Record) -> Record:
+    def _release(self, record: Record) -> Record:
         """The owner of *record* is gone: whoever holds the key may go on with it."""
         if record.task.status is TaskStatus.WAITING and not self._can_be_sent(record):
             detail = ErrorDetail(message=NOT_STORED)
@@ -379,11 +379,11 @@ class Book:
         held = frozenset(keys)
         return [record for record in self.store.open_records(origin) if _is_of_keys(record, held)]
 
-    def unsaved(self, origin: str, keys: Collection[str]) -> list[Record]:
+    def unsaved_records(self, origin: str, keys: Collection[str]) -> list[Record]:
         held, now = frozenset(keys), time.time()
         found = [
             (min(ahead), record.sequence, record)
-            for record in self.store.unsaved(origin, held, now, MOST_UNSAVED)
+            for record in self.store.unsaved_records(origin, held, now, MOST_UNSAVED)
             if _is_of_keys(record, held) and (ahead := [moment for moment in record.losses if moment > now])
         ]
         return [record for *_, record in sorted(found, key=lambda each: each[:2])[:MOST_UNSAVED]]
@@ -398,12 +398,12 @@ class Book:
 
     # What was learned ---------------------------------------------------------------------------------------
 
-    def learned(self, names: Collection[str] | None) -> dict[str, str]:
-        return self.store.learned(names)
+    def read_learned(self, names: Collection[str] | None) -> dict[str, str]:
+        return self.store.read_learned(names)
 
     def learn(self, changes: Mapping[str, Callable[[str | None], str]]) -> dict[str, str] | Exception:
         """What a change raises is returned: it concerns nobody whose step shares the transaction."""
-        before = self.store.learned(changes)
+        before = self.store.read_learned(changes)
         try:
             after = {name: _text(change(before.get(name))) for name, change in changes.items()}
         except Exception as fault:  # noqa: BLE001 - it is raised where the step is waited for

@@ -15,7 +15,7 @@ from attrs import Factory, define, evolve
 
 from bide.ledgers._lanes import LaneLoad, LaneState
 from bide.ledgers._ledger import Ledger
-from bide.ledgers._state_machine import Book, Store
+from bide.ledgers._state_machine import StateMachine, Store
 from bide.models import TaskStatus
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ class _Lane:
 
 
 class MemoryStore(Store):
-    """Records and lanes as plain objects, with the indexes that `Book` asks for."""
+    """Records and lanes as plain objects, with the indexes that `StateMachine` asks for."""
 
-    def __init__(self, tell: Callable[[Record], None]) -> None:
-        self._tell = tell
+    def __init__(self, notify: Callable[[Record], None]) -> None:
+        self._notify = notify
         self._sequence = itertools.count(1)
         self._open: dict[str, Record] = {}
         self._ended: WeakValueDictionary[str, Record] = WeakValueDictionary()
@@ -104,7 +104,7 @@ class MemoryStore(Store):
             lane.submitting.discard(record.ticket)
         if record.task.task_id is not None:
             self._index(record.origin, record.task.task_id, record.ticket, final=True)
-        self._tell(record)
+        self._notify(record)
 
     def heads(self, origin: str, kind: str) -> Iterator[Record]:
         queue = self._queues.get((origin, kind), {})
@@ -135,7 +135,7 @@ class MemoryStore(Store):
     def of_task(self, origin: str, task_id: str) -> str | None:
         return self._tickets.get((origin, task_id)) or self._recent.get((origin, task_id))
 
-    def unsettled(self, origin: str, key: str, now: float) -> list[Record]:
+    def unsettled_records(self, origin: str, key: str, now: float) -> list[Record]:
         self._held = {ticket: each for ticket, each in self._held.items() if each.slot_until > now}
         submitting = [
             self._open[ticket]
@@ -157,7 +157,7 @@ class MemoryStore(Store):
         records = [record for record in self._open.values() if record.origin == origin]
         return sorted(records, key=lambda record: record.sequence)
 
-    def unsaved(self, origin: str, keys: Collection[str], at: float, most: int) -> list[Record]:
+    def unsaved_records(self, origin: str, keys: Collection[str], at: float, most: int) -> list[Record]:
         return [record for record in self._ended.values() if record.origin == origin]
 
     def lanes(self, origin: str) -> list[tuple[str, str, LaneState]]:
@@ -165,7 +165,7 @@ class MemoryStore(Store):
             (kind, key, lane.state) for (where, kind, key), lane in self._lanes.items() if where == origin
         ]
 
-    def learned(self, names: Collection[str] | None) -> dict[str, str]:
+    def read_learned(self, names: Collection[str] | None) -> dict[str, str]:
         if names is None:
             return dict(self._learned)
         return {name: self._learned[name] for name in names if name in self._learned}
@@ -193,7 +193,7 @@ class MemoryStore(Store):
                 heapq.heappush(heap, place)
         if record.task.task_id is not None:
             self._index(record.origin, record.task.task_id, ticket, final=status.is_final)
-        self._tell(record)
+        self._notify(record)
         return record
 
     def _use(self, record: Record, key: str) -> None:
@@ -246,7 +246,7 @@ class MemoryLedger(Ledger):
     def __init__(self) -> None:
         super().__init__()
         self._salt = secrets.token_bytes(16)
-        self._book = Book(MemoryStore(self._tell))
+        self._state_machine = StateMachine(MemoryStore(self._notify))
 
     @classmethod
     def of_loop(cls) -> Self:
@@ -271,16 +271,18 @@ class MemoryLedger(Ledger):
         return secrets.token_hex(8)
 
     async def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
-        return self._book.leave(owner, waiting=waiting)
+        return self._state_machine.leave(owner, waiting=waiting)
 
-    async def newer(self, versions: Mapping[str, int]) -> list[Record]:
+    async def newer_records(self, versions: Mapping[str, int]) -> list[Record]:
         return []  # whoever listens has heard it
 
     async def share(self, owner: str, rate: float) -> float:
         return rate  # all clients of the loop stand at the same turnstile
 
-    async def _step(self, step: Callable[[Book], _T], *, writes: bool = True, vital: bool = False) -> _T:
-        return step(self._book)
+    async def _step(
+        self, step: Callable[[StateMachine], _T], *, writes: bool = True, vital: bool = False
+    ) -> _T:
+        return step(self._state_machine)
 
 
 _LEDGERS: WeakKeyDictionary[asyncio.AbstractEventLoop, MemoryLedger] = WeakKeyDictionary()

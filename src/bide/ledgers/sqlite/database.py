@@ -78,7 +78,7 @@ SCHEMA = (
 """Each step takes a file from one version of the schema to the next. They are only ever added to."""
 
 
-class File:
+class Database:
     """One open connection. `transaction` is the only way to write.
 
     Args:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from bide.errors import LedgerError
 from bide.ledgers._ledger import Ledger
+from bide.ledgers.sqlite.backend import SQLiteBackend
 from bide.ledgers.sqlite.report import LedgerReport, report_of
-from bide.ledgers.sqlite.session import Session, SQLiteHands
+from bide.ledgers.sqlite.session import Session
 
 if TYPE_CHECKING:
     import os
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from bide.ledgers._records import Record
-    from bide.ledgers._state_machine import Book
+    from bide.ledgers._state_machine import StateMachine
 
 _T = TypeVar("_T")
 
@@ -120,7 +121,7 @@ class SQLiteLedger(Ledger):
         owner = f"{session.instance}.{next(self._numbers)}"
         self._owners.add(owner)
         try:
-            await session.worker.put(lambda hands: hands.enter(owner, origin, keys), writes=True)
+            await session.worker.put(lambda backend: backend.enter(owner, origin, keys), writes=True)
         except BaseException:
             self._owners.discard(owner)
             raise
@@ -130,10 +131,10 @@ class SQLiteLedger(Ledger):
         session = await self._opened()
         left: list[Record]
         if waiting:
-            left = await session.worker.put(lambda hands: hands.leave(owner, waiting=True), writes=True)
+            left = await session.worker.put(lambda backend: backend.leave(owner, waiting=True), writes=True)
             return left
         try:
-            left = await session.worker.put(lambda hands: hands.leave(owner), writes=True)
+            left = await session.worker.put(lambda backend: backend.leave(owner), writes=True)
         except LedgerError:
             session.not_left.add(owner)  # it is tried again
             raise
@@ -142,23 +143,23 @@ class SQLiteLedger(Ledger):
             await self._close_if_unused()
         return left
 
-    async def newer(self, versions: Mapping[str, int]) -> list[Record]:
+    async def newer_records(self, versions: Mapping[str, int]) -> list[Record]:
         session = await self._opened()
         records: list[Record] = await session.worker.put(
-            lambda hands: hands.store.newer(versions), writes=False
+            lambda backend: backend.store.newer_records(versions), writes=False
         )
         return records
 
     async def share(self, owner: str, rate: float) -> float:
         session = await self._opened()
-        part: float = await session.worker.put(lambda hands: hands.share(owner, rate), writes=False)
+        part: float = await session.worker.put(lambda backend: backend.share(owner, rate), writes=False)
         return part
 
     async def records(self, *, all: bool = False) -> list[Record]:  # noqa: A002 - the word of `bide ls --all`
         """The records that are open or `unknown`, or *all* that are kept, in the order of their arrival."""
         session = await self._opened()
         records: list[Record] = await session.worker.put(
-            lambda hands: hands.store.listed(is_open=not all), writes=False
+            lambda backend: backend.store.listed(is_open=not all), writes=False
         )
         return records
 
@@ -192,10 +193,12 @@ class SQLiteLedger(Ledger):
 
     # Inside ------------------------------------------------------------------------------------------------
 
-    async def _step(self, step: Callable[[Book], _T], *, writes: bool = True, vital: bool = False) -> _T:
+    async def _step(
+        self, step: Callable[[StateMachine], _T], *, writes: bool = True, vital: bool = False
+    ) -> _T:
         session = await self._opened()
         result: _T = await session.worker.put(
-            lambda hands: step(hands.book), writes=writes, vital=vital and self._full
+            lambda backend: step(backend.machine), writes=writes, vital=vital and self._full
         )
         return result
 
@@ -216,7 +219,7 @@ class SQLiteLedger(Ledger):
     async def _open(self) -> Session:
         full, store_prompts, keep, path = self._full, self._store_prompts, self._keep, self.path
         session = Session(
-            lambda: SQLiteHands(path, full=full, store_prompts=store_prompts, keep=keep), self._tell
+            lambda: SQLiteBackend(path, full=full, store_prompts=store_prompts, keep=keep), self._notify
         )
         await session.start()
         self._session = session

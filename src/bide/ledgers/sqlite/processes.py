@@ -82,7 +82,7 @@ class Presence:
         finally:
             os.close(lock)
 
-    def bury(self, instance: str) -> None:
+    def remove_files(self, instance: str) -> None:
         """Remove what a dead process has left."""
         for name in (f"{instance}.lock", f"{instance}.sock"):
             with suppress(OSError):
@@ -97,7 +97,7 @@ class Presence:
 
     def end(self) -> None:
         """Let go of lock and socket, and remove them."""
-        self.bury(self.instance)
+        self.remove_files(self.instance)
         if self.socket is not None:
             _FOR_PARENTS_ONLY.discard(self.socket.fileno())
             self.socket.close()

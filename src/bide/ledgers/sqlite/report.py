@@ -10,7 +10,7 @@ from attrs import frozen
 
 if TYPE_CHECKING:
     from bide.ledgers._records import LaneView, Record
-    from bide.ledgers.sqlite.session import SQLiteHands
+    from bide.ledgers.sqlite.backend import SQLiteBackend
 
 
 @frozen
@@ -69,27 +69,27 @@ class LedgerReport:
     now: float
 
 
-def report_of(hands: SQLiteHands) -> LedgerReport:
+def report_of(backend: SQLiteBackend) -> LedgerReport:
     """Look at everything, in the ledger's thread."""
-    connection, store = hands.file.connection, hands.store
-    status = hands.file.path.stat()
+    connection, store = backend.database.connection, backend.store
+    status = backend.database.path.stat()
     checked = [row[0] for row in connection.execute("PRAGMA integrity_check(10)")]
     lanes = [
         view
         for origin in store.origins()
-        for view in hands.book.lanes(origin, {key for _, key, _ in store.lanes(origin)})
+        for view in backend.machine.lanes(origin, {key for _, key, _ in store.lanes(origin)})
     ]
     (unowned,) = connection.execute(
         "SELECT count(*) FROM records WHERE is_open = 1 AND owner IS NULL"
     ).fetchone()
     return LedgerReport(
-        path=str(hands.file.path),
+        path=str(backend.database.path),
         size=status.st_size,
         mode=status.st_mode & 0o777,
         sqlite_version=sqlite3.sqlite_version,
         journal_mode=connection.execute("PRAGMA journal_mode").fetchone()[0],
         problems=() if checked == ["ok"] else tuple(checked),
-        owners=tuple(_owners(hands)),
+        owners=tuple(_owners(backend)),
         lanes=tuple(lanes),
         unknown=tuple(each for each in store.listed(is_open=True) if each.task.status.is_final),
         counts=dict(connection.execute("SELECT status, count(*) FROM records GROUP BY status").fetchall()),
@@ -98,20 +98,20 @@ def report_of(hands: SQLiteHands) -> LedgerReport:
     )
 
 
-def _owners(hands: SQLiteHands) -> list[OwnerView]:
-    rows = hands.file.connection.execute(
+def _owners(backend: SQLiteBackend) -> list[OwnerView]:
+    rows = backend.database.connection.execute(
         "SELECT instance, pid, host, started, (SELECT count(*) FROM clients WHERE clients.instance = owners.instance), "
         "(SELECT count(*) FROM records WHERE is_open = 1 AND owner >= instance || '.' AND owner < instance || '/') "
         "FROM owners ORDER BY started"
     ).fetchall()
-    me = hands.presence.instance
+    me = backend.presence.instance
     return [
         OwnerView(
             instance,
             pid,
             host,
             datetime.fromisoformat(started),
-            instance == me or hands.presence.is_alive(instance),
+            instance == me or backend.presence.is_alive(instance),
             clients,
             count,
         )

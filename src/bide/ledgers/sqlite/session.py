@@ -1,4 +1,4 @@
-"""An open SQLite ledger: its thread with all that works there, and what wakes it and others."""
+"""An open SQLite ledger in one event loop: what wakes it, and what it passes on."""
 
 from __future__ import annotations
 
@@ -6,27 +6,18 @@ import asyncio
 import logging
 import os
 import random
-import socket
-import sqlite3
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from attrs import frozen
-
 from bide.errors import LedgerError
-from bide.ledgers._lanes import portion
 from bide.ledgers._records import Hint, Record
-from bide.ledgers._state_machine import Book
-from bide.ledgers.sqlite.database import File, explained
-from bide.ledgers.sqlite.processes import Presence
-from bide.ledgers.sqlite.store import SQLiteStore
-from bide.ledgers.sqlite.worker import Hands, Worker
+from bide.ledgers.sqlite.backend import NEWS, OWNERS, TURN, Peers, SQLiteBackend
+from bide.ledgers.sqlite.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
-    from pathlib import Path
+    import socket
+    from collections.abc import Callable
 
 log = logging.getLogger("bide")
 
@@ -34,226 +25,13 @@ TICK = 0.5
 """Seconds between two looks at who is alive, which make up for lost wake-ups too."""
 CLEAN_TICKS = 60
 """So many of them are between two steps of retention; one that finds much is followed by the next at once."""
-TURN, NEWS, OWNERS = b"t", b"n", b"o"
-"""The words that processes wake each other with: it may be your turn, there are news, owners have come or gone."""
-
-
-@frozen
-class Around:
-    """Who uses the ledger besides this process.
-
-    Attributes:
-        dead: those who have died.
-        has_changed: whether others have come or gone since this was looked at last.
-        is_left: whether there are open records that nobody drives.
-        has_company: whether others live.
-        is_buried: whether this process is on record as dead.
-    """
-
-    dead: list[str]
-    has_changed: bool
-    is_left: bool
-    has_company: bool
-    is_buried: bool
-
-
-class SQLiteHands(Hands):
-    """What the ledger's thread works with: the file, the book over it, and the other processes on it."""
-
-    def __init__(self, path: Path, *, full: bool, store_prompts: bool, keep: float) -> None:
-        folder = path.with_name(path.name + "-bide")
-        self.file = File(path, folder, full=full)
-        try:
-            self.salt = self.file.salt()
-            self.presence = Presence(folder)
-            self.store = SQLiteStore(
-                self.file, self.presence.instance, store_prompts=store_prompts, keep=keep
-            )
-            self.book = Book(self.store, can_be_sent=self.store.has_request)
-            self._clients: dict[str, tuple[str, str, str, str]] = {}
-            self._words: set[tuple[str, bytes]] = set()
-            self._others: frozenset[str] = frozenset()
-            self._begin()
-        except BaseException as fault:
-            self.file.close()
-            if isinstance(fault, sqlite3.Error | OSError):
-                raise explained(fault, path) from fault
-            raise
-
-    def _begin(self) -> None:
-        with self.file.transaction(writes=True):
-            self.store.begin()
-            self.presence.lock()
-            self.presence.listen()
-            self._write_down()
-            self._abandon_strangers()
-            # Who died between making its files and being on record has left them.
-            for stranger in self.presence.seen() - set(self.store.others):
-                if not self.presence.is_alive(stranger):
-                    self.presence.bury(stranger)
-
-    def _write_down(self) -> None:
-        row = (self.presence.instance, os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat())
-        self.file.connection.execute("INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?)", row)
-
-    # For the worker -----------------------------------------------------------------------------------------
-
-    @contextmanager
-    def transaction(self, *, writes: bool, vital: bool) -> Iterator[None]:
-        with self.file.transaction(writes=writes, vital=vital):
-            self.store.begin()
-            yield
-            self._note_whom_to_wake()
-
-    def _note_whom_to_wake(self) -> None:
-        """Whose turn it may be now, and who must hear of what has changed."""
-        me = self.presence.instance
-        for owner in self.store.turns():
-            instance = _instance_of(owner)
-            if instance != me:
-                self._words.add((instance, TURN))
-        if self.store.has_news or self.store.has_unowned:
-            word = OWNERS if self.store.has_unowned else NEWS
-            self._words.update((each, word) for each in self.store.others)
-            self.store.has_news = self.store.has_unowned = False
-
-    def take_changed(self) -> list[Record]:
-        changed, self.store.changed = self.store.changed, []
-        return changed
-
-    def undone(self) -> None:
-        self.store.undone()
-        self._words.clear()
-
-    def done(self) -> None:
-        words, self._words = self._words, set()
-        for instance, word in words:
-            self.presence.wake(instance, word)
-
-    def explained(self, fault: Exception) -> Exception:
-        if isinstance(fault, sqlite3.Error | OSError):
-            return explained(fault, self.file.path)
-        if isinstance(fault, LedgerError):
-            return fault
-        return LedgerError(f"the ledger {self.file.path} failed: {type(fault).__name__}: {fault}")
-
-    def close(self) -> None:
-        with suppress(Exception), self.file.transaction(writes=True) as connection:
-            me = self.presence.instance
-            self._abandon(me)
-            connection.execute("DELETE FROM owners WHERE instance = ?", (me,))
-        self.presence.end()
-        self.file.close()
-
-    # Owners -------------------------------------------------------------------------------------------------
-
-    def enter(self, owner: str, origin: str, keys: Collection[str]) -> None:
-        """A client of this process begins."""
-        row = self._clients[owner] = (owner, self.presence.instance, origin, ",".join(sorted(keys)))
-        self.file.connection.execute("INSERT INTO clients VALUES (?, ?, ?, ?)", row)
-        self.store.has_unowned = True
-
-    def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
-        """A client of this process ends, or submits nothing more."""
-        if waiting:
-            return self.book.leave(owner, waiting=True)
-        self._clients.pop(owner, None)
-        self.file.connection.execute("DELETE FROM clients WHERE owner = ?", (owner,))
-        self.store.has_unowned = True
-        return self.book.leave(owner)
-
-    def _abandon_strangers(self) -> None:
-        """Open records of processes that are not on record: taken for dead while they lived, they are by now."""
-        present = {self.presence.instance, *self.store.others}
-        owners = self.file.connection.execute(
-            "SELECT DISTINCT owner FROM records WHERE is_open = 1 AND owner NOT NULL"
-        )
-        for instance in {_instance_of(owner) for (owner,) in owners.fetchall()} - present:
-            self._abandon(instance)
-
-    def rise(self) -> None:
-        """Others have taken this process for dead, since its lock file was removed: be on record again."""
-        self.presence.lock()
-        self._write_down()
-        for row in self._clients.values():
-            self.file.connection.execute("INSERT OR REPLACE INTO clients VALUES (?, ?, ?, ?)", row)
-        self.store.has_unowned = True
-
-    def look_around(self) -> Around:
-        """See who is here."""
-        instances = self.store.others
-        dead = [each for each in instances if not self.presence.is_alive(each)]
-        before, self._others = self._others, frozenset(instances).difference(dead)
-        (unowned,) = self.file.connection.execute(
-            "SELECT EXISTS (SELECT 1 FROM records WHERE is_open = 1 AND owner IS NULL)"
-        ).fetchone()
-        (present,) = self.file.connection.execute(
-            "SELECT EXISTS (SELECT 1 FROM owners WHERE instance = ?)", (self.presence.instance,)
-        ).fetchone()
-        return Around(
-            dead=dead,
-            has_changed=before != self._others,
-            is_left=bool(unowned),
-            has_company=bool(self._others),
-            is_buried=not present,
-        )
-
-    def bury(self, dead: list[str]) -> None:
-        """What dead processes have left belongs to nobody now."""
-        dead = [each for each in dead if not self.presence.is_alive(each)]
-        for instance in dead:
-            self._abandon(instance)
-            self.file.connection.execute("DELETE FROM owners WHERE instance = ?", (instance,))
-            self.presence.bury(instance)
-        self.store.others = [each for each in self.store.others if each not in dead]
-        self.store.has_unowned = True
-
-    def _lives(self, instance: str) -> bool:
-        return instance == self.presence.instance or self.presence.is_alive(instance)
-
-    def _abandon(self, instance: str) -> None:
-        clients = self.file.connection.execute(
-            "SELECT DISTINCT owner FROM records WHERE is_open = 1 AND owner >= ? AND owner < ?",
-            (f"{instance}.", f"{instance}/"),
-        ).fetchall()
-        for (owner,) in clients:
-            self.book.leave(owner)
-        self.file.connection.execute("DELETE FROM clients WHERE instance = ?", (instance,))
-
-    def share(self, owner: str, rate: float) -> float:
-        """The part of an account's query *rate* that this process may use: by open tasks, and one for each process."""
-        clients = self.file.connection.execute("SELECT owner, instance, origin, keys FROM clients").fetchall()
-        mine = next(
-            ((origin, set(keys.split(","))) for each, _, origin, keys in clients if each == owner), None
-        )
-        if mine is None:
-            return rate
-        of_account = {
-            each: instance
-            for each, instance, origin, keys in clients
-            if origin == mine[0] and not mine[1].isdisjoint(keys.split(",")) and self._lives(instance)
-        }
-        weights = dict.fromkeys(sorted(of_account.values()), 1)
-        if len(weights) > 1:
-            for each, instance in of_account.items():
-                (count,) = self.file.connection.execute(
-                    "SELECT count(*) FROM records WHERE is_open = 1 AND owner = ? AND task_id IS NOT NULL",
-                    (each,),
-                ).fetchone()
-                weights[instance] += count
-        instances = list(weights)
-        return portion(rate, list(weights.values()), instances.index(self.presence.instance))
-
-
-def _instance_of(owner: str) -> str:
-    return owner.partition(".")[0]
 
 
 class Session:
     """An open ledger in one event loop: steps go to its thread, news come back."""
 
-    def __init__(self, make: Callable[[], SQLiteHands], tell: Callable[[Record | Hint], None]) -> None:
-        self._tell = tell
+    def __init__(self, make: Callable[[], SQLiteBackend], notify: Callable[[Record | Hint], None]) -> None:
+        self._notify = notify
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         self.worker = Worker(make, self._changed)
@@ -269,13 +47,13 @@ class Session:
             LedgerError: it cannot be opened; the thread has ended.
         """
         try:
-            hands: SQLiteHands = await self.worker.put(lambda hands: hands, writes=False)
+            backend: SQLiteBackend = await self.worker.put(lambda backend: backend, writes=False)
         except BaseException:
             self.worker.stop()
             raise
-        self.now, self.salt, self.instance = hands.file.now, hands.salt, hands.presence.instance
-        if hands.presence.socket is not None:
-            self._reading = hands.presence.socket
+        self.now, self.salt, self.instance = backend.database.now, backend.salt, backend.presence.instance
+        if backend.presence.socket is not None:
+            self._reading = backend.presence.socket
             self._loop.add_reader(self._reading.fileno(), self._woken)
         self._ticking = self._loop.create_task(self._tick(), name="bide ledger")
 
@@ -314,7 +92,7 @@ class Session:
 
     def _changed(self, records: list[Record]) -> None:
         for record in records:
-            self._tell(record)
+            self._notify(record)
 
     def _woken(self) -> None:
         """Another process has sent a word."""
@@ -325,9 +103,9 @@ class Session:
         if NEWS in words or OWNERS in words:
             self._catch_up_soon()
         if OWNERS in words:
-            self._tell(Hint.OWNERS)
+            self._notify(Hint.OWNERS)
         if TURN in words:
-            self._tell(Hint.SLOTS)
+            self._notify(Hint.SLOTS)
 
     def _catch_up_soon(self) -> None:
         if self._catching_up is None or self._catching_up.done():
@@ -335,7 +113,7 @@ class Session:
 
     async def _catch_up(self) -> None:
         with suppress(LedgerError):
-            self._changed(await self.worker.put(lambda hands: hands.store.news(), writes=False))
+            self._changed(await self.worker.put(lambda backend: backend.store.news(), writes=False))
 
     async def _tick(self) -> None:
         """Look around now and then: who has died, what was not heard, what is old."""
@@ -344,9 +122,9 @@ class Session:
             await asyncio.sleep(TICK * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
             number += 1
             try:
-                await self._look_around()
+                await self._check_peers()
                 if number % CLEAN_TICKS == 1 and await self.worker.put(
-                    lambda hands: hands.store.clean(), writes=True
+                    lambda backend: backend.store.clean(), writes=True
                 ):
                     number -= 1  # there may be more
             except LedgerError:
@@ -354,18 +132,18 @@ class Session:
             except Exception as fault:  # noqa: BLE001 - it must go on: nobody else sees who dies
                 log.error("the ledger could not be looked after: %s: %s", type(fault).__name__, fault)
 
-    async def _look_around(self) -> None:
-        around: Around = await self.worker.put(SQLiteHands.look_around, writes=False)
-        if around.is_buried:
-            await self.worker.put(SQLiteHands.rise, writes=True)
-        if around.dead:
-            await self.worker.put(partial(SQLiteHands.bury, dead=around.dead), writes=True)
+    async def _check_peers(self) -> None:
+        peers: Peers = await self.worker.put(SQLiteBackend.read_peers, writes=False)
+        if peers.was_presumed_dead:
+            await self.worker.put(SQLiteBackend.register_again, writes=True)
+        if peers.dead:
+            await self.worker.put(partial(SQLiteBackend.remove_dead, dead=peers.dead), writes=True)
         for owner in tuple(self.not_left):
-            await self.worker.put(partial(SQLiteHands.leave, owner=owner), writes=True)
+            await self.worker.put(partial(SQLiteBackend.leave, owner=owner), writes=True)
             self.not_left.discard(owner)
         await self._catch_up()
-        if around.dead or around.has_changed or around.is_left:
-            self._tell(Hint.OWNERS)
-        elif around.has_company:
-            self._tell(Hint.SHARES)
-        self._tell(Hint.SLOTS)
+        if peers.dead or peers.has_changed or peers.is_left:
+            self._notify(Hint.OWNERS)
+        elif peers.has_company:
+            self._notify(Hint.SHARES)
+        self._notify(Hint.SLOTS)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection, Iterable, Mapping
 
-    from bide.ledgers.sqlite.database import File
+    from bide.ledgers.sqlite.database import Database
     from bide.models import Request
 
 log = logging.getLogger("bide")
@@ -78,9 +78,9 @@ class SQLiteStore(Store):
         has_unowned: a record belongs to nobody now, or owners have come or gone.
     """
 
-    def __init__(self, file: File, instance: str, *, store_prompts: bool, keep: float) -> None:
-        self._file = file
-        self._connection: sqlite3.Connection = file.connection
+    def __init__(self, database: Database, instance: str, *, store_prompts: bool, keep: float) -> None:
+        self._database = database
+        self._connection: sqlite3.Connection = database.connection
         self._instance = instance
         self._store_prompts = store_prompts
         self._keep = keep
@@ -133,7 +133,7 @@ class SQLiteStore(Store):
         return {owner for found in rows for (owner,) in found}
 
     def now(self) -> float:
-        return self._file.now()
+        return self._database.now()
 
     # Records ------------------------------------------------------------------------------------------------
 
@@ -234,8 +234,8 @@ class SQLiteStore(Store):
         tickets = dict.fromkeys(ticket for _, ticket, instance in rows if instance != self._instance)
         return [record for ticket in tickets if (record := self.record(ticket)) is not None]
 
-    def newer(self, versions: Mapping[str, int]) -> list[Record]:
-        """See `Ledger.newer`."""
+    def newer_records(self, versions: Mapping[str, int]) -> list[Record]:
+        """See `Ledger.newer_records`."""
         records = map(self.record, versions)
         return [each for each in records if each is not None and each.version > versions[each.ticket]]
 
@@ -252,7 +252,7 @@ class SQLiteStore(Store):
         ).fetchone()
         return None if row is None else str(row[0])
 
-    def unsettled(self, origin: str, key: str, now: float) -> list[Record]:
+    def unsettled_records(self, origin: str, key: str, now: float) -> list[Record]:
         return self._all(
             f"{_SELECT} WHERE held = 1 AND origin = ? AND lane = ? AND slot_until > ? AND status = 'unknown' "
             f"UNION ALL {_SELECT} WHERE status = 'submitting' AND origin = ? AND lane = ?",
@@ -270,7 +270,7 @@ class SQLiteStore(Store):
     def open_records(self, origin: str) -> list[Record]:
         return self._all(f"{_SELECT} WHERE is_open = 1 AND origin = ? ORDER BY sequence", origin)
 
-    def unsaved(self, origin: str, keys: Collection[str], at: float, most: int) -> list[Record]:
+    def unsaved_records(self, origin: str, keys: Collection[str], at: float, most: int) -> list[Record]:
         # What is to be read is found in the index alone: it does not matter how much else is on record.
         mine = " OR ".join("instr(',' || keys || ',', ?)" for _ in keys)
         cursor = self._connection.execute(
@@ -359,7 +359,7 @@ class SQLiteStore(Store):
 
     # What was learned ---------------------------------------------------------------------------------------
 
-    def learned(self, names: Collection[str] | None) -> dict[str, str]:
+    def read_learned(self, names: Collection[str] | None) -> dict[str, str]:
         if names is None:
             return dict(self._connection.execute("SELECT name, state FROM learned ORDER BY changed"))
         rows = [

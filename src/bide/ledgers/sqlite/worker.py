@@ -27,7 +27,7 @@ AT_ONCE = 200
 """Steps in one transaction at most: other processes want to write, too."""
 
 
-class Hands(Protocol):
+class Backend(Protocol):
     """What the thread works with: it is made, used and closed there."""
 
     def transaction(self, *, writes: bool, vital: bool) -> AbstractContextManager[object]:
@@ -72,11 +72,11 @@ class Worker:
     """The thread. It belongs to one event loop.
 
     Args:
-        make: makes the hands, in the thread; what it raises is raised by every step.
+        make: makes the backend, in the thread; what it raises is raised by every step.
         heard: called in the loop with the records that a step has changed, before whoever waits for it goes on.
     """
 
-    def __init__(self, make: Callable[[], Hands], heard: Callable[[list[Record]], None]) -> None:
+    def __init__(self, make: Callable[[], Backend], heard: Callable[[list[Record]], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._heard = heard
         self._steps: queue.SimpleQueue[_Step | None] = queue.SimpleQueue()
@@ -87,7 +87,7 @@ class Worker:
         threading.Thread(target=self._run, args=(make,), name="bide ledger", daemon=True).start()
 
     def put(self, take: Callable[[Any], Any], *, writes: bool, vital: bool = False) -> asyncio.Future[Any]:
-        """Take a step with the hands; the future is its result. It is taken even if the future is cancelled."""
+        """Take a step with the backend; the future is its result. It is taken even if the future is cancelled."""
         step = _Step(take, writes, vital, self._loop.create_future())
         if self._is_stopped:
             step.future.set_exception(LedgerError("the ledger was closed meanwhile; nothing was recorded"))
@@ -100,30 +100,30 @@ class Worker:
         self._is_stopped = True
         self._steps.put(None)
 
-    def _run(self, make: Callable[[], Hands]) -> None:
+    def _run(self, make: Callable[[], Backend]) -> None:
         with no_fork() as inside:
             self._work(make, inside)
 
-    def _work(self, make: Callable[[], Hands], inside: AbstractContextManager[object]) -> None:
-        # The hands are a variable of this frame alone: in a forked child nobody ever reaches, and so closes, them.
-        hands: Hands | None = None
+    def _work(self, make: Callable[[], Backend], inside: AbstractContextManager[object]) -> None:
+        # Only this frame refers to the backend: a forked child can never reach it, and so never closes it.
+        backend: Backend | None = None
         broken: Exception | None = None
         try:
             with inside:
-                hands = make()
+                backend = make()
         except Exception as fault:  # noqa: BLE001 - it is raised where a step is waited for
             broken = fault
         while (step := self._next(wait=True)) is not None:
-            if hands is None:
+            if backend is None:
                 step.fault = broken
                 steps = [step]
             else:
                 with inside:
-                    steps = self._take(hands, step)
+                    steps = self._take(backend, step)
             self._call(partial(self._deliver, steps))
-        if hands is not None:
+        if backend is not None:
             with suppress(Exception), inside:
-                hands.close()
+                backend.close()
         self._call(self._end)
 
     def _next(self, *, wait: bool) -> _Step | None:
@@ -137,7 +137,7 @@ class Worker:
             self._is_ending = step is None
         return step
 
-    def _take(self, hands: Hands, first: _Step) -> list[_Step]:
+    def _take(self, backend: Backend, first: _Step) -> list[_Step]:
         """Take *first*, and what waits by now, in one transaction; where one step breaks it, each in one of its own.
 
         What has come while other processes wrote is in it, too: the more there is to do, the less each step costs.
@@ -145,36 +145,36 @@ class Worker:
         steps = [first]
         has_begun = False
         try:
-            with hands.transaction(writes=first.writes, vital=first.vital):
+            with backend.transaction(writes=first.writes, vital=first.vital):
                 has_begun = True
-                _take_one(hands, first)
+                _take_one(backend, first)
                 while len(steps) < AT_ONCE and (step := self._next(wait=False)) is not None:
                     if step.writes > first.writes or step.vital > first.vital:
                         self._put_off = step
                         break
                     steps.append(step)
-                    _take_one(hands, step)
+                    _take_one(backend, step)
         except Exception as fault:  # noqa: BLE001 - it is raised where the step is waited for
-            hands.undone()
+            backend.undone()
             for step in steps:
-                step.fault, step.result, step.changed = hands.explained(fault), None, []
+                step.fault, step.result, step.changed = backend.explained(fault), None, []
             if has_begun and len(steps) > 1:
-                _take_singly(hands, steps)
+                _take_singly(backend, steps)
             elif not has_begun:
-                steps += self._refuse_waiting(hands, fault)
+                steps += self._refuse_waiting(backend, fault)
             return steps
         with suppress(Exception):  # it is done, and a lost wake-up is made up for by a timer
-            hands.done()
+            backend.done()
         return steps
 
-    def _refuse_waiting(self, hands: Hands, fault: Exception) -> list[_Step]:
+    def _refuse_waiting(self, backend: Backend, fault: Exception) -> list[_Step]:
         """What waits behind a transaction that could not begin would fare no better, and have waited longer."""
         steps = []
         while (step := self._next(wait=False)) is not None:
             steps.append(step)
             if step.writes:
-                step.fault = hands.explained(fault)
-        _take_singly(hands, [step for step in steps if not step.writes])
+                step.fault = backend.explained(fault)
+        _take_singly(backend, [step for step in steps if not step.writes])
         return steps
 
     def _call(self, back: Callable[[], None]) -> None:
@@ -200,23 +200,23 @@ class Worker:
             self.ended.set_result(None)
 
 
-def _take_one(hands: Hands, step: _Step) -> None:
+def _take_one(backend: Backend, step: _Step) -> None:
     try:
-        step.result = step.take(hands)
+        step.result = step.take(backend)
     except (LedgerError, ValueError, LookupError) as refusal:  # raised before anything was changed
         step.fault = refusal
-    step.changed = hands.take_changed()
+    step.changed = backend.take_changed()
 
 
-def _take_singly(hands: Hands, steps: list[_Step]) -> None:
+def _take_singly(backend: Backend, steps: list[_Step]) -> None:
     """Take each of *steps* in a transaction of its own: only the one to blame fails."""
     for step in steps:
         step.fault = None
         try:
-            with hands.transaction(writes=step.writes, vital=step.vital):
-                _take_one(hands, step)
+            with backend.transaction(writes=step.writes, vital=step.vital):
+                _take_one(backend, step)
         except Exception as fault:  # noqa: BLE001 - it is raised where the step is waited for
-            hands.undone()
-            step.fault, step.result, step.changed = hands.explained(fault), None, []
+            backend.undone()
+            step.fault, step.result, step.changed = backend.explained(fault), None, []
         with suppress(Exception):
-            hands.done()
+            backend.done()

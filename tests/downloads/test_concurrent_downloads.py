@@ -108,7 +108,7 @@ async def test_as_many_places_are_there_after_waits_and_cancels_as_before(
             ]
             await asyncio.sleep(moment)
             await ended(*saves)
-        gate = client._engine.saving._downloader._gate if client._engine else None
+        gate = client._engine.saver._downloader._gate if client._engine else None
 
         assert gate is not None
         assert (gate._free, gate._waiting) == (2, [])

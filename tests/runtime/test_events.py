@@ -283,12 +283,13 @@ async def test_the_statistics_tell_how_submissions_have_ended() -> None:
     assert (statistics.connections_busy, statistics.polls_due) == (0, 0)
 
 
-async def test_the_statistics_tell_how_many_looks_have_to_wait() -> None:
+async def test_the_statistics_count_the_polls_that_have_to_wait() -> None:
     async with emulator_with(image_seconds=60) as emulator:
         async with client_at(emulator, service="dieyuyun", queries_per_second=1) as client:
             handles = [await client.submit(image(str(number))) for number in range(30)]
-            while not all(handle.task.status is TaskStatus.RUNNING for handle in handles[:5]):
-                await handles[4]._changed()
+            async for task in handles[4].events():
+                if task.status is TaskStatus.RUNNING:
+                    break
             assert (await client.statistics()).polls_due > 5
 
 

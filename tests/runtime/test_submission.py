@@ -204,7 +204,7 @@ async def test_a_create_that_never_arrived_is_told_as_unknown_and_not_sent_again
         emulator.fault(on="create", drop="before")
         handle = await client.submit(video())
 
-        with pytest.raises(SubmissionUnknownError, match="It is not sent again"):
+        with pytest.raises(SubmissionUnknownError, match="bide does not send it again"):
             await handle.result()
 
         assert handle.task.status is TaskStatus.UNKNOWN

@@ -97,7 +97,7 @@ class Takeover:
             self._is_looking_around = False
 
     async def _catch_up(self) -> None:
-        """Read the changes of submissions that other clients drive: news are lost if the process that sends them dies."""
+        """Read changes of submissions that other clients drive: news are lost if the process that sends them dies."""
         others = {
             each.ticket: each.record.version
             for each in self._submissions.open()

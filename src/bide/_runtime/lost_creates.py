@@ -1,0 +1,131 @@
+"""Find the task of a create whose answer was lost.
+
+Such a create is sent again only where the provider declares that harmless. Else its task is looked for in the service's
+list, and found only if exactly one task there can be it, and that task can belong to this submission alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from attrs import evolve
+
+from bide._service.account import CLOCK_SLACK, CREATE_TIMEOUT
+from bide.errors import TransportError
+from bide.models import TaskStatus
+from bide.providers import Accepted, NotNow, Unclear
+
+if TYPE_CHECKING:
+    from bide._service.account import Account
+    from bide._submissions import Submissions
+    from bide.errors import BideError
+    from bide.ledgers import Record
+    from bide.models import Task
+    from bide.providers import ListedTask
+
+LOOKUP_SECONDS = (1.0, 3.0, 8.0, 15.0)
+"""When the list is read, in seconds after the fault: a service may list a task a while after its create."""
+REPEAT_PAUSE_SECONDS = (1.0, 3.0, 8.0, 20.0)
+"""Seconds before each repetition of a create that the provider declares idempotent."""
+
+
+class LostCreates:
+    """Finds out what became of creates that may have arrived."""
+
+    def __init__(self, account: Account, submissions: Submissions) -> None:
+        self._account = account
+        self._ledger = account.ledger
+        self._submissions = submissions
+
+    async def find(self, record: Record, lost: BideError, since: float | None = None) -> Accepted | BideError:
+        """The task that the create of *record* has made; if it cannot be found, the last fault: *lost*, or a later one.
+
+        Args:
+            since: when the answer was lost, by the ledger's clock; None is now. However often the record changes its
+                owner, the search ends.
+        """
+        if self._account.provider.idempotent and record.request is not None:
+            repeated = await self._repeat(record, lost)
+            if isinstance(repeated, Accepted):
+                return repeated
+            lost = repeated
+        found = await self._look_up(record, since) if self._account.provider.lists else None
+        if found is None:
+            return lost
+        # A list has no results: a task that has ended there is still to be polled.
+        return Accepted(evolve(found, status=TaskStatus.RUNNING) if found.status.is_final else found)
+
+    async def _repeat(self, record: Record, lost: BideError) -> Accepted | BideError:
+        advised = 0.0
+        for pause in REPEAT_PAUSE_SECONDS:
+            await asyncio.sleep(max(pause, advised))
+            try:
+                outcome = await self._account.create(record)
+            except TransportError:
+                continue
+            # A refused repetition says nothing about the first create: only an id does.
+            if isinstance(outcome, Accepted):
+                return outcome
+            advised = (outcome.error.retry_after or 0.0) if isinstance(outcome, NotNow) else 0.0
+            lost = outcome.error if isinstance(outcome, Unclear) else lost
+            self._submissions.note_fault(record.ticket, lost)
+        return lost
+
+    async def _look_up(self, record: Record, since: float | None) -> Task | None:
+        now = self._ledger.now()
+        start = now if since is None else since
+        # A process that died long ago may have sent it, but no later than a create may take.
+        latest = min(now, (record.admitted or now) + CREATE_TIMEOUT)
+        # Of the moments that have passed already, one look-up makes up at once.
+        to_come = [seconds for seconds in LOOKUP_SECONDS if start + seconds > now]
+        for seconds in to_come if len(to_come) == len(LOOKUP_SECONDS) else [0.0, *to_come]:
+            await asyncio.sleep(start + seconds - self._ledger.now())
+            found = await self._orphan(record, latest)
+            if found is not None:
+                return found
+        return None
+
+    async def _orphan(self, record: Record, latest: float) -> Task | None:
+        """The listed task that the lost create has made, sent at *latest* then; None if that is not certain."""
+        key, sent = record.key or "", record.admitted or latest
+        since, until = sent - CLOCK_SLACK, latest + CLOCK_SLACK
+        listed = await self._account.listed(key, since, until, record.task.model)
+        if not isinstance(listed, list):
+            self._submissions.note_fault(record.ticket, listed.error)
+            return None
+        # Read after the list: each task in it that the ledger does not know yet belongs to one of these.
+        unsettled = await self._ledger.unsettled_records(self._account.origin, key)
+        others = [each for each in unsettled if each.ticket != record.ticket]
+        if any(_could_be_confused(each, record, until) for each in others):
+            return None
+        ids = [each.task.task_id for each in listed if each.task.task_id is not None]
+        known = await self._ledger.known_task_ids(self._account.origin, ids)
+        # The list's answer may have corrected the service's clock as we know it: take the window after it.
+        window = (self._account.service_time(since), self._account.service_time(until))
+        fits = [
+            each.task
+            for each in listed
+            if each.task.task_id not in known
+            and each.task.created_at is not None
+            and window[0] <= each.task.created_at <= window[1]
+            and _is_same_work(each, record)
+        ]
+        return fits[0] if len(fits) == 1 else None
+
+
+def _could_be_confused(other: Record, record: Record, until: float) -> bool:
+    """Whether *other* lacks its task too, and that may be of the same model and time as *record*'s."""
+    models = {each.task.model for each in (other, record)}
+    if None not in models and len(models) > 1:
+        return False
+    sent, ours = other.admitted or 0.0, record.admitted or 0.0
+    is_submitting = other.task.status is TaskStatus.SUBMITTING
+    return sent <= until and (is_submitting or ours <= sent + CREATE_TIMEOUT + 2 * CLOCK_SLACK)
+
+
+def _is_same_work(listed: ListedTask, record: Record) -> bool:
+    model, prompt = record.task.model, getattr(record.request, "prompt", None)
+    if listed.task.model is not None and model is not None and listed.task.model != model:
+        return False
+    return listed.prompt is None or prompt is None or listed.prompt == prompt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import traceback
 
 import httpx
@@ -256,7 +257,7 @@ async def test_a_forked_child_that_leaves_a_client_says_nothing_of_it(
 
     async def child() -> None:
         async with client:
-            monkeypatch.setattr("bide._runtime.engine.os.getpid", lambda: 1)
+            monkeypatch.setattr(os, "getpid", lambda: 1)
             raise SystemExit(0)
 
     with pytest.raises(SystemExit, match="0"):

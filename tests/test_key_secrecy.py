@@ -32,6 +32,8 @@ from bide import (
     Output,
     Task,
 )
+from bide._polling import poller
+from bide._runtime import submitter
 from bide.emulator import Emulator
 from bide.ledgers import SQLiteLedger
 from support import failpoints
@@ -146,8 +148,8 @@ async def test_the_key_is_found_nowhere_whatever_goes_wrong(
     statements: list[str],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("bide._runtime.submitter.LOOKUPS", (0.05,))
-    monkeypatch.setattr("bide._polling.poller.RECHECK", 0.1)
+    monkeypatch.setattr(submitter, "LOOKUPS", (0.05,))
+    monkeypatch.setattr(poller, "RECHECK", 0.1)
     loop = asyncio.get_running_loop()
     path, events, errors = tmp_path / "tasks.db", [], []
     async with emulator_with(video_seconds=0.1) as emulator:

@@ -20,8 +20,11 @@ import pytest
 from attrs import frozen
 
 from bide import Client, Limits, MemoryLedger, SubmissionUnknownError, TaskHandle, TaskStatus
+from bide._runtime import submitter
+from bide._service import query_rate
 from bide.emulator import Emulator
 from bide.ledgers import Ledger, SQLiteLedger
+from bide.ledgers.sqlite import session
 from support import failpoints
 from support.emulated import SERVICES, calls, emulator_with
 from support.failpoints import DEAD, FIRST, KEY, SECOND, Doomed, DoomedTransport, live, provider_at
@@ -94,9 +97,9 @@ POINTS = {
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real seconds are dear: the dead are noticed, and lost creates looked up, sooner."""
-    monkeypatch.setattr("bide.ledgers.sqlite.session.TICK", 0.1)
-    monkeypatch.setattr("bide._runtime.submitter.LOOKUPS", (0.05, 0.2, 0.4))
-    monkeypatch.setattr("bide._service.query_rate.RAISE_AFTER", 0.1)
+    monkeypatch.setattr(session, "TICK", 0.1)
+    monkeypatch.setattr(submitter, "LOOKUPS", (0.05, 0.2, 0.4))
+    monkeypatch.setattr(query_rate, "RAISE_AFTER", 0.1)
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from bide import __version__
-from bide.cli import _emulator, main
+from bide.cli import _app, _emulator, main
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,7 +85,7 @@ def test_without_an_extra_one_line_names_it(library: str, command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("missing", "told"), [("aiohttp", True), ("rich.table", True), ("bide.cli._app", False)]
+    ("missing", "told"), [("aiohttp", True), ("rich.table", True), (_app.__name__, False)]
 )
 def test_only_a_missing_extra_is_told_as_one(
     missing: str, told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -95,7 +95,7 @@ def test_only_a_missing_extra_is_told_as_one(
             f"No module named {missing!r}", name=missing
         )
 
-    monkeypatch.setattr("bide.cli._app.run", run)
+    monkeypatch.setattr(_app, "run", run)
 
     if told:
         assert main(["demo"]) == 2
@@ -109,7 +109,7 @@ def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_arguments: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bide.cli._app.run", interrupted)
+    monkeypatch.setattr(_app, "run", interrupted)
 
     assert main(["demo"]) == 130
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bide import Client, Limits, SQLiteLedger
+from bide.cli import _tasks
 from bide.cli._files import opens
 from bide.emulator import Emulator
 from support.emulated import client_at, emulator_with, image, provider_at, video
@@ -356,7 +357,7 @@ async def test_a_ticket_is_cancelled_wherever_it_is() -> None:
 
 
 async def test_what_is_being_submitted_is_cancelled_once_its_create_is_answered() -> None:
-    hasty = "import bide.cli._tasks as tasks; tasks.CANCEL_PATIENCE = 0.5\n"
+    hasty = f"import {_tasks.__name__} as tasks; tasks.CANCEL_PATIENCE = 0.5\n"
     async with emulator_with(image_seconds=60, queue_seconds=60) as emulator:
         async with client_at(emulator, ledger=ledger_at(emulator)) as client:
             emulator.fault(on="create", delay=3)

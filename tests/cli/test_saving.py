@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bide import Client, Pace, SQLiteLedger
+from bide._downloads import download
+from bide._downloads.part_file import PartFile
 from bide.cli import main
 from bide.cli._files import opens
 from support.emulated import calls, emulator_with, image, provider_at, video
@@ -22,11 +24,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.real_time
 
-IMPATIENT = "import bide._downloads.download; bide._downloads.download.TRIES = 1\n"
+IMPATIENT = f"import {download.__name__} as download; download.TRIES = 1\n"
 """A program that gives up early: a test does not wait for tries that cannot help."""
 
-FULL_DISK = """
-from bide._downloads.part_file import PartFile
+FULL_DISK = f"""
+from {PartFile.__module__} import PartFile
 def full(*_):
     raise OSError(28, "No space left on device")
 PartFile.open = full

@@ -78,7 +78,7 @@ async def test_what_a_crash_has_left_of_another_task_with_the_same_ticket_is_not
     async with store(answer) as there:
         with monkeypatch.context() as patch:
             patch.setattr(PartFile, "finish", _killed)
-            patch.setattr("bide._downloads.download.TRIES", 1)
+            patch.setattr(_filling, "TRIES", 1)
             with pytest.raises(DownloadError):
                 await saved_anew(tmp_path, f"{there.url}/A", "one")
         assert (tmp_path / ".hero-0.part").stat().st_size == came

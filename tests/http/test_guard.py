@@ -16,6 +16,7 @@ import httpcore
 import pytest
 from attrs import define, field
 
+from bide._http import guard as _guard
 from bide._http.guard import STAGGER, GuardedBackend, RefusedAddressError, check_resolved
 from support.scripted_server import reply, serving
 
@@ -410,7 +411,7 @@ async def test_a_connection_that_breaks_before_it_is_looked_at_is_none(
     def broken(*_: object) -> str:
         raise OSError(107, "Transport endpoint is not connected")
 
-    monkeypatch.setattr("bide._http.guard._peer_of", broken)
+    monkeypatch.setattr(_guard, "_peer_of", broken)
     before = open_files()
 
     with listening() as server:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from bide import Client, Limits, Pace, TaskHandle, TaskStatus
+from bide._polling import lister
 from bide.emulator import Emulator
 from support.emulated import KEY, Wire, calls, client_at, emulator_with, image, now, provider_at, truth, video
 
@@ -283,9 +284,8 @@ async def test_the_clock_of_the_service_may_be_minutes_off(minutes: int) -> None
 async def test_a_task_older_than_a_list_reaches_back_is_looked_at_singly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        "bide._polling.lister.LONGEST_WINDOW", 600.0
-    )  # instead of 23 h, which no task of the emulator lives
+    # Instead of 23 h, which no task of the emulator lives.
+    monkeypatch.setattr(lister, "LONGEST_WINDOW", 600.0)
     async with service_with(video_seconds=900) as emulator:
         async with listing(emulator) as client:
             handles = await begun(client, 4)

@@ -26,6 +26,8 @@ from bide import (
     TaskCancelledError,
     TaskStatus,
 )
+from bide._runtime import submitter
+from bide._service import query_rate
 from bide._service.query_rate import RAISE_AFTER
 from bide._wire import Secret
 from bide.emulator import Emulator
@@ -71,7 +73,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever joins need not wait long for others to hear of it."""
-    monkeypatch.setattr("bide._service.query_rate.RAISE_AFTER", 0.1)
+    monkeypatch.setattr(query_rate, "RAISE_AFTER", 0.1)
 
 
 def at(emulator: Emulator, path: Path, service: str = "dashscope", **options: Any) -> Client:
@@ -343,7 +345,7 @@ async def test_a_clean_close_hands_all_over_at_once(path: Path) -> None:
 async def test_a_create_cut_off_by_the_grace_is_looked_up_by_the_next_client(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bide._runtime.submitter.LOOKUPS", (0.05, 0.2, 0.4))
+    monkeypatch.setattr(submitter, "LOOKUPS", (0.05, 0.2, 0.4))
     async with emulator_with() as emulator:
         emulator.fault(on="create", delay=60)
         first = at(emulator, path)
@@ -569,7 +571,7 @@ def most_in_a_second(times: list[float]) -> int:
 async def test_two_clients_together_keep_to_the_query_rate_of_their_account(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bide._service.query_rate.RAISE_AFTER", 1.0)  # so long others have to hear of it
+    monkeypatch.setattr(query_rate, "RAISE_AFTER", 1.0)  # so long others have to hear of it
     site = Site(path, ToyService(queries=[RUNNING]))
     options: dict[str, Any] = {"limits": Limits(), "queries_per_second": 12}
     async with site.client(**options) as first:
@@ -594,7 +596,7 @@ async def test_a_process_that_died_has_no_part_of_the_query_rate(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A restart after a crash looks at once: nobody has to hear of it first."""
-    monkeypatch.setattr("bide._service.query_rate.RAISE_AFTER", 2.0)
+    monkeypatch.setattr(query_rate, "RAISE_AFTER", 2.0)
     site = Site(path, ToyService())
     async with SQLiteLedger(path) as ledger:
         key = Secret("sk-toy").fingerprint(await ledger.salt())

@@ -66,9 +66,7 @@ def no_new_descriptors() -> Iterator[None]:
 @contextmanager
 def other_process(code: str, *arguments: object, before: str = "") -> Iterator[subprocess.Popen[str]]:
     """Another Python; gone at the end, whatever happens."""
-    begin = (
-        f"import os, sys, time\n{before}\nfrom pathlib import Path\nfrom bide._downloads.part_file import *\n"
-    )
+    begin = f"import os, sys, time\n{before}\nfrom pathlib import Path\nfrom {PartFile.__module__} import *\n"
     command = [sys.executable, "-c", begin + textwrap.dedent(code), *map(str, arguments)]
     # Measuring coverage makes the start slow; it is worth that only where no test in this process gets.
     env = {name: value for name, value in os.environ.items() if before or not name.startswith("COVERAGE_")}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bide.cli import _app, _doctor, _listing, _records, _services, _tasks
 from support.emulated import emulator_with
 from support.forked_programs import nursery_for
 
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 
 KEY = "sk-canary-0123456789"
 
-PRELUDE = """
+PRELUDE = f"""
 import sys
 from functools import partial
 import bide
-import bide.cli._services as services
+import {_services.__name__} as services
 services.DashScope = partial(services.DashScope, image_floor=0.1, video_floor=0.1)
 services.Dieyuyun = partial(services.Dieyuyun, image_floor=0.1, video_floor=0.1)
 bide.Client = partial(bide.Client, pace=bide.Pace.fixed(0.1))
@@ -38,10 +39,10 @@ from bide.cli import main
 PROGRAM = "sys.exit(main())"
 """After the prelude: `bide`, but for that."""
 
-IMPORTS = """
+COMMANDS = [_app, _doctor, _listing, _records, _tasks]
+IMPORTS = f"""
 import anyio._backends._asyncio, anyio.streams.tls
-import bide.cli._app, bide.cli._doctor, bide.cli._listing, bide.cli._records, bide.cli._tasks
-import bide.ledgers.sqlite
+import bide.ledgers.sqlite, {", ".join(each.__name__ for each in COMMANDS)}
 import cyclopts.help, docstring_parser, importlib.readers, rich._emoji_codes, rich.panel, sniffio, zipfile
 """
 """What commands import when they need it, but for the emulator: it has been done before they begin."""

@@ -33,7 +33,7 @@ from bide import (
     Task,
 )
 from bide._polling import poller
-from bide._runtime import submitter
+from bide._runtime import lost_creates
 from bide.emulator import Emulator
 from bide.ledgers import SQLiteLedger
 from support import failpoints
@@ -148,7 +148,7 @@ async def test_the_key_is_found_nowhere_whatever_goes_wrong(
     statements: list[str],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(submitter, "LOOKUPS", (0.05,))
+    monkeypatch.setattr(lost_creates, "LOOKUP_SECONDS", (0.05,))
     monkeypatch.setattr(poller, "RECHECK", 0.1)
     loop = asyncio.get_running_loop()
     path, events, errors = tmp_path / "tasks.db", [], []

@@ -20,7 +20,7 @@ import pytest
 from attrs import frozen
 
 from bide import Client, Limits, MemoryLedger, SubmissionUnknownError, TaskHandle, TaskStatus
-from bide._runtime import submitter
+from bide._runtime import lost_creates
 from bide._service import query_rate
 from bide.emulator import Emulator
 from bide.ledgers import Ledger, SQLiteLedger
@@ -98,7 +98,7 @@ POINTS = {
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real seconds are dear: the dead are noticed, and lost creates looked up, sooner."""
     monkeypatch.setattr(session, "TICK", 0.1)
-    monkeypatch.setattr(submitter, "LOOKUPS", (0.05, 0.2, 0.4))
+    monkeypatch.setattr(lost_creates, "LOOKUP_SECONDS", (0.05, 0.2, 0.4))
     monkeypatch.setattr(query_rate, "RAISE_AFTER", 0.1)
 
 

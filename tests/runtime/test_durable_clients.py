@@ -26,7 +26,7 @@ from bide import (
     TaskCancelledError,
     TaskStatus,
 )
-from bide._runtime import submitter
+from bide._runtime import lost_creates
 from bide._service import query_rate
 from bide._service.query_rate import RAISE_AFTER
 from bide._wire import Secret
@@ -345,7 +345,7 @@ async def test_a_clean_close_hands_all_over_at_once(path: Path) -> None:
 async def test_a_create_cut_off_by_the_grace_is_looked_up_by_the_next_client(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submitter, "LOOKUPS", (0.05, 0.2, 0.4))
+    monkeypatch.setattr(lost_creates, "LOOKUP_SECONDS", (0.05, 0.2, 0.4))
     async with emulator_with() as emulator:
         emulator.fault(on="create", delay=60)
         first = at(emulator, path)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class Engine:
     """Submits, polls, cancels and saves for one client, on one event loop.
 
-    """Submits, polls, cancels and saves for one client.
-    a changed record concerns.
+    Make it inside the running loop; `aclose` ends it. It is the hub of its parts: `change_record` notifies each of them
+    that a changed record concerns.
 
     Attributes:
         owner: the name of the client on the ledger.

@@ -23,7 +23,7 @@ from bide._polling.pace import Pace
 from bide._runtime.engine import Engine
 from bide._runtime.settings import ClientSettings
 from bide._service.account import Account, origin_of
-from bide._service.query_rate import turnstile_for
+from bide._service.query_rate import query_limiter_for
 from bide._statistics import statistics_of
 from bide._submissions import Completions
 from bide._text import excerpt
@@ -439,13 +439,13 @@ class Client:
         origin = origin_of(settings.provider, self._transport)
         owner = await ledger.enter(origin, keys)
         try:
-            turnstile = turnstile_for(ledger, origin, keys, settings.query_rate)
-            if turnstile.rate is not None:
-                turnstile.join(await ledger.share(owner, turnstile.rate))
+            query_limiter = query_limiter_for(ledger, origin, keys, settings.query_rate)
+            if query_limiter.rate is not None:
+                query_limiter.join(await ledger.share(owner, query_limiter.rate))
         except BaseException:
             await ledger.leave(owner)
             raise
-        account = Account(settings.provider, self._transport, ledger, turnstile, keys)
+        account = Account(settings.provider, self._transport, ledger, query_limiter, keys)
         return Engine(settings, account, owner, self._fetcher)
 
     async def _submit(self, request: Request, ticket: str | None = None) -> tuple[TaskHandle, Submission]:

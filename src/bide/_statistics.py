@@ -160,7 +160,7 @@ async def statistics_of(engine: Engine, limits: Callable[[str], Limits]) -> Stat
         lists=counters.lists,
         cancels=counters.cancels,
         pauses=counters.pauses,
-        queries_paused_for=account.turnstile.budget.paused_for(engine.background.clock()),
+        queries_paused_for=account.query_limiter.window.paused_for(engine.background.clock()),
         polls_due=engine.poller.backlog,
         connections=connections.busy + connections.idle,
         connections_busy=connections.busy,

@@ -9,7 +9,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bide._service.query_rate import QueryBudget
+from bide._service.query_rate import SlidingWindow
 from bide.ledgers._lanes import (
     RAISE_EVERY,
     LaneLoad,
@@ -200,19 +200,19 @@ def test_no_schedule_breaks_the_cap_or_the_rate_at_the_service(
 def test_the_service_sees_no_more_queries_in_any_second_than_allowed(
     rate: int, delays: list[tuple[float, float]]
 ) -> None:
-    budget, now = QueryBudget(rate), 0.0
+    window, now = SlidingWindow(rate), 0.0
     under_way: list[float] = []
     arrivals: list[float] = []
     for there, back in delays:
         while True:
             for end in sorted(end for end in under_way if end <= now):
-                budget.give_back(end)
+                window.end(end)
             under_way = [end for end in under_way if end > now]
-            at = budget.free_at(now)
+            at = window.free_at(now)
             if at <= now:
                 break
             now = min([at, *under_way])
-        budget.take()
+        window.start()
         arrivals.append(now + there)
         under_way.append(now + there + back)
 
@@ -228,14 +228,14 @@ def test_a_rate_that_is_no_whole_number_is_kept_in_whole_queries(
     rate: float, delays: list[tuple[float, float]]
 ) -> None:
     """No more than the rate rounded down in any second; below one a second, one in as long as that takes."""
-    budget, now, arrivals = QueryBudget(rate), 0.0, []
+    window, now, arrivals = SlidingWindow(rate), 0.0, []
     for there, back in delays:
-        now = max(now, budget.free_at(now))
+        now = max(now, window.free_at(now))
         assert now < math.inf
-        budget.take()
+        window.start()
         arrivals.append(now + there)
         now += there + back
-        budget.give_back(now)
+        window.end(now)
 
     most, seconds = max(1, int(rate)), max(1.0, 1 / rate)
     for moment in arrivals:
@@ -247,15 +247,15 @@ def test_a_rate_that_is_no_whole_number_is_kept_in_whole_queries(
     delays=st.lists(st.floats(0, 0.4), min_size=1, max_size=60),
 )
 def test_a_rate_that_changes_is_kept_from_then_on(rates: list[float], delays: list[float]) -> None:
-    budget, now, seen = QueryBudget(rates[0]), 0.0, []
+    window, now, seen = SlidingWindow(rates[0]), 0.0, []
     for number, delay in enumerate(delays):
         rate = rates[number % len(rates)]
-        budget.set_rate(rate)
-        at = budget.free_at(now)
+        window.set_rate(rate)
+        at = window.free_at(now)
         now = max(now, at)
         assert now < math.inf
-        budget.take()
-        budget.give_back(now + delay)
+        window.start()
+        window.end(now + delay)
         seen.append((now + delay, max(1, int(rate))))
         now += delay
 
@@ -290,25 +290,25 @@ def test_a_whole_rate_is_given_out_whole_and_more_to_whoever_has_more(rate: int,
 
 
 def test_a_429_on_a_query_pauses_the_queries_and_a_good_answer_shortens_the_next_pause() -> None:
-    budget = QueryBudget(20)
+    window = SlidingWindow(20)
 
-    budget.refused(NOW, None, 0.0)
-    first = budget.free_at(NOW) - NOW
-    budget.refused(NOW, None, 0.0)
-    second = budget.free_at(NOW) - NOW
-    budget.answered()
-    budget.refused(NOW + 100, 7.0, 0.0)
+    window.note_refusal(NOW, None, 0.0)
+    first = window.free_at(NOW) - NOW
+    window.note_refusal(NOW, None, 0.0)
+    second = window.free_at(NOW) - NOW
+    window.note_answer()
+    window.note_refusal(NOW + 100, 7.0, 0.0)
 
     assert (first, second) == (1, 2)
-    assert budget.free_at(NOW) == NOW + 107
+    assert window.free_at(NOW) == NOW + 107
 
 
 def test_a_budget_without_a_rate_is_always_free_but_for_a_pause() -> None:
-    budget = QueryBudget(None)
+    window = SlidingWindow(None)
     for _ in range(1000):
-        budget.take()
+        window.start()
 
-    assert budget.free_at(NOW) <= NOW
-    budget.give_back(NOW)
-    budget.refused(NOW, 3.0, 0.0)
-    assert budget.free_at(NOW) == NOW + 3
+    assert window.free_at(NOW) <= NOW
+    window.end(NOW)
+    window.note_refusal(NOW, 3.0, 0.0)
+    assert window.free_at(NOW) == NOW + 3

@@ -28,7 +28,7 @@ from bide import (
 )
 from bide._runtime import lost_creates
 from bide._service import query_rate
-from bide._service.query_rate import RAISE_AFTER
+from bide._service.query_rate import RAISE_AFTER_SECONDS
 from bide._wire import Secret
 from bide.emulator import Emulator
 from bide.ledgers import SQLiteLedger
@@ -73,7 +73,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever joins need not wait long for others to hear of it."""
-    monkeypatch.setattr(query_rate, "RAISE_AFTER", 0.1)
+    monkeypatch.setattr(query_rate, "RAISE_AFTER_SECONDS", 0.1)
 
 
 def at(emulator: Emulator, path: Path, service: str = "dashscope", **options: Any) -> Client:
@@ -571,7 +571,7 @@ def most_in_a_second(times: list[float]) -> int:
 async def test_two_clients_together_keep_to_the_query_rate_of_their_account(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(query_rate, "RAISE_AFTER", 1.0)  # so long others have to hear of it
+    monkeypatch.setattr(query_rate, "RAISE_AFTER_SECONDS", 1.0)  # so long others have to hear of it
     site = Site(path, ToyService(queries=[RUNNING]))
     options: dict[str, Any] = {"limits": Limits(), "queries_per_second": 12}
     async with site.client(**options) as first:
@@ -596,7 +596,7 @@ async def test_a_process_that_died_has_no_part_of_the_query_rate(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A restart after a crash looks at once: nobody has to hear of it first."""
-    monkeypatch.setattr(query_rate, "RAISE_AFTER", 2.0)
+    monkeypatch.setattr(query_rate, "RAISE_AFTER_SECONDS", 2.0)
     site = Site(path, ToyService())
     async with SQLiteLedger(path) as ledger:
         key = Secret("sk-toy").fingerprint(await ledger.salt())
@@ -616,4 +616,4 @@ def test_whoever_has_to_do_with_less_has_heard_of_it_before_another_one_has_more
     """A process looks at its part at each tick, and what it has sent counts for a second more."""
     longest = _session.TICK * 1.2
 
-    assert longest + 1.0 <= RAISE_AFTER
+    assert longest + 1.0 <= RAISE_AFTER_SECONDS

@@ -1,4 +1,4 @@
-"""The turnstile in front of all queries of an account."""
+"""The queue in front of the account's query rate."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ import random
 
 import pytest
 
-from bide._service.query_rate import Turnstile, turnstile_for
+from bide._service.query_rate import QueryLimiter, query_limiter_for
 from bide.ledgers import MemoryLedger
 from support.emulated import now
 
 
-async def query(turnstile: Turnstile, seconds: float = 0.0) -> float:
-    await turnstile.enter()
+async def query(limiter: QueryLimiter, seconds: float = 0.0) -> float:
+    await limiter.acquire()
     begun = now()
     try:
         await asyncio.sleep(seconds)
     finally:
-        turnstile.leave()
+        limiter.release()
     return begun
 
 
 async def test_whoever_waits_goes_in_order_of_arrival_and_before_the_poller() -> None:
-    turnstile = Turnstile(2)
-    first = [asyncio.create_task(query(turnstile)) for _ in range(6)]
+    limiter = QueryLimiter(2)
+    first = [asyncio.create_task(query(limiter)) for _ in range(6)]
     await asyncio.sleep(0)
 
-    assert not turnstile.try_enter(now())
+    assert not limiter.try_acquire(now())
     begun = [await each for each in first]
     assert begun == sorted(begun)
     assert begun[-1] - begun[0] == pytest.approx(2 * 1.02, abs=0.01)
 
 
 async def test_the_poller_hears_of_a_place_once_nobody_waits() -> None:
-    turnstile, heard = Turnstile(1), []
-    turnstile.on_free.append(lambda: heard.append(now()))
-    assert turnstile.try_enter(now())
-    waits = asyncio.create_task(query(turnstile))
+    limiter, heard = QueryLimiter(1), []
+    limiter.on_free.append(lambda: heard.append(now()))
+    assert limiter.try_acquire(now())
+    waits = asyncio.create_task(query(limiter))
     await asyncio.sleep(0)
 
-    turnstile.leave()
+    limiter.release()
     assert heard == []
     await waits
 
@@ -48,10 +48,10 @@ async def test_the_poller_hears_of_a_place_once_nobody_waits() -> None:
 
 
 async def test_random_cancels_lose_no_place_and_break_no_limit() -> None:
-    turnstile, chance, begun = Turnstile(10), random.Random(3), []
+    limiter, chance, begun = QueryLimiter(10), random.Random(3), []
 
     async def one() -> None:
-        begun.append(await query(turnstile, chance.uniform(0, 0.3)))
+        begun.append(await query(limiter, chance.uniform(0, 0.3)))
 
     for _ in range(400):
         task = asyncio.create_task(one())
@@ -60,18 +60,18 @@ async def test_random_cancels_lose_no_place_and_break_no_limit() -> None:
     await asyncio.sleep(100)
 
     before = now()
-    times = await asyncio.gather(*(query(turnstile) for _ in range(10)))
+    times = await asyncio.gather(*(query(limiter) for _ in range(10)))
     assert max(times) - before < 0.01, "all ten places are free"
     for moment in begun:
         assert sum(moment - 1 < each <= moment for each in begun) <= 10
 
 
 async def test_a_cancel_just_as_its_turn_comes_passes_the_place_on() -> None:
-    turnstile = Turnstile(1)
-    await turnstile.enter()
-    second, third = asyncio.create_task(query(turnstile)), asyncio.create_task(query(turnstile))
+    limiter = QueryLimiter(1)
+    await limiter.acquire()
+    second, third = asyncio.create_task(query(limiter)), asyncio.create_task(query(limiter))
     await asyncio.sleep(0)
-    turnstile.leave()
+    limiter.release()
     asyncio.get_running_loop().call_later(1.02, second.cancel)
     await asyncio.wait([second, third])
 
@@ -81,11 +81,11 @@ async def test_a_cancel_just_as_its_turn_comes_passes_the_place_on() -> None:
 async def test_clients_that_share_a_key_share_the_budget_and_the_lower_rate_holds() -> None:
     ledger = MemoryLedger()
 
-    one = turnstile_for(ledger, "o", ["a", "b"], 20)
-    two = turnstile_for(ledger, "o", ["b", "c"], 5)
+    one = query_limiter_for(ledger, "o", ["a", "b"], 20)
+    two = query_limiter_for(ledger, "o", ["b", "c"], 5)
 
     assert one is two
-    assert one.budget.rate == 5
-    assert turnstile_for(ledger, "o", ["c"], None) is one
-    assert turnstile_for(ledger, "elsewhere", ["c"], None) is not one
-    assert turnstile_for(MemoryLedger(), "o", ["c"], None) is not one
+    assert one.window.rate == 5
+    assert query_limiter_for(ledger, "o", ["c"], None) is one
+    assert query_limiter_for(ledger, "elsewhere", ["c"], None) is not one
+    assert query_limiter_for(MemoryLedger(), "o", ["c"], None) is not one

@@ -174,7 +174,7 @@ class Lister:
         if (
             self._pace.gaps
         ):  # what is due by the clock: a list for more looks than it has pages, and a second lets through
-            rate = self._account.turnstile.rate
+            rate = self._account.query_limiter.rate
             return rate is not None and self._poller.backlog > max(rate, 2 * pages)
         others = [watch for watch in group if watch is not due]
         ends, price, factor = self._ends(others, now)

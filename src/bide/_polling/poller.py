@@ -93,7 +93,7 @@ class Poller:
         self.experience = Experience(account.ledger, account.origin, spawn, self._replan)
         self._sightings = Sightings(account, self.experience, pace)
         self._lister = Lister(self, account, pace)
-        account.turnstile.on_free.append(self._wake.set)
+        account.query_limiter.on_free.append(self._wake.set)
         self._loop = asyncio.create_task(self._run(), name="bide poller")
 
     def watch(self, record: Record, *, now: bool = False, answered: bool = False) -> None:
@@ -198,11 +198,11 @@ class Poller:
         if watch is None:
             return None
         if watch.look is None:
-            await self._account.turnstile.enter()
+            await self._account.query_limiter.acquire()
             if watch.look is None and not watch.closed:
                 self._start_look(watch)
             else:
-                self._account.turnstile.leave()
+                self._account.query_limiter.release()
         look = watch.look
         return None if look is None else await unless_closed(look)
 
@@ -230,7 +230,7 @@ class Poller:
 
     async def aclose(self) -> None:
         """Stop looking."""
-        self._account.turnstile.on_free.remove(self._wake.set)
+        self._account.query_limiter.on_free.remove(self._wake.set)
         for watch in self._watches.values():
             watch.closed = True
         tasks = {self._loop, *self._looks, *self._lister.tasks()}
@@ -295,17 +295,17 @@ class Poller:
 
     def _start_looks(self) -> float:
         """Start what is due, as far as the budget and the connections allow. Returns when to go on."""
-        turnstile = self._account.turnstile
+        query_limiter = self._account.query_limiter
         while self._due and len(self._looks) < self._most_looks:
             now = self._time()
-            free_at = turnstile.free_at(now)
+            free_at = query_limiter.free_at(now)
             if free_at > now:
                 return free_at
             watch = self._next_due(now)
             try:
                 if watch.closed or watch.look is not None or watch.look_at > now:
                     self.push(watch)  # it has ended, or was looked at meanwhile
-                elif not self._lister.takes(watch, now) and turnstile.try_enter(now):
+                elif not self._lister.takes(watch, now) and query_limiter.try_acquire(now):
                     self._start_look(watch)
             except Exception:
                 self.push(watch)  # whatever it was, it must not cost the task its place
@@ -321,7 +321,7 @@ class Poller:
         due, index = self._due, 0
         head = due[0]
         waited = now - head.look_at
-        if len(due) > 1 and self._account.turnstile.rate is not None and not (head.singly or head.closed):
+        if len(due) > 1 and self._account.query_limiter.rate is not None and not (head.singly or head.closed):
             cap = bounds(self._pace, head.seen, head.profile.floor)[1]
             if waited < 2 * cap:
                 others = random.sample(range(len(due)), min(CHOICES, len(due)))
@@ -344,7 +344,7 @@ class Poller:
     # One look ----------------------------------------------------------------------------------------------
 
     def _start_look(self, watch: Watch) -> None:
-        """Make the look in a task of our own; a place in the turnstile has been taken for it."""
+        """Make the look in a task of our own; a place in the query_limiter has been taken for it."""
         look = asyncio.create_task(self._look(watch), name=f"bide look {watch.task_id}")
         watch.look = look
         self._looks.add(look)
@@ -357,7 +357,7 @@ class Poller:
             elif watch.again and watch.paced:
                 watch.look_at = min(watch.look_at, self._time() + self._floor(watch))
             watch.again = False
-            self._account.turnstile.leave()
+            self._account.query_limiter.release()
             self.push(watch)
             self._wake.set()
 
@@ -404,7 +404,7 @@ class Poller:
         watch.look_at = now + after_fault(floor, watch.failures, retry_after_of(outcome), chance)
         self._submissions.note_fault(watch.ticket, outcome.error)
         if isinstance(outcome.error, APIError) and outcome.error.status_code == 429:
-            pause = self._account.turnstile.budget.paused_for(now)
+            pause = self._account.query_limiter.window.paused_for(now)
             self._submissions.announce_pause(watch.ticket, watch.key, pause, outcome.error)
         self._tell_overdue(watch)
         return outcome.error

@@ -146,7 +146,7 @@ class Canceller:
                     raise error.about(ticket=submission.ticket, task_id=task_id)
                 case TryAgain(error):
                     if isinstance(error, APIError) and error.status_code == 429:
-                        pause = self._account.turnstile.budget.paused_for(self._background.clock())
+                        pause = self._account.query_limiter.window.paused_for(self._background.clock())
                         self._submissions.announce_pause(submission.ticket, key, pause, error)
                     if attempt == CANCEL_ATTEMPTS - 1:
                         raise error.about(ticket=submission.ticket, task_id=task_id)

@@ -87,9 +87,9 @@ class Takeover:
                 if self._driver.has_waiting:  # for slots that no other client would see become free
                     await self.adopt(waiting=False)
             await self._catch_up()
-            turnstile = self._account.turnstile
-            if turnstile.rate is not None:
-                turnstile.limit(await self._ledger.share(self._owner, turnstile.rate))
+            query_limiter = self._account.query_limiter
+            if query_limiter.rate is not None:
+                query_limiter.set_share(await self._ledger.share(self._owner, query_limiter.rate))
         except LedgerError as fault:  # the next hint of the ledger repeats it
             text = excerpt(str(fault), 1000)
             log_line(logging.WARNING, f"what other clients have left cannot be taken over: {text}")

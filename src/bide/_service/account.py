@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from bide._http.transport import Transport
-    from bide._service.query_rate import Turnstile
+    from bide._service.query_rate import QueryLimiter
     from bide._wire import Call, Reply, Secret
     from bide.ledgers import Ledger, Record
     from bide.models import Output, Request
@@ -64,7 +64,7 @@ class Account:
     provider: Provider
     transport: Transport
     ledger: Ledger
-    turnstile: Turnstile
+    query_limiter: QueryLimiter
     _secrets: Mapping[str, Secret] = field(repr=False)
     counters: Counters = field(factory=Counters, init=False)
     origin: str = field(init=False)
@@ -106,7 +106,7 @@ class Account:
             return Unclear(misread(fault))
 
     async def query(self, key: str, task_id: str) -> QueryOutcome:
-        """Ask for a task. The caller has a place in the turnstile."""
+        """Ask for a task. The caller has a place in the query_limiter."""
         self.counters.queries += 1
         outcome = await self._ask(
             self.provider.query_call(task_id), key, lambda r: self.provider.read_task(r, task_id)
@@ -190,12 +190,12 @@ class Account:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """A place in the turnstile, for one query."""
-        await self.turnstile.enter()
+        """A place in the query_limiter, for one query."""
+        await self.query_limiter.acquire()
         try:
             yield
         finally:
-            self.turnstile.leave()
+            self.query_limiter.release()
 
     async def _ask(self, call: Call, key: str, read: Callable[[Reply], _T]) -> _T | TryAgain:
         """One exchange that may be repeated at will: a fault of the wire is `TryAgain`."""
@@ -207,9 +207,9 @@ class Account:
             self.counters.queries_429 += 1
             self.counters.pauses += 1
             now = asyncio.get_running_loop().time()
-            self.turnstile.budget.refused(now, reply.retry_after, random.random())  # noqa: S311 - jitter
+            self.query_limiter.window.note_refusal(now, reply.retry_after, random.random())  # noqa: S311 - jitter
         elif reply.status < 400:
-            self.turnstile.budget.answered()
+            self.query_limiter.window.note_answer()
         return read(reply)
 
     def _dated(self, task: Task) -> Task:

@@ -1,4 +1,4 @@
-"""The queue in front of the account's query rate."""
+"""The queue in front of the account's query rate: status queries, lists and cancels share it."""
 
 from __future__ import annotations
 
@@ -15,71 +15,73 @@ if TYPE_CHECKING:
 
     from bide.ledgers import Ledger
 
-RAISE_AFTER = 2.5
-"""Seconds that others have to hear that their part of the query rate is smaller now (they ask every 0.6 s at the
-latest), and until what they sent before that counts no more (1 s)."""
+RAISE_AFTER_SECONDS = 2.5
+"""Seconds until a larger share of the query rate is used. Other processes learn within 0.6 s that their share is smaller
+now, and what they sent before that counts for 1 s more."""
+MOST_REFUSAL_PAUSE_SECONDS = 30.0
 
 
-class Turnstile:
-    """Lets queries through at the account's rate; shared by all clients of an account on one ledger.
+class QueryLimiter:
+    """Lets queries through at the account's rate. All clients of an account on one ledger share it.
 
-    Whoever waits in `enter` goes before the poller, which asks with `try_enter` and hears of a free place
-    through `on_free`.
+    A caller of `acquire` goes before the poller, which uses `try_acquire` and is called through `on_free`.
 
     Attributes:
-        rate: of the account, of which this process may have a part only; None is no limit.
+        rate: queries of the account in any second, of which this process may have a share only; None is no limit.
+        window: counts the queries of this process.
+        on_free: called when a query may go again.
     """
 
     def __init__(self, rate: float | None) -> None:
         self.rate = rate
-        self.budget = QueryBudget(rate)
+        self.window = SlidingWindow(rate)
         self.on_free: list[Callable[[], None]] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._raise_to: float | None = None
         self._raising: asyncio.TimerHandle | None = None
 
-    def join(self, rate: float) -> None:
-        """Begin with a part of the account's rate: when those who have had it all will have heard of that."""
-        if self.budget.rate is not None and rate < self.budget.rate:
-            self.budget.set_rate(rate)
-            self.budget.pause(asyncio.get_running_loop().time() + RAISE_AFTER)
+    def join(self, share: float) -> None:
+        """Start with a *share* of the account's rate, once the processes that had it all know that."""
+        if self.window.rate is not None and share < self.window.rate:
+            self.window.set_rate(share)
+            self.window.pause(asyncio.get_running_loop().time() + RAISE_AFTER_SECONDS)
 
-    def limit(self, rate: float) -> None:
-        """Let only *rate* (in a second) through from now on. A higher one than before holds a little later: whoever has
-        to do with less for it may not have heard of that yet."""
-        now = self.budget.rate
-        if now is None or rate <= now:
+    def set_share(self, share: float) -> None:
+        """Let only *share* (queries a second) through from now on. A larger one than before holds a little later: the
+        processes that have less for it may not know yet."""
+        now = self.window.rate
+        if now is None or share <= now:
             if self._raising is not None:
                 self._raising.cancel()
             self._raise_to = self._raising = None
-            self.budget.set_rate(rate)
+            self.window.set_rate(share)
         elif self._raise_to is None:
-            self._raise_to = rate
-            self._raising = asyncio.get_running_loop().call_later(RAISE_AFTER, self._raise)
+            self._raise_to = share
+            self._raising = asyncio.get_running_loop().call_later(RAISE_AFTER_SECONDS, self._raise)
         else:
-            self._raise_to = min(self._raise_to, rate)  # what is more will be told again
+            self._raise_to = min(self._raise_to, share)  # the ledger repeats a share that is larger
 
     def _raise(self) -> None:
-        self.budget.set_rate(self._raise_to)
+        self.window.set_rate(self._raise_to)
         self._raise_to = self._raising = None
         self._serve()
 
     def free_at(self, now: float) -> float:
-        """When the poller may send a query: *now* or earlier if at once; infinity: `on_free` will tell."""
-        return math.inf if self._waiting else self.budget.free_at(now)
+        """When the poller may send a query: *now* or earlier if at once; infinity if `on_free` will be called."""
+        return math.inf if self._waiting else self.window.free_at(now)
 
-    def try_enter(self, now: float) -> bool:
-        """Take a place if one is free; `leave` must follow then."""
+    def try_acquire(self, now: float) -> bool:
+        """Take a place for one query if one is free; `release` must follow then."""
         if self.free_at(now) > now:
             return False
-        self.budget.take()
+        self.window.start()
         return True
 
-    async def enter(self) -> None:
-        """Wait for a place; `leave` must follow."""
+    async def acquire(self) -> None:
+        """Wait for a place for one query; `release` must follow."""
         loop = asyncio.get_running_loop()
-        if self.try_enter(loop.time()):
+        if self.try_acquire(loop.time()):
             return
         place: asyncio.Future[None] = loop.create_future()
         self._waiting.append(place)
@@ -90,12 +92,12 @@ class Turnstile:
             if place in self._waiting:
                 self._waiting.remove(place)
             elif not place.cancelled():
-                self.leave()
+                self.release()
             raise
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """The query has ended."""
-        self.budget.give_back(asyncio.get_running_loop().time())
+        self.window.end(asyncio.get_running_loop().time())
         self._serve()
 
     def _serve(self) -> None:
@@ -103,96 +105,97 @@ class Turnstile:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._waiting and (at := self.budget.free_at(loop.time())) <= loop.time():
+        while self._waiting and (at := self.window.free_at(loop.time())) <= loop.time():
             place = self._waiting.popleft()
             if not place.cancelled():
-                self.budget.take()
+                self.window.start()
                 place.set_result(None)
         if not self._waiting:
-            for tell in tuple(self.on_free):
-                tell()
+            for notify in tuple(self.on_free):
+                notify()
         elif at < math.inf:
             self._timer = loop.call_at(at, self._serve)
 
 
-_TURNSTILES: WeakKeyDictionary[Ledger, dict[tuple[str, str], Turnstile]] = WeakKeyDictionary()
+_LIMITERS: WeakKeyDictionary[Ledger, dict[tuple[str, str], QueryLimiter]] = WeakKeyDictionary()
 
 
-def turnstile_for(ledger: Ledger, origin: str, keys: Iterable[str], rate: float | None) -> Turnstile:
-    """The turnstile of the account that has *keys* (fingerprints); clients that share one of them share it.
+def query_limiter_for(ledger: Ledger, origin: str, keys: Iterable[str], rate: float | None) -> QueryLimiter:
+    """The limiter of the account that has *keys* (fingerprints): clients that have one of them in common share it.
 
     Where two clients name different rates, the lower one holds.
     """
-    known = _TURNSTILES.setdefault(ledger, {})
+    known = _LIMITERS.setdefault(ledger, {})
     names = [(origin, key) for key in keys]
-    there = next((known[name] for name in names if name in known), None)
-    if there is None:
-        there = Turnstile(rate)
-    elif rate is not None and (there.rate is None or rate < there.rate):
-        there.rate = rate
-        there.budget.set_rate(rate)
+    limiter = next((known[name] for name in names if name in known), None)
+    if limiter is None:
+        limiter = QueryLimiter(rate)
+    elif rate is not None and (limiter.rate is None or rate < limiter.rate):
+        limiter.rate = rate
+        limiter.window.set_rate(rate)
     for name in names:
-        known.setdefault(name, there)
-    return there
+        known.setdefault(name, limiter)
+    return limiter
 
 
-class QueryBudget:
-    """At most *rate* queries in any second, a query under way counted until a second after its answer.
+class SlidingWindow:
+    """At most *rate* queries in any second. A query counts until a second after its answer.
 
-    Counting from the answer and not from the sending keeps the limit true at the service whatever the delays
-    on the way: a query has reached it no later than its answer reaches us.
+    To count from the answer, not from the sending, keeps the limit true at the service, however long the way is: a query
+    has reached the service before its answer reaches us.
     """
 
     MARGIN = 1.02
 
     def __init__(self, rate: float | None) -> None:
-        self._out = 0
-        self._answered: deque[float] = deque()
+        self._running = 0
+        self._ends: deque[float] = deque()
         self._paused_until = -math.inf
-        self._setbacks = 0
+        self._refusals = 0
         self.set_rate(rate)
 
     def set_rate(self, rate: float | None) -> None:
-        """From now on at most *rate* in a second."""
+        """Allow *rate* queries a second from now on; None is no limit."""
         self.rate = rate
         self._most = math.inf if rate is None else max(1, int(rate))
         # A rate of 6.7 is 6 in any second; one of 0.5 is 1 in any two.
-        self._window = 0.0 if rate is None else max(1.0, self._most / rate) * self.MARGIN
+        self._seconds = 0.0 if rate is None else max(1.0, self._most / rate) * self.MARGIN
 
     def pause(self, until: float) -> None:
-        """No query goes before *until*."""
+        """Let no query go before *until*."""
         self._paused_until = max(self._paused_until, until)
 
     def free_at(self, now: float) -> float:
         """When the next query may go: *now* or earlier if at once, infinity if an answer has to come first."""
-        while self._answered and self._answered[0] <= now - self._window:
-            self._answered.popleft()
+        while self._ends and self._ends[0] <= now - self._seconds:
+            self._ends.popleft()
         at = self._paused_until
-        over = self._out + len(self._answered) - self._most
+        over = self._running + len(self._ends) - self._most
         if over >= 0:
-            at = max(at, self._answered[int(over)] + self._window if over < len(self._answered) else math.inf)
+            at = max(at, self._ends[int(over)] + self._seconds if over < len(self._ends) else math.inf)
         return at
 
-    def take(self) -> None:
-        """A query goes out; `give_back` must follow when it has been answered or given up."""
-        self._out += 1
+    def start(self) -> None:
+        """A query goes out; `end` must follow when it was answered or given up."""
+        self._running += 1
 
-    def give_back(self, now: float) -> None:
-        """The query taken before has ended."""
-        self._out -= 1
+    def end(self, now: float) -> None:
+        """A query has ended."""
+        self._running -= 1
         if self.rate is not None:
-            self._answered.append(now)
+            self._ends.append(now)
 
-    def refused(self, now: float, retry_after: float | None, chance: float) -> None:
-        """The service answered 429 to a query: no query goes before its `Retry-After`, or a doubling pause."""
-        pause = min(30.0, 2.0**self._setbacks) if retry_after is None else retry_after
-        self._setbacks = min(self._setbacks + 1, 5)
+    def note_refusal(self, now: float, retry_after: float | None, chance: float) -> None:
+        """The service has answered 429 to a query: no query goes before its `Retry-After`, or before a pause that doubles
+        each time. *chance* (0 to 1) says how much of the jitter is added."""
+        pause = min(MOST_REFUSAL_PAUSE_SECONDS, 2.0**self._refusals) if retry_after is None else retry_after
+        self._refusals = min(self._refusals + 1, 5)
         self._paused_until = max(self._paused_until, now + pause * (1 + JITTER * chance))
 
-    def paused_for(self, now: float) -> float:
-        """Seconds until a query may go that was not refused yet; 0 if at once."""
-        return max(0.0, self._paused_until - now)
+    def note_answer(self) -> None:
+        """The service has answered a query properly: the next 429 starts with a short pause again."""
+        self._refusals = 0
 
-    def answered(self) -> None:
-        """The service answered a query properly: the next 429 starts with a short pause again."""
-        self._setbacks = 0
+    def paused_for(self, now: float) -> float:
+        """Seconds until the next query may go after a 429; 0 if at once."""
+        return max(0.0, self._paused_until - now)

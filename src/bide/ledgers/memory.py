@@ -277,7 +277,7 @@ class MemoryLedger(Ledger):
         return []  # whoever listens has heard it
 
     async def share(self, owner: str, rate: float) -> float:
-        return rate  # all clients of the loop stand at the same turnstile
+        return rate  # all clients of the loop share one query limiter
 
     async def _step(
         self, step: Callable[[StateMachine], _T], *, writes: bool = True, vital: bool = False

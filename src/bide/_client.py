@@ -316,7 +316,7 @@ class Client:
             raise TypeError("attach takes a task id, a ticket=, or both")
         account, ticket = engine.account, secrets.token_hex(10)
         # Without a kind it is in no lane in which tasks are created, so its slot may last.
-        slot_for = self._settings.provider.profile(kind).longest if kind else math.inf
+        longest = self._settings.provider.profile(kind).longest if kind else math.inf
         record = Record(
             ticket=ticket,
             origin=account.origin,
@@ -326,7 +326,7 @@ class Client:
             owner=engine.owner,
             # In a background task: a cancel of the caller must not carry frames that hold the key.
             key=await unless_closed(engine.background.spawn(account.key_of(task_id))),
-            slot_until=account.ledger.now() + slot_for,
+            slot_until=account.ledger.now() + longest if longest < math.inf else math.inf,
             task=Task(ticket=ticket, task_id=task_id, status=TaskStatus.QUEUED),
         )
         return TaskHandle.of(engine, await engine.attach(record))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Self
-from weakref import ref
 
 from bide import _outcomes
 from bide._downloads.paths import check_output, folder_of
@@ -44,11 +43,11 @@ class TaskHandle:
     @classmethod
     def of(cls, engine: Engine, submission: Submission) -> Self:
         """The handle of *submission*: the same one for as long as a user holds it."""
-        held: Self | None = submission.handle() if submission.handle is not None else None
-        if held is None:
-            held = cls(engine, submission)
-            submission.handle = ref(held)
-        return held
+        handle: Self | None = submission.handle
+        if handle is None:
+            handle = cls(engine, submission)
+            submission.hold(handle)
+        return handle
 
     def __repr__(self) -> str:
         name = self.task_id or "no task id yet"

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING, Any, TypeAlias
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 from bide import _outcomes
 from bide._events import EventName, log_line, name_of
@@ -19,7 +19,6 @@ from bide.models import TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
-    from weakref import ref
 
     from bide._concurrency import Background
     from bide._events import Announcer
@@ -40,23 +39,31 @@ class Submission:
         task: the newest snapshot. While the task goes on, it is newer than the record's: progress is not recorded.
         fault: the last passing fault.
         unraised: an error for the waiters that came when there were none: the next one raises it.
-        handle: what users hold of it, as long as they do.
     """
 
-    __slots__ = ("__weakref__", "_watchers", "fault", "handle", "record", "task", "unraised")
+    __slots__ = ("__weakref__", "_handle", "_watchers", "fault", "record", "task", "unraised")
 
     def __init__(self, record: Record) -> None:
         self.record = record
         self.task = record.task
         self.fault: BideError | None = None
         self.unraised: BideError | None = None
-        self.handle: ref[Any] | None = None
+        self._handle: Any = None  # once it has ended, a weak reference: a record leaves with its last handle
         self._watchers: list[Watcher] | None = None
 
     @property
     def ticket(self) -> str:
         """Our id of the submission."""
         return self.record.ticket
+
+    @property
+    def handle(self) -> Any:
+        """What users hold of it: the one that `hold` was given, or None."""
+        return self._handle() if isinstance(self._handle, ref) else self._handle
+
+    def hold(self, handle: object) -> None:
+        """Remember *handle* until the submission has ended, and then for as long as a user holds it."""
+        self._handle = ref(handle) if self.task.status.is_final else handle
 
     def change_record(self, record: Record) -> None:
         """The ledger has a new record of this submission."""
@@ -72,6 +79,8 @@ class Submission:
         if before.status.is_final:
             return
         self.task = task
+        if task.status.is_final and self._handle is not None:
+            self.hold(self._handle)
         if task.status is not before.status or not isinstance(self.unraised, WaitTimeoutError):
             self.unraised = None  # a newer state has made it obsolete
         if task.differs(before) or task.task_id != before.task_id:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from bide.ledgers import Ledger
 
 RAISE_AFTER_SECONDS = 2.5
-"""Seconds until a larger share of the query rate is used. Other processes learn within 0.6 s that their share is smaller
-now, and what they sent before that counts for 1 s more."""
+"""Seconds until a larger share of the query rate is used. Other processes learn within 0.6 s that their share is
+smaller now, and what they sent before that counts for 1 s more."""
 MOST_REFUSAL_PAUSE_SECONDS = 30.0
 
 
@@ -141,8 +141,8 @@ def query_limiter_for(ledger: Ledger, origin: str, keys: Iterable[str], rate: fl
 class SlidingWindow:
     """At most *rate* queries in any second. A query counts until a second after its answer.
 
-    To count from the answer, not from the sending, keeps the limit true at the service, however long the way is: a query
-    has reached the service before its answer reaches us.
+    To count from the answer, not from the sending, keeps the limit true at the service, however long the way is: a
+    query has reached the service before its answer reaches us.
     """
 
     MARGIN = 1.02
@@ -186,8 +186,8 @@ class SlidingWindow:
             self._ends.append(now)
 
     def note_refusal(self, now: float, retry_after: float | None, chance: float) -> None:
-        """The service has answered 429 to a query: no query goes before its `Retry-After`, or before a pause that doubles
-        each time. *chance* (0 to 1) says how much of the jitter is added."""
+        """The service has answered 429 to a query: no query goes before its `Retry-After`, or before a pause that
+        doubles each time. *chance* (0 to 1) says how much of the jitter is added."""
         pause = min(MOST_REFUSAL_PAUSE_SECONDS, 2.0**self._refusals) if retry_after is None else retry_after
         self._refusals = min(self._refusals + 1, 5)
         self._paused_until = max(self._paused_until, now + pause * (1 + JITTER * chance))

@@ -67,7 +67,7 @@ class MemoryStore(Store):
         self._open: dict[str, Record] = {}
         self._ended: WeakValueDictionary[str, Record] = WeakValueDictionary()
         self._held: dict[str, Record] = {}
-        self._tickets: dict[tuple[str, str], str] = {}
+        self._tickets: dict[str, dict[str, str]] = {}  # by origin, then by task id: no tuple for each task
         self._recent: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._lanes: dict[tuple[str, str, str], _Lane] = {}
         self._learned: dict[str, str] = {}  # what was changed last stands last
@@ -133,7 +133,7 @@ class MemoryStore(Store):
         self._lane(origin, kind, key).answered.append(now)
 
     def of_task(self, origin: str, task_id: str) -> str | None:
-        return self._tickets.get((origin, task_id)) or self._recent.get((origin, task_id))
+        return self._tickets.get(origin, {}).get(task_id) or self._recent.get((origin, task_id))
 
     def unsettled_records(self, origin: str, key: str, now: float) -> list[Record]:
         self._held = {ticket: each for ticket, each in self._held.items() if each.slot_until > now}
@@ -209,9 +209,9 @@ class MemoryStore(Store):
 
     def _index(self, origin: str, task_id: str, ticket: str, *, final: bool) -> None:
         if not final:
-            self._tickets[origin, task_id] = ticket
+            self._tickets.setdefault(origin, {})[task_id] = ticket
             return
-        self._tickets.pop((origin, task_id), None)
+        self._tickets.get(origin, {}).pop(task_id, None)
         self._recent[origin, task_id] = ticket
         while len(self._recent) > RECENT_IDS:
             self._recent.popitem(last=False)

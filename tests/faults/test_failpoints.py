@@ -94,7 +94,7 @@ POINTS = {
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real seconds are dear: the dead are noticed, and lost creates looked up, sooner."""
-    monkeypatch.setattr("bide.ledgers.sqlite.session.TICK", 0.1)
+    monkeypatch.setattr("bide.ledgers.sqlite.session.TICK_SECONDS", 0.1)
     monkeypatch.setattr("bide._runtime.submitter.LOOKUPS", (0.05, 0.2, 0.4))
     monkeypatch.setattr("bide._service.query_rate.RAISE_AFTER", 0.1)
 

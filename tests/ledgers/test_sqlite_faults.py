@@ -71,8 +71,8 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits long for a locked file."""
-    monkeypatch.setattr(_sqlite_file, "BUSY", 0.2)
-    monkeypatch.setattr(_sqlite_file, "LONGEST_WRITE", 0.2)
+    monkeypatch.setattr(_sqlite_file, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(_sqlite_file, "LONGEST_WRITE_SECONDS", 0.2)
 
 
 async def fault_of(path: Path) -> str:

@@ -189,7 +189,7 @@ async def test_an_address_without_an_end_is_kept_for_a_day_beside_one_that_expir
 async def test_results_that_are_long_are_not_all_read_at_once(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_sqlite_store, "LONGEST_READ", 100_000)
+    monkeypatch.setattr(_sqlite_store, "LONGEST_READ_CHARACTERS", 100_000)
     async with SQLiteLedger(path) as ledger:
         for number in range(3):
             await ended_with(ledger, f"long{number}", Output(data="a" * 60_000))

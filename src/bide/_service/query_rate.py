@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from bide.ledgers._lanes import JITTER
+from bide.ledgers._lanes import JITTER_SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -187,7 +187,7 @@ class QueryBudget:
         """The service answered 429 to a query: no query goes before its `Retry-After`, or a doubling pause."""
         pause = min(30.0, 2.0**self._setbacks) if retry_after is None else retry_after
         self._setbacks = min(self._setbacks + 1, 5)
-        self._paused_until = max(self._paused_until, now + pause * (1 + JITTER * chance))
+        self._paused_until = max(self._paused_until, now + pause * (1 + JITTER_SHARE * chance))
 
     def paused_for(self, now: float) -> float:
         """Seconds until a query may go that was not refused yet; 0 if at once."""

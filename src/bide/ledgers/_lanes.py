@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 MINUTE = 60.0
-RAISE_EVERY = 20.0
+RAISE_EVERY_SECONDS = 20.0
 """Seconds without a 429 after which a learned cap grows by one."""
-FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 60.0
 """Without a `Retry-After` the lane pauses this long, doubling up to the second figure."""
-FIRST_RETRY = 0.5
+FIRST_RETRY_SECONDS = 0.5
 """Where no connection was made the pause starts here: nothing has been asked of the service. With a `Retry-After`
 it is the least, doubling too."""
-JITTER = 0.1
+JITTER_SHARE = 0.1
 """A pause is longer than asked by up to this share of itself and one second at most, never shorter."""
 
 Setback: TypeAlias = Literal["slots", "rate", "capacity", "unreachable"]
@@ -79,7 +79,7 @@ def cap(state: LaneState, limits: Limits, now: float) -> int | None:
     """The tasks that may be in flight now; None is no limit."""
     if state.learned is None:
         return limits.concurrency
-    grown = state.learned + max(0, int((now - state.learned_at) / RAISE_EVERY))
+    grown = state.learned + max(0, int((now - state.learned_at) / RAISE_EVERY_SECONDS))
     return grown if limits.concurrency is None else min(grown, limits.concurrency)
 
 
@@ -107,7 +107,7 @@ def may_start_at(state: LaneState, load: LaneLoad, limits: Limits, now: float) -
         grows = math.inf
         if state.learned is not None and (limits.concurrency is None or most < limits.concurrency):
             steps = load.slots + 1 - state.learned
-            grows = state.learned_at + RAISE_EVERY * steps
+            grows = state.learned_at + RAISE_EVERY_SECONDS * steps
         at = max(at, min(load.next_free, grows))
     whole, seconds = window(limits)
     if whole:
@@ -119,7 +119,7 @@ def may_start_at(state: LaneState, load: LaneLoad, limits: Limits, now: float) -
     return at
 
 
-def refused(
+def after_refusal(
     state: LaneState,
     limits: Limits,
     setback: Setback,
@@ -140,12 +140,12 @@ def refused(
         chance: a random number from 0 to 1, for the jitter.
     """
     no_advice = retry_after is None and setback != "unreachable"
-    first = FIRST_PAUSE if no_advice else FIRST_RETRY
+    first = FIRST_PAUSE_SECONDS if no_advice else FIRST_RETRY_SECONDS
     # A service that says "0" again and again must not be asked without a pause either.
     same_round = sent <= state.setback_at
     rounds = state.setbacks - 1 if same_round else state.setbacks
-    pause: float = max(retry_after or 0.0, min(LONGEST_PAUSE, first * 2.0 ** min(rounds, 16)))
-    pause += chance * min(1.0, JITTER * pause)
+    pause: float = max(retry_after or 0.0, min(LONGEST_PAUSE_SECONDS, first * 2.0 ** min(rounds, 16)))
+    pause += chance * min(1.0, JITTER_SHARE * pause)
     learned, learned_at = state.learned, state.learned_at
     if setback == "slots" and (certain or limits.concurrency is not None):
         # The lane counted a free slot: someone else uses the key too.
@@ -161,7 +161,7 @@ def refused(
     )
 
 
-def accepted(state: LaneState) -> LaneState:
+def after_accept(state: LaneState) -> LaneState:
     """The lane's state after a create that was accepted. What was learned stays: it wears off with time."""
     return evolve(state, setbacks=0, setback_at=-math.inf, probing=False)
 

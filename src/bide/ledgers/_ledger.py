@@ -153,7 +153,7 @@ class Ledger(ABC):
 
     async def unsaved_records(self, origin: str, keys: Collection[str]) -> list[Record]:
         """Records of these keys with results that were not saved and that can be fetched yet, as far as is known: the
-        most urgent first, and at most `MOST_UNSAVED` of them."""
+        most urgent first, and at most `MOST_UNSAVED_RECORDS` of them."""
         return await self._step(lambda machine: machine.unsaved_records(origin, keys), writes=False)
 
     async def withdraw(self, ticket: str, task: Task) -> Record:
@@ -226,7 +226,7 @@ class Ledger(ABC):
         """Change what was learned under each name, in one atomic step. Returns what stands there now.
 
         A change gets the text on record, or None. It is a pure function: it may be called in another thread, and again.
-        What it raises is raised here, and nothing has changed then. At most `MOST_LEARNED` names are kept.
+        What it raises is raised here, and nothing has changed then. At most `MOST_LEARNED_NAMES` names are kept.
         """
         learned = await self._step(lambda machine: machine.learn(changes))
         if isinstance(learned, Exception):

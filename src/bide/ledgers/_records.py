@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from bide.models import Limits, Request, SavedFile, Task
 
 
-MOST_LEARNED = 1000
+MOST_LEARNED_NAMES = 1000
 """Names under which a ledger keeps what was learned; those that were changed longest ago go."""
-MOST_UNSAVED = 1000
+MOST_UNSAVED_RECORDS = 1000
 """Records that `Ledger.unsaved_records` tells of at once."""
 
 

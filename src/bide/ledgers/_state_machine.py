@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from attrs import evolve
 
 from bide.errors import LedgerError
-from bide.ledgers._lanes import LaneState, cap, may_start_at, refused, window
-from bide.ledgers._lanes import accepted as after_accept
-from bide.ledgers._records import MOST_LEARNED, MOST_UNSAVED, Held, LaneView, Record
+from bide.ledgers._lanes import LaneState, after_accept, after_refusal, cap, may_start_at, window
+from bide.ledgers._records import MOST_LEARNED_NAMES, MOST_UNSAVED_RECORDS, Held, LaneView, Record
 from bide.models import Billing, ErrorDetail, TaskStatus
 
 if TYPE_CHECKING:
@@ -220,7 +219,7 @@ class StateMachine:
         lane = self._settle(record)
         load = store.load(record.origin, record.kind, record.key, now, creates=False)
         is_held = record.slot_until > now
-        lane = refused(
+        lane = after_refusal(
             lane,
             limits,
             setback,
@@ -383,10 +382,10 @@ class StateMachine:
         held, now = frozenset(keys), time.time()
         found = [
             (min(ahead), record.sequence, record)
-            for record in self.store.unsaved_records(origin, held, now, MOST_UNSAVED)
+            for record in self.store.unsaved_records(origin, held, now, MOST_UNSAVED_RECORDS)
             if _is_of_keys(record, held) and (ahead := [moment for moment in record.losses if moment > now])
         ]
-        return [record for *_, record in sorted(found, key=lambda each: each[:2])[:MOST_UNSAVED]]
+        return [record for *_, record in sorted(found, key=lambda each: each[:2])[:MOST_UNSAVED_RECORDS]]
 
     def lanes(self, origin: str, keys: Collection[str]) -> list[LaneView]:
         now = self.store.now()
@@ -408,7 +407,7 @@ class StateMachine:
             after = {name: _text(change(before.get(name))) for name, change in changes.items()}
         except Exception as fault:  # noqa: BLE001 - it is raised where the step is waited for
             return fault
-        self.store.keep_learned(after, MOST_LEARNED)
+        self.store.keep_learned(after, MOST_LEARNED_NAMES)
         return after
 
     def _change(self, record: Record, **changes: Any) -> Record:

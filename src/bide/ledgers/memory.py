@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-RECENT_CREATES = 10_000
+MOST_RECENT_CREATES = 10_000
 """Answers to creates that a lane remembers, for its create rate."""
-RECENT_IDS = 10_000
+MOST_RECENT_IDS = 10_000
 """Ids of accepted tasks that are remembered after their records have left, for telling an orphan."""
 
 
@@ -40,7 +40,7 @@ class _Lane:
     slots: dict[str, float] = Factory(dict)
     ends: list[tuple[float, str]] = Factory(list)
     submitting: set[str] = Factory(set)
-    answered: deque[float] = Factory(lambda: deque(maxlen=RECENT_CREATES))
+    answered: deque[float] = Factory(lambda: deque(maxlen=MOST_RECENT_CREATES))
 
     def take(self, ticket: str, until: float) -> None:
         if self.slots.get(ticket) != until:
@@ -213,7 +213,7 @@ class MemoryStore(Store):
             return
         self._tickets.pop((origin, task_id), None)
         self._recent[origin, task_id] = ticket
-        while len(self._recent) > RECENT_IDS:
+        while len(self._recent) > MOST_RECENT_IDS:
             self._recent.popitem(last=False)
 
     def _lane(self, origin: str, kind: str, key: str) -> _Lane:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from bide.ledgers._records import Record
 
-TURN, NEWS, OWNERS = b"t", b"n", b"o"
+TURN_MESSAGE, NEWS_MESSAGE, OWNERS_MESSAGE = b"t", b"n", b"o"
 """The words that processes wake each other with: it may be your turn, there are news, owners have come or gone."""
 
 
@@ -102,9 +102,9 @@ class SQLiteBackend(Backend):
         for owner in self.store.turns():
             instance = _instance_of(owner)
             if instance != me:
-                self._words.add((instance, TURN))
+                self._words.add((instance, TURN_MESSAGE))
         if self.store.has_news or self.store.has_unowned:
-            word = OWNERS if self.store.has_unowned else NEWS
+            word = OWNERS_MESSAGE if self.store.has_unowned else NEWS_MESSAGE
             self._words.update((each, word) for each in self.store.others)
             self.store.has_news = self.store.has_unowned = False
 

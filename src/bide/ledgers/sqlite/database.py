@@ -21,13 +21,13 @@ from bide.ledgers.sqlite.processes import close, close_in_children, closed, open
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-APPLICATION = 0x62696465
+APPLICATION_ID = 0x62696465
 """SQLite's `application_id` of our files: "bide"."""
-BUSY = 5.0
+BUSY_SECONDS = 5.0
 """Seconds that another program may hold the file before it counts as locked."""
-LONGEST_WRITE = 10.0
+LONGEST_WRITE_SECONDS = 10.0
 """Seconds that another process may hold the lock of writers."""
-CHECKPOINT = 4000
+CHECKPOINT_PAGES = 4000
 """Pages of the write-ahead log after which it is written back."""
 
 SCHEMA = (
@@ -117,14 +117,16 @@ class Database:
             # process has on it, as POSIX has it.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         self._name = opened(self.path)
-        connection = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None, cached_statements=256)
+        connection = sqlite3.connect(
+            self.path, timeout=BUSY_SECONDS, isolation_level=None, cached_statements=256
+        )
         try:
             _check(connection, self.path)
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA secure_delete = FAST")
-            connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT}")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             _migrate(connection)
         except BaseException:
             connection.close()
@@ -179,7 +181,7 @@ class Database:
         SQLite before 3.51.3 can, rarely, corrupt a log that several connections write and write back at once. Later
         ones need no lock, but without it a writer that meets another sleeps for milliseconds, and some starve.
         """
-        pause, until = 0.0001, time.monotonic() + LONGEST_WRITE
+        pause, until = 0.0001, time.monotonic() + LONGEST_WRITE_SECONDS
         while True:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -187,7 +189,7 @@ class Database:
             except BlockingIOError:
                 if time.monotonic() > until:
                     raise LedgerError(
-                        f"the ledger {self.path} has been locked for {LONGEST_WRITE:g} s by another process: "
+                        f"the ledger {self.path} has been locked for {LONGEST_WRITE_SECONDS:g} s by another process: "
                         f"one that is stopped in the midst of writing? Continue or end it; nothing was recorded"
                     ) from None
                 time.sleep(pause * random.random())  # noqa: S311 - so that two do not meet again and again
@@ -257,7 +259,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     is_empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-    if application != APPLICATION and not is_empty:
+    if application != APPLICATION_ID and not is_empty:
         raise LedgerError(f"{path} is a database of another program, not a ledger of bide: name another file")
     if version > len(SCHEMA):
         raise LedgerError(
@@ -275,7 +277,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
             for statement in filter(str.strip, step.split(";")):
                 connection.execute(statement)
         if version < len(SCHEMA):
-            connection.execute(f"PRAGMA application_id = {APPLICATION}")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {len(SCHEMA)}")
         connection.execute("COMMIT")
     except BaseException:

@@ -21,7 +21,7 @@ from bide.errors import LedgerError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LONGEST_ADDRESS = 100
+LONGEST_ADDRESS_BYTES = 100
 """Bytes of a socket's path that every system takes."""
 
 
@@ -109,7 +109,7 @@ class Presence:
     def _address(self, instance: str) -> str | None:
         """The path of a socket. A long one goes by way of the open directory, where the system can do that."""
         path = str(self._folder / f"{instance}.sock")
-        if len(os.fsencode(path)) <= LONGEST_ADDRESS:
+        if len(os.fsencode(path)) <= LONGEST_ADDRESS_BYTES:
             return path
         directory = Path(f"/proc/self/fd/{self._directory}")
         return f"{directory}/{instance}.sock" if directory.exists() else None
@@ -130,7 +130,7 @@ def close(number: int) -> None:
         os.close(number)
 
 
-FORK_WAITS = 1.0
+FORK_WAIT_SECONDS = 1.0
 """Seconds that a fork waits at most for a thread that is at work: it may itself be waiting for another process."""
 _AT_WORK: set[threading.Lock] = set()
 _HELD: list[threading.Lock] = []
@@ -152,7 +152,7 @@ def no_fork() -> Iterator[threading.Lock]:
 
 
 def _before_fork() -> None:
-    _HELD.extend(lock for lock in tuple(_AT_WORK) if lock.acquire(timeout=FORK_WAITS))
+    _HELD.extend(lock for lock in tuple(_AT_WORK) if lock.acquire(timeout=FORK_WAIT_SECONDS))
 
 
 def _after_fork_in_parent() -> None:

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from bide.models import Request
 
 DAY = 24 * 3600.0
-LONGEST_RAW = 64 * 1024
+LONGEST_RAW_CHARACTERS = 64 * 1024
 """Characters of a service's answer that are stored; a longer one (with files inline) is not kept beside its results."""
 
-AS_THEY_ARE = (
+PLAIN_COLUMNS = (
     *("sequence", "ticket", "version", "origin", "kind", "digest"),
     *("owner", "admitted", "slot_for", "slot_until", "cancel_taken"),
 )
-FLAGS = ("cancelling", "followed")
+FLAG_COLUMNS = ("cancelling", "followed")
 COLUMNS = (
-    *AS_THEY_ARE,
-    *FLAGS,
+    *PLAIN_COLUMNS,
+    *FLAG_COLUMNS,
     *(
         "lane",
         "keys",
@@ -42,15 +42,15 @@ COLUMNS = (
         "task",
     ),
 )
-LOSSES = ("first_loss", "last_loss")
+LOSS_COLUMNS = ("first_loss", "last_loss")
 _FILE = tuple(each.name for each in attrs.fields(SavedFile))
 
 
 def row_of(record: Record, now: float, *, prompts: bool) -> dict[str, Any]:
     """The whole row of a new record."""
-    row = {name: getattr(record, name) for name in AS_THEY_ARE}
+    row = {name: getattr(record, name) for name in PLAIN_COLUMNS}
     row["sequence"] = record.sequence or None
-    row |= {name: 1 if getattr(record, name) else None for name in FLAGS}
+    row |= {name: 1 if getattr(record, name) else None for name in FLAG_COLUMNS}
     row["lane"] = record.key  # the column has the name of an earlier version
     row["keys"] = ",".join(sorted(record.keys))
     row["added_at"], row["sent_at"] = text_of(record.added_at), text_of(record.sent_at)
@@ -78,7 +78,7 @@ def changes(before: Record, after: Record, now: float, *, prompts: bool) -> dict
         changed["sent_at"] = text_of(after.sent_at)
     if after.files is not before.files:
         changed["files"] = _files_text(after)
-    for name in FLAGS:
+    for name in FLAG_COLUMNS:
         if getattr(after, name) != getattr(before, name):
             changed[name] = 1 if getattr(after, name) else None
     if after.task is not before.task:
@@ -127,7 +127,7 @@ def task_text(record: Record, *, prompts: bool) -> str | None:
     text = json.dumps({name: value for name, value in plain.items() if value not in (None, ())})
     if raw is not None and prompts:
         raw_text = json.dumps(raw)
-        if len(raw_text) <= LONGEST_RAW:
+        if len(raw_text) <= LONGEST_RAW_CHARACTERS:
             text = f'{text[:-1]}, "raw": {raw_text}}}'
     return text
 
@@ -141,7 +141,7 @@ def record_of(row: tuple[Any, ...], request: Request | None) -> Record:
     else:
         task = Task.from_dict({**json.loads(values["task"]), "ticket": ticket, "status": status})
     return Record(
-        **{name: values[name] for name in AS_THEY_ARE},
+        **{name: values[name] for name in PLAIN_COLUMNS},
         request=request,
         key=values["lane"],
         keys=frozenset(filter(None, values["keys"].split(","))),
@@ -162,7 +162,7 @@ def _file_of(plain: dict[str, Any]) -> SavedFile:
 def losses(record: Record) -> dict[str, float | None]:
     """The columns that tell when what was not saved is lost."""
     moments = record.losses
-    return dict(zip(LOSSES, (min(moments, default=None), max(moments, default=None)), strict=True))
+    return dict(zip(LOSS_COLUMNS, (min(moments, default=None), max(moments, default=None)), strict=True))
 
 
 def blanked(record: Record) -> Record:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bide.errors import LedgerError
 from bide.ledgers._records import Hint, Record
-from bide.ledgers.sqlite.backend import NEWS, OWNERS, TURN, Peers, SQLiteBackend
+from bide.ledgers.sqlite.backend import NEWS_MESSAGE, OWNERS_MESSAGE, TURN_MESSAGE, Peers, SQLiteBackend
 from bide.ledgers.sqlite.worker import Worker
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bide")
 
-TICK = 0.5
+TICK_SECONDS = 0.5
 """Seconds between two looks at who is alive, which make up for lost wake-ups too."""
-CLEAN_TICKS = 60
+TICKS_PER_CLEANING = 60
 """So many of them are between two steps of retention; one that finds much is followed by the next at once."""
 
 
@@ -100,11 +100,11 @@ class Session:
         with suppress(BlockingIOError):
             while self._reading is not None:
                 words.add(self._reading.recv(16))
-        if NEWS in words or OWNERS in words:
+        if NEWS_MESSAGE in words or OWNERS_MESSAGE in words:
             self._catch_up_soon()
-        if OWNERS in words:
+        if OWNERS_MESSAGE in words:
             self._notify(Hint.OWNERS)
-        if TURN in words:
+        if TURN_MESSAGE in words:
             self._notify(Hint.SLOTS)
 
     def _catch_up_soon(self) -> None:
@@ -119,11 +119,11 @@ class Session:
         """Look around now and then: who has died, what was not heard, what is old."""
         number = 0
         while True:
-            await asyncio.sleep(TICK * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            await asyncio.sleep(TICK_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
             number += 1
             try:
                 await self._check_peers()
-                if number % CLEAN_TICKS == 1 and await self.worker.put(
+                if number % TICKS_PER_CLEANING == 1 and await self.worker.put(
                     lambda backend: backend.store.clean(), writes=True
                 ):
                     number -= 1  # there may be more

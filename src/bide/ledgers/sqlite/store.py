@@ -18,7 +18,7 @@ from bide.ledgers._records import Record, digest_of_plain, plain_of
 from bide.ledgers._state_machine import Store
 from bide.ledgers.sqlite.rows import (
     COLUMNS,
-    LOSSES,
+    LOSS_COLUMNS,
     blanked,
     changes,
     losses,
@@ -38,18 +38,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bide")
 
-CLEAN_AT_ONCE = 200
+RECORDS_PER_CLEANING = 200
 """Records that are blanked or removed in one step."""
-MOST_CACHED = 4000
+MOST_CACHED_RECORDS = 4000
 """Open records that are remembered while other processes write; those that ended there are among them."""
-LONGEST_READ = 8 * 1024 * 1024
+LONGEST_READ_CHARACTERS = 8 * 1024 * 1024
 """Characters of snapshots after which `unsaved` reads no further one: those with files inline are long."""
-NEWS_KEPT = 3600.0
-REMOVED_KEPT = 2 * 24 * 3600.0
+NEWS_KEPT_SECONDS = 3600.0
+REMOVED_KEPT_SECONDS = 2 * 24 * 3600.0
 """Seconds that the ids of removed records are known: longer than a service lists its tasks."""
 
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM records"  # noqa: S608 - our own names
-_INSERT = f"INSERT INTO records ({', '.join(COLUMNS + LOSSES)}) VALUES (:{', :'.join(COLUMNS + LOSSES)})"  # noqa: S608 - our own names
+_INSERT = f"INSERT INTO records ({', '.join(COLUMNS + LOSS_COLUMNS)}) VALUES (:{', :'.join(COLUMNS + LOSS_COLUMNS)})"  # noqa: S608 - our own names
 # The oldest one of each set of keys: as many steps in the index as there are sets, however long the queue is.
 _WAITING = "status = 'waiting' AND owner IS NOT NULL AND origin = ? AND kind = ?"
 _FIRST = f"""
@@ -106,7 +106,7 @@ class SQLiteStore(Store):
         if version != self._version:
             self._checked.clear()
             self._lanes.clear()
-            if len(self._cache) > MOST_CACHED:
+            if len(self._cache) > MOST_CACHED_RECORDS:
                 self._cache.clear()
             self._version = version
             rows = self._connection.execute(
@@ -283,7 +283,7 @@ class SQLiteStore(Store):
         for row in cursor:
             rows.append(row)
             length += len(row[_TASK] or "")
-            if length > LONGEST_READ:
+            if length > LONGEST_READ_CHARACTERS:
                 break
         cursor.close()
         return self._records(rows)
@@ -384,7 +384,7 @@ class SQLiteStore(Store):
     def clean(self) -> bool:
         """Blank addresses that have expired, and remove what is old, a few at a time. Returns if there may be more."""
         due = self._all(
-            f"{_SELECT} WHERE clean_at IS NOT NULL AND clean_at <= ? ORDER BY clean_at LIMIT {CLEAN_AT_ONCE}",
+            f"{_SELECT} WHERE clean_at IS NOT NULL AND clean_at <= ? ORDER BY clean_at LIMIT {RECORDS_PER_CLEANING}",
             time.time(),
         )
         for record in due:
@@ -401,8 +401,8 @@ class SQLiteStore(Store):
                     "WHERE sequence = ?",
                     (text, at + self._keep, *losses(bare).values(), record.sequence),
                 )
-        self._connection.execute("DELETE FROM news WHERE at < ?", (self.now() - NEWS_KEPT,))
-        self._connection.execute("DELETE FROM removed WHERE at < ?", (self.now() - REMOVED_KEPT,))
+        self._connection.execute("DELETE FROM news WHERE at < ?", (self.now() - NEWS_KEPT_SECONDS,))
+        self._connection.execute("DELETE FROM removed WHERE at < ?", (self.now() - REMOVED_KEPT_SECONDS,))
         self._connection.execute("PRAGMA incremental_vacuum(50)")
         (more,) = self._connection.execute(
             "SELECT EXISTS (SELECT 1 FROM records WHERE clean_at IS NOT NULL AND clean_at <= ?)",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bide")
 
-AT_ONCE = 200
+STEPS_PER_TRANSACTION = 200
 """Steps in one transaction at most: other processes want to write, too."""
 
 
@@ -148,7 +148,7 @@ class Worker:
             with backend.transaction(writes=first.writes, vital=first.vital):
                 has_begun = True
                 _take_one(backend, first)
-                while len(steps) < AT_ONCE and (step := self._next(wait=False)) is not None:
+                while len(steps) < STEPS_PER_TRANSACTION and (step := self._next(wait=False)) is not None:
                     if step.writes > first.writes or step.vital > first.vital:
                         self._put_off = step
                         break

@@ -142,7 +142,7 @@ async def test_a_directory_in_the_place_of_the_file_is_told(path: Path) -> None:
 async def test_a_file_that_is_no_database_is_refused_and_untouched(path: Path) -> None:
     path.write_bytes(b"my diary\n" * 1000)
 
-    assert "is no SQLite database; name another file" in await fault_of(path)
+    assert "is not a SQLite database; name another file" in await fault_of(path)
 
     assert path.read_bytes() == b"my diary\n" * 1000
 
@@ -212,7 +212,7 @@ def test_a_file_that_may_only_be_read_is_told(reachable: Path) -> None:
     fault = as_nobody(reachable)
 
     assert str(reachable) in fault
-    assert "may not be written; change owner or mode" in fault
+    assert "cannot be written; change owner or mode" in fault
 
 
 def test_a_directory_that_may_only_be_read_is_told(reachable: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_directory_that_may_only_be_read_is_told(reachable: Path) -> None:
 
     fault = as_nobody(reachable)
 
-    assert "may not be written; change owner or mode" in fault
+    assert "cannot be written; change owner or mode" in fault
     assert list(reachable.parent.iterdir()) == []
 
 
@@ -233,7 +233,7 @@ def test_a_folder_of_locks_that_may_not_be_used_is_told(reachable: Path) -> None
     fault = as_nobody(reachable)
 
     assert str(reachable) in fault
-    assert "may not be written; change owner or mode" in fault
+    assert "cannot be written; change owner or mode" in fault
 
 
 # In use ----------------------------------------------------------------------------------------------------
@@ -295,9 +295,7 @@ async def test_a_process_that_stopped_in_the_midst_of_writing_is_told_and_waited
             holder.process.send_signal(signal.SIGSTOP)
 
             async with asyncio.timeout(2):
-                with pytest.raises(
-                    LedgerError, match=r"stopped in the midst of writing\? Continue or end it"
-                ):
+                with pytest.raises(LedgerError, match=r"is one stopped while it writes\? Continue or end it"):
                     await ledger.add(record("t2"))
                 with pytest.raises(LedgerError, match="Continue or end it"):
                     await SQLiteLedger(path).get("t1")
@@ -333,7 +331,7 @@ async def test_a_fault_of_one_step_keeps_no_other_from_its_result(path: Path) ->
         def wrong(backend: Any) -> None:
             backend.database.connection.execute("SELECT * FROM nowhere")
 
-        session = await ledger._opened()
+        session = await ledger._open_session()
         results = await asyncio.gather(
             ledger.add(record("t1")),
             session.worker.put(wrong, writes=True),

@@ -50,7 +50,7 @@ async def finished(ledger: SQLiteLedger, ticket: str, expires: timedelta) -> Non
 
 
 async def clean(ledger: SQLiteLedger) -> bool:
-    return bool(await in_thread(ledger, lambda backend: backend.store.clean(), writes=True))
+    return bool(await in_thread(ledger, lambda backend: backend.retention.clean(), writes=True))
 
 
 async def test_addresses_are_blanked_when_they_expire_and_records_removed_later(path: Path) -> None:

@@ -61,7 +61,7 @@ class Store(Protocol):
         """The state of a lane; of one that is not known yet, a new one."""
         ...
 
-    def keep_lane(self, origin: str, kind: str, key: str, state: LaneState) -> None:
+    def write_lane(self, origin: str, kind: str, key: str, state: LaneState) -> None:
         """The lane has changed."""
         ...
 
@@ -72,11 +72,11 @@ class Store(Protocol):
         neither what is submitting nor what was answered (it has no rate)."""
         ...
 
-    def answered(self, origin: str, kind: str, key: str, now: float, window: float) -> None:
+    def count_create(self, origin: str, kind: str, key: str, now: float, window: float) -> None:
         """A create was answered: it counts for the lane's create rate for *window* seconds."""
         ...
 
-    def of_task(self, origin: str, task_id: str) -> str | None:
+    def ticket_of_task(self, origin: str, task_id: str) -> str | None:
         """The ticket that has, or had of late, the service's *task_id*."""
         ...
 
@@ -84,11 +84,11 @@ class Store(Protocol):
         """Records of the key that are `submitting`, or `unknown` and still held."""
         ...
 
-    def owned_by(self, owner: str) -> list[Record]:
+    def records_of_owner(self, owner: str) -> list[Record]:
         """The open records of *owner*."""
         ...
 
-    def unowned(self, origin: str) -> list[Record]:
+    def unowned_records(self, origin: str) -> list[Record]:
         """The open records that belong to nobody."""
         ...
 
@@ -109,7 +109,7 @@ class Store(Protocol):
         """What was learned under these names, or all."""
         ...
 
-    def keep_learned(self, texts: Mapping[str, str], most: int) -> None:
+    def write_learned(self, texts: Mapping[str, str], most: int) -> None:
         """These have changed now; of all names the *most* that were changed last stay."""
         ...
 
@@ -170,7 +170,7 @@ class StateMachine:
         seconds = window(terms.limits)[1]
         if state.window is None or state.window < seconds:
             state = evolve(state, window=seconds)
-            self.store.keep_lane(origin, kind, terms.key, state)
+            self.store.write_lane(origin, kind, terms.key, state)
         capped = cap(state, terms.limits, now) is not None
         load = self.store.load(
             origin, kind, terms.key, now, slots=capped, creates=state.probing or bool(seconds)
@@ -230,7 +230,7 @@ class StateMachine:
             now=now,
             chance=random.random(),  # noqa: S311 - jitter, not a secret
         )
-        store.keep_lane(record.origin, record.kind, record.key, lane)
+        store.write_lane(record.origin, record.kind, record.key, lane)
         if record.cancelling:
             ended = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE)
             return self._change(record, task=ended, slot_until=now)
@@ -297,7 +297,7 @@ class StateMachine:
             raise ValueError(
                 f"ticket {ticket} is {record.task.status}: only one whose create is unknown can be settled"
             )
-        other = self.store.of_task(record.origin, task_id)
+        other = self.store.ticket_of_task(record.origin, task_id)
         if other is not None:
             raise ValueError(f"task {task_id} belongs to ticket {other}: it cannot be {ticket}'s too")
         task = evolve(
@@ -330,12 +330,12 @@ class StateMachine:
     # Many ---------------------------------------------------------------------------------------------------
 
     def find(self, origin: str, task_id: str) -> Record | None:
-        ticket = self.store.of_task(origin, task_id)
+        ticket = self.store.ticket_of_task(origin, task_id)
         record = None if ticket is None else self.store.record(ticket)
         return None if record is None or record.task.status.is_final else record
 
     def known_task_ids(self, origin: str, task_ids: Collection[str]) -> frozenset[str]:
-        return frozenset(each for each in task_ids if self.store.of_task(origin, each) is not None)
+        return frozenset(each for each in task_ids if self.store.ticket_of_task(origin, each) is not None)
 
     def unsettled_records(self, origin: str, key: str) -> list[Record]:
         return self.store.unsettled_records(origin, key, self.store.now())
@@ -343,7 +343,7 @@ class StateMachine:
     def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
         left = [
             self._release(record)
-            for record in self.store.owned_by(owner)
+            for record in self.store.records_of_owner(owner)
             if not waiting or record.task.status is TaskStatus.WAITING
         ]
         return [record for record in left if not record.task.status.is_final]
@@ -368,7 +368,7 @@ class StateMachine:
         held = frozenset(keys)
         return [
             self._change(record, owner=owner)
-            for record in self.store.unowned(origin)
+            for record in self.store.unowned_records(origin)
             if _is_of_keys(record, held)
             and (tickets is None or record.ticket in tickets)
             and (waiting or record.task.status is not TaskStatus.WAITING)
@@ -407,7 +407,7 @@ class StateMachine:
             after = {name: _text(change(before.get(name))) for name, change in changes.items()}
         except Exception as fault:  # noqa: BLE001 - it is raised where the step is waited for
             return fault
-        self.store.keep_learned(after, MOST_LEARNED_NAMES)
+        self.store.write_learned(after, MOST_LEARNED_NAMES)
         return after
 
     def _change(self, record: Record, **changes: Any) -> Record:
@@ -430,14 +430,14 @@ class StateMachine:
         """Whether the task that a create was answered with is another submission's already."""
         if task.task_id is None or record.task.task_id is not None:
             return False
-        return self.store.of_task(record.origin, task.task_id) not in (None, record.ticket)
+        return self.store.ticket_of_task(record.origin, task.task_id) not in (None, record.ticket)
 
     def _settle(self, record: Record) -> LaneState:
         """The create of *record* has its answer, or nobody waits for it any more. Returns the state of its lane."""
         place = (record.origin, record.kind, record.key or "")
         lane = self.store.lane(*place)
         if lane.window:
-            self.store.answered(*place, self.store.now(), lane.window)
+            self.store.count_create(*place, self.store.now(), lane.window)
         return lane
 
     def _accepted(self, record: Record) -> None:
@@ -447,7 +447,7 @@ class StateMachine:
         lane = self._settle(record)
         after = after_accept(lane)
         if after != lane:
-            self.store.keep_lane(record.origin, record.kind, record.key, after)
+            self.store.write_lane(record.origin, record.kind, record.key, after)
 
 
 def _has_request(record: Record) -> bool:

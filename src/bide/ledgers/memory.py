@@ -121,7 +121,7 @@ class MemoryStore(Store):
     def lane(self, origin: str, kind: str, key: str) -> LaneState:
         return self._lane(origin, kind, key).state
 
-    def keep_lane(self, origin: str, kind: str, key: str, state: LaneState) -> None:
+    def write_lane(self, origin: str, kind: str, key: str, state: LaneState) -> None:
         self._lane(origin, kind, key).state = state
 
     def load(
@@ -129,10 +129,10 @@ class MemoryStore(Store):
     ) -> LaneLoad:
         return self._lane(origin, kind, key).load(now)
 
-    def answered(self, origin: str, kind: str, key: str, now: float, window: float) -> None:
+    def count_create(self, origin: str, kind: str, key: str, now: float, window: float) -> None:
         self._lane(origin, kind, key).answered.append(now)
 
-    def of_task(self, origin: str, task_id: str) -> str | None:
+    def ticket_of_task(self, origin: str, task_id: str) -> str | None:
         return self._tickets.get((origin, task_id)) or self._recent.get((origin, task_id))
 
     def unsettled_records(self, origin: str, key: str, now: float) -> list[Record]:
@@ -147,10 +147,10 @@ class MemoryStore(Store):
             each for each in self._held.values() if each.origin == origin and each.key == key
         ]
 
-    def owned_by(self, owner: str) -> list[Record]:
+    def records_of_owner(self, owner: str) -> list[Record]:
         return [record for record in self._open.values() if record.owner == owner]
 
-    def unowned(self, origin: str) -> list[Record]:
+    def unowned_records(self, origin: str) -> list[Record]:
         return [record for record in self._open.values() if record.owner is None and record.origin == origin]
 
     def open_records(self, origin: str) -> list[Record]:
@@ -170,7 +170,7 @@ class MemoryStore(Store):
             return dict(self._learned)
         return {name: self._learned[name] for name in names if name in self._learned}
 
-    def keep_learned(self, texts: Mapping[str, str], most: int) -> None:
+    def write_learned(self, texts: Mapping[str, str], most: int) -> None:
         for name, text in texts.items():
             self._learned.pop(name, None)
             self._learned[name] = text

@@ -1,4 +1,4 @@
-"""The ledger of one event loop: plain objects, gone with the process."""
+"""`MemoryLedger`: the ledger of one event loop, in plain objects that end with the process."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 MOST_RECENT_CREATES = 10_000
-"""Answers to creates that a lane remembers, for its create rate."""
+"""A lane remembers so many answered creates, for its create rate."""
 MOST_RECENT_IDS = 10_000
-"""Ids of accepted tasks that are remembered after their records have left, for telling an orphan."""
+"""So many ids of accepted tasks are remembered after their records have left. A task with another id is an orphan."""
 
 
 @define(eq=False)
@@ -70,8 +70,8 @@ class MemoryStore(Store):
         self._tickets: dict[tuple[str, str], str] = {}
         self._recent: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._lanes: dict[tuple[str, str, str], _Lane] = {}
-        self._learned: dict[str, str] = {}  # what was changed last stands last
-        # Waiting records by origin and kind, then by their sets of keys: first come, first served.
+        self._learned: dict[str, str] = {}  # the name changed last is last
+        # Waiting records by origin and kind, then by their sets of keys, in the order of arrival.
         self._queues: dict[tuple[str, str], dict[frozenset[str], list[tuple[int, str]]]] = {}
 
     def now(self) -> float:
@@ -90,8 +90,8 @@ class MemoryStore(Store):
             if after.key != before.key or after.task.status.is_final:
                 lane.slots.pop(before.ticket, None)
         if before.task.status.is_final:
-            # Whoever holds an ended record as it was keeps it on record as it is.
-            finalize(before, _let_go, after).atexit = False
+            # A handle that holds the ended record before this change keeps the new one on record, too.
+            finalize(before, _drop_reference, after).atexit = False
         return self._write(after)
 
     def drop(self, record: Record) -> None:
@@ -178,7 +178,7 @@ class MemoryStore(Store):
             del self._learned[next(iter(self._learned))]
 
     def _write(self, record: Record) -> Record:
-        """Put *record* in the place of the one before, and tell everybody."""
+        """Put *record* in the place of the one before, and notify the listeners."""
         status, ticket = record.task.status, record.ticket
         (self._ended if status.is_final else self._open)[ticket] = record
         (self._open if status.is_final else self._ended).pop(ticket, None)
@@ -197,7 +197,7 @@ class MemoryStore(Store):
         return record
 
     def _use(self, record: Record, key: str) -> None:
-        """Count the record in its lane, where it uses a slot."""
+        """Count the record in its lane, if it uses a slot."""
         lane, status = self._lane(record.origin, record.kind, key), record.task.status
         if status is TaskStatus.SUBMITTING:
             lane.submitting.add(record.ticket)
@@ -232,21 +232,21 @@ class MemoryStore(Store):
         )
 
 
-def _let_go(record: Record) -> None:
-    """Nobody holds the one before *record* any more."""
+def _drop_reference(record: Record) -> None:
+    """Called when the record before *record* is gone; until then it refers to *record*."""
 
 
 class MemoryLedger(Ledger):
     """Records in the memory of one event loop. The default: all clients of a loop share `MemoryLedger.of_loop()`.
 
-    A finished record leaves with the last handle that holds it; a ticket is idempotent as long. Promise 2
-    ("nothing is lost") holds across crashes with a durable ledger only.
+    An ended record leaves with the last handle that holds it. Until then, its ticket is idempotent. Promise 2
+    ("nothing is lost") holds across crashes only with a durable ledger.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._salt = secrets.token_bytes(16)
-        self._state_machine = StateMachine(MemoryStore(self._notify))
+        self._machine = StateMachine(MemoryStore(self._notify))
 
     @classmethod
     def of_loop(cls) -> Self:
@@ -271,18 +271,18 @@ class MemoryLedger(Ledger):
         return secrets.token_hex(8)
 
     async def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
-        return self._state_machine.leave(owner, waiting=waiting)
+        return self._machine.leave(owner, waiting=waiting)
 
     async def newer_records(self, versions: Mapping[str, int]) -> list[Record]:
-        return []  # whoever listens has heard it
+        return []  # its listeners were notified of every change
 
     async def share(self, owner: str, rate: float) -> float:
-        return rate  # all clients of the loop stand at the same turnstile
+        return rate  # all clients of the loop share one limiter of queries
 
     async def _step(
         self, step: Callable[[StateMachine], _T], *, writes: bool = True, vital: bool = False
     ) -> _T:
-        return step(self._state_machine)
+        return step(self._machine)
 
 
 _LEDGERS: WeakKeyDictionary[asyncio.AbstractEventLoop, MemoryLedger] = WeakKeyDictionary()

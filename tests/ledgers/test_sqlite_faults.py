@@ -24,7 +24,7 @@ from bide._polling import poller as _polling
 from bide._runtime import submitter as _submission
 from bide.errors import LedgerError
 from bide.ledgers import SQLiteLedger
-from bide.ledgers.sqlite import database as _sqlite_file
+from bide.ledgers.sqlite import database
 from bide.models import TaskStatus
 from toy import Toy, ToyService
 
@@ -71,8 +71,8 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits long for a locked file."""
-    monkeypatch.setattr(_sqlite_file, "BUSY_SECONDS", 0.2)
-    monkeypatch.setattr(_sqlite_file, "LONGEST_WRITE_SECONDS", 0.2)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(database, "LONGEST_WRITE_SECONDS", 0.2)
 
 
 async def fault_of(path: Path) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bide.models import Limits
 
 
-MINUTE = 60.0
+MINUTE_SECONDS = 60.0
 RAISE_EVERY_SECONDS = 20.0
 """A learned cap grows by one after so long without a 429."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 60.0
@@ -89,7 +89,7 @@ def window(limits: Limits) -> tuple[int, float]:
     if rate is None:
         return 0, 0.0
     whole = max(1, int(rate))
-    return whole, MINUTE * whole / rate
+    return whole, MINUTE_SECONDS * whole / rate
 
 
 def may_start_at(state: LaneState, load: LaneLoad, limits: Limits, now: float) -> float:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-WEEK = 7 * 24 * 3600.0
+WEEK_SECONDS = 7 * 24 * 3600.0
 
 
 class SQLiteLedger(Ledger):
@@ -60,7 +60,7 @@ class SQLiteLedger(Ledger):
         *,
         durability: Literal["process", "power"] = "process",
         store_prompts: bool = True,
-        keep: float = WEEK,
+        keep: float = WEEK_SECONDS,
     ) -> None:
         super().__init__()
         if durability not in ("process", "power"):

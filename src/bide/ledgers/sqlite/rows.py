@@ -16,7 +16,7 @@ from bide.models import Billing, SavedFile, Task, TaskStatus
 if TYPE_CHECKING:
     from bide.models import Request
 
-DAY = 24 * 3600.0
+DAY_SECONDS = 24 * 3600.0
 LONGEST_RAW_CHARACTERS = 64 * 1024
 """A longer answer of a service (one with inline files) is not stored beside its results."""
 
@@ -197,11 +197,11 @@ def without_addresses(record: Record) -> Record:
 def expiry(task: Task) -> float:
     """When the last of its addresses expires, by the wall clock; a day from now if the service does not say."""
     moments = [
-        time.time() + DAY if output.expires_at is None else output.expires_at.timestamp()
+        time.time() + DAY_SECONDS if output.expires_at is None else output.expires_at.timestamp()
         for output in task.outputs
         if output.url is not None or output.expires_at is not None
     ]
-    return max(moments, default=time.time() + DAY)
+    return max(moments, default=time.time() + DAY_SECONDS)
 
 
 def _is_plain(task: Task) -> bool:

@@ -141,7 +141,7 @@ class Session:
             except LedgerError:
                 continue  # the callers that need the file get the error
             except Exception as fault:  # noqa: BLE001 - ticks must go on: nothing else notices dead processes
-                log.error("the ledger could not be looked after: %s: %s", type(fault).__name__, fault)
+                log.error("the periodic check of the ledger failed: %s: %s", type(fault).__name__, fault)
 
     async def _check_peers(self) -> None:
         peers = await self.worker.put(SQLiteBackend.read_peers, writes=False)

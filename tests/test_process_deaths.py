@@ -97,7 +97,7 @@ POINTS = {
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real seconds are dear: the dead are noticed, and lost creates looked up, sooner."""
-    monkeypatch.setattr(session, "TICK", 0.1)
+    monkeypatch.setattr(session, "TICK_SECONDS", 0.1)
     monkeypatch.setattr(lost_creates, "LOOKUP_SECONDS", (0.05, 0.2, 0.4))
     monkeypatch.setattr(query_rate, "RAISE_AFTER_SECONDS", 0.1)
 

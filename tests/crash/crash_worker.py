@@ -22,7 +22,7 @@ from bide.ledgers import SQLiteLedger
 
 KEY = "sk-crash"
 FLOOR = 0.3
-"""Seconds between two looks at a task. Tasks take 0.5 to 2 s here, and a worker lives for some 6."""
+"""Seconds between two polls of a task. Tasks take 0.5 to 2 s here, and a worker lives for some 6."""
 HOLD = 5.0
 """Seconds that a create without a known outcome counts as a slot: longer than any task takes."""
 LOTS = 20

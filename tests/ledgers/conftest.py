@@ -23,13 +23,13 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 @pytest.fixture
 def no_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A SQLite ledger does not look at what others do: what it is notified of came by a word of theirs."""
-    monkeypatch.setattr(session, "TICK", 3600.0)
+    monkeypatch.setattr(session, "TICK_SECONDS", 3600.0)
 
 
 @pytest.fixture
 def quick_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A SQLite ledger looks at what others do twenty times a second."""
-    monkeypatch.setattr(session, "TICK", 0.05)
+    monkeypatch.setattr(session, "TICK_SECONDS", 0.05)
 
 
 @pytest.fixture

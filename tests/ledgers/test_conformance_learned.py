@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bide.ledgers import Held, Ledger, MemoryLedger, SQLiteLedger
-from bide.ledgers._records import MOST_LEARNED
+from bide.ledgers._records import MOST_LEARNED_NAMES
 from support.ledger_worlds import SQLitePairWorld, World, admit, record
 
 
@@ -76,7 +76,7 @@ async def test_a_change_that_raises_changes_nothing_and_harms_no_other_step(ledg
 
 
 async def test_the_names_that_were_changed_longest_ago_go(ledger: Ledger) -> None:
-    half = MOST_LEARNED // 2
+    half = MOST_LEARNED_NAMES // 2
     await ledger.learn({f"old{number}": to("1") for number in range(half)})
     await ledger.learn({f"new{number}": to("1") for number in range(half)})
     await ledger.learn({"old7": plus("2")})
@@ -84,7 +84,7 @@ async def test_the_names_that_were_changed_longest_ago_go(ledger: Ledger) -> Non
     await ledger.learn({f"newest{number}": to("1") for number in range(half)})
 
     names = await ledger.read_learned()
-    assert len(names) == MOST_LEARNED
+    assert len(names) == MOST_LEARNED_NAMES
     assert names["old7"] == "12"
     assert sum(name.startswith("old") for name in names) == 1
     assert sum(name.startswith("newest") for name in names) == half

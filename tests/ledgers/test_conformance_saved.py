@@ -214,7 +214,7 @@ async def test_a_result_that_was_put_on_record_when_it_had_ended_is_to_be_saved_
 
 
 async def test_of_many_the_most_urgent_are_told(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_state_machine, "MOST_UNSAVED", 3)
+    monkeypatch.setattr(_state_machine, "MOST_UNSAVED_RECORDS", 3)
     held = [
         await succeeded(ledger, f"t{seconds}", url(seconds))
         for seconds in (500.0, 100.0, 400.0, 300.0, 200.0)

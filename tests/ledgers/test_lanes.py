@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from bide._service.query_rate import SlidingWindow
 from bide.ledgers._lanes import (
-    RAISE_EVERY,
+    RAISE_EVERY_SECONDS,
     LaneLoad,
     LaneState,
-    accepted,
+    after_accept,
+    after_refusal,
     cap,
     may_start_at,
     portion,
-    refused,
     window,
 )
 from bide.models import Limits
@@ -36,7 +36,7 @@ def refuse(state: LaneState, limits: Limits, setback: str = "slots", **changes: 
         "chance": 0.0,
         **changes,
     }
-    return refused(state, limits, setback, **given)  # type: ignore[arg-type]
+    return after_refusal(state, limits, setback, **given)  # type: ignore[arg-type]
 
 
 def test_a_lane_without_limits_takes_any_number_at_once() -> None:
@@ -85,7 +85,7 @@ def test_creates_that_are_refused_together_are_one_round_and_double_no_pause() -
 
 
 def test_an_accepted_create_makes_the_next_pause_short_again() -> None:
-    state = accepted(refuse(refuse(LaneState(), Limits(3)), Limits(3)))
+    state = after_accept(refuse(refuse(LaneState(), Limits(3)), Limits(3)))
 
     assert not state.probing
     assert state.setbacks == 0
@@ -96,7 +96,7 @@ def test_after_a_pause_one_create_at_a_time_is_tried() -> None:
 
     assert may_start_at(state, LaneLoad(), Limits(9), NOW) <= NOW
     assert may_start_at(state, LaneLoad(slots=1, submitting=1), Limits(9), NOW) == math.inf
-    assert may_start_at(accepted(state), LaneLoad(slots=1, submitting=1), Limits(9), NOW) <= NOW
+    assert may_start_at(after_accept(state), LaneLoad(slots=1, submitting=1), Limits(9), NOW) <= NOW
 
 
 def test_a_429_on_a_free_slot_teaches_a_lower_cap_that_grows_by_one_each_20_s() -> None:
@@ -105,9 +105,9 @@ def test_a_429_on_a_free_slot_teaches_a_lower_cap_that_grows_by_one_each_20_s() 
 
     since = state.learned_at
     assert cap(state, limits, NOW) == cap(state, limits, since) == 2
-    assert cap(state, limits, since + RAISE_EVERY) == 3
-    assert cap(state, limits, since + 100 * RAISE_EVERY) == 5
-    assert may_start_at(state, LaneLoad(slots=3), limits, since) == since + 2 * RAISE_EVERY
+    assert cap(state, limits, since + RAISE_EVERY_SECONDS) == 3
+    assert cap(state, limits, since + 100 * RAISE_EVERY_SECONDS) == 5
+    assert may_start_at(state, LaneLoad(slots=3), limits, since) == since + 2 * RAISE_EVERY_SECONDS
 
 
 def test_the_learned_cap_is_at_least_one() -> None:

@@ -76,7 +76,7 @@ async def test_a_ticket_whose_files_were_saved_is_not_bought_again_by_another_cl
 
 async def test_only_the_newest_ids_of_ended_tasks_are_remembered(monkeypatch: object) -> None:
     ledger = MemoryLedger()
-    many = memory_module.RECENT_IDS + 5
+    many = memory_module.MOST_RECENT_IDS + 5
     for number in range(many):
         record = final(f"t{number}", f"x{number}")
         await ledger.add(evolve(record, task=evolve(record.task, status=TaskStatus.RUNNING)))

@@ -345,7 +345,7 @@ async def test_news_that_were_read_in_a_step_that_is_undone_are_heard_all_the_sa
         await one.withdraw("t1", Task(ticket="t1", status=TaskStatus.CANCELLED))
 
         def read_and_fail(backend: Any) -> None:
-            assert [each.ticket for each in backend.store.news()] in (["t1"], [])
+            assert [each.ticket for each in backend.read_news()] in (["t1"], [])
             raise RuntimeError("what broke it")
 
         with pytest.raises(LedgerError, match="what broke it"):

@@ -22,7 +22,7 @@ from bide._polling import poller as _polling
 from bide._runtime import submitter as _submission
 from bide.errors import LedgerError
 from bide.ledgers import SQLiteLedger
-from bide.ledgers.sqlite import database as _sqlite_file
+from bide.ledgers.sqlite import database
 from bide.models import TaskStatus
 from support.ledger_worlds import allow_writes, in_thread, record, refuse_writes, running
 from support.programs import program
@@ -73,8 +73,8 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits long for a locked file."""
-    monkeypatch.setattr(_sqlite_file, "BUSY", 0.2)
-    monkeypatch.setattr(_sqlite_file, "LONGEST_WRITE", 0.2)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(database, "LONGEST_WRITE_SECONDS", 0.2)
 
 
 async def fault_of(path: Path) -> str:
@@ -144,7 +144,7 @@ async def test_a_directory_in_the_place_of_the_file_is_told(path: Path) -> None:
 async def test_a_file_that_is_no_database_is_refused_and_untouched(path: Path) -> None:
     path.write_bytes(b"my diary\n" * 1000)
 
-    assert "is no SQLite database; name another file" in await fault_of(path)
+    assert "is not a SQLite database; name another file" in await fault_of(path)
 
     assert path.read_bytes() == b"my diary\n" * 1000
 
@@ -214,7 +214,7 @@ def test_a_file_that_may_only_be_read_is_told(reachable: Path) -> None:
     fault = as_nobody(reachable)
 
     assert str(reachable) in fault
-    assert "may not be written; change owner or mode" in fault
+    assert "cannot be written; change owner or mode" in fault
 
 
 def test_a_directory_that_may_only_be_read_is_told(reachable: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_directory_that_may_only_be_read_is_told(reachable: Path) -> None:
 
     fault = as_nobody(reachable)
 
-    assert "may not be written; change owner or mode" in fault
+    assert "cannot be written; change owner or mode" in fault
     assert list(reachable.parent.iterdir()) == []
 
 
@@ -235,7 +235,7 @@ def test_a_folder_of_locks_that_may_not_be_used_is_told(reachable: Path) -> None
     fault = as_nobody(reachable)
 
     assert str(reachable) in fault
-    assert "may not be written; change owner or mode" in fault
+    assert "cannot be written; change owner or mode" in fault
 
 
 # In use ----------------------------------------------------------------------------------------------------
@@ -297,9 +297,7 @@ async def test_a_process_that_stopped_in_the_midst_of_writing_is_told_and_waited
             holder.process.send_signal(signal.SIGSTOP)
 
             async with asyncio.timeout(A_MINUTE):
-                with pytest.raises(
-                    LedgerError, match=r"stopped in the midst of writing\? Continue or end it"
-                ):
+                with pytest.raises(LedgerError, match=r"is one stopped while it writes\? Continue or end it"):
                     await ledger.add(record("t2"))
                 with pytest.raises(LedgerError, match="Continue or end it"):
                     await SQLiteLedger(path).get("t1")
@@ -336,7 +334,7 @@ async def test_a_fault_of_one_step_keeps_no_other_from_its_result(path: Path) ->
         def wrong(backend: Any) -> None:
             backend.database.connection.execute("SELECT * FROM nowhere")
 
-        session = await ledger._opened()
+        session = await ledger._open_session()
         results = await asyncio.gather(
             ledger.add(record("t1")),
             session.worker.put(wrong, writes=True),

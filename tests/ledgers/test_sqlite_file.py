@@ -16,9 +16,9 @@ from attrs import evolve
 
 from bide.errors import LedgerError
 from bide.ledgers import SQLiteLedger
-from bide.ledgers.sqlite import database as _sqlite_file
-from bide.ledgers.sqlite import rows as _sqlite_rows
-from bide.ledgers.sqlite import store as _sqlite_store
+from bide.ledgers.sqlite import database
+from bide.ledgers.sqlite import rows as sqlite_rows
+from bide.ledgers.sqlite import store as sqlite_store
 from bide.models import ImageRequest, Output, SavedFile, Task, TaskStatus
 from support.ledger_worlds import ORIGIN, admitted, in_thread, record, running, state
 
@@ -57,7 +57,7 @@ def set_wall_clock_forward(monkeypatch: pytest.MonkeyPatch, seconds: float) -> N
 
 
 async def clean(ledger: SQLiteLedger) -> bool:
-    return bool(await in_thread(ledger, lambda backend: backend.store.clean(), writes=True))
+    return bool(await in_thread(ledger, lambda backend: backend.retention.clean(), writes=True))
 
 
 async def test_addresses_are_blanked_when_they_expire_and_records_removed_later(
@@ -99,7 +99,7 @@ async def test_saved_files_are_noted_on_a_record_that_was_blanked_and_it_stays_b
 
 
 async def test_old_records_are_removed_in_small_steps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_sqlite_rows, "DAY", 0.0)  # so long an answer without results is kept whole
+    monkeypatch.setattr(sqlite_rows, "DAY_SECONDS", 0.0)  # so long an answer without results is kept whole
     async with SQLiteLedger(path, keep=0.0) as ledger:
         await asyncio.gather(*(ledger.add(record(f"t{number}")) for number in range(450)))
         gone = [Task(ticket=f"t{number}", status=TaskStatus.CANCELLED) for number in range(450)]
@@ -200,7 +200,7 @@ async def test_an_address_without_an_end_is_kept_for_a_day_beside_one_that_expir
 async def test_results_that_are_long_are_not_all_read_at_once(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_sqlite_store, "LONGEST_READ", 100_000)
+    monkeypatch.setattr(sqlite_store, "LONGEST_READ_CHARACTERS", 100_000)
     async with SQLiteLedger(path) as ledger:
         for number in range(3):
             await ended_with(ledger, f"long{number}", Output(data="a" * 60_000))
@@ -241,13 +241,13 @@ async def test_an_older_file_is_brought_up_to_date_and_keeps_its_records(
     async with SQLiteLedger(path) as ledger:
         await ledger.add(record("t1"))
     step = "ALTER TABLE records ADD COLUMN colour TEXT; CREATE TABLE colours (name TEXT);"
-    monkeypatch.setattr(_sqlite_file, "SCHEMA", (*_sqlite_file.SCHEMA, step))
+    monkeypatch.setattr(database, "SCHEMA", (*database.SCHEMA, step))
 
     for _ in range(2):
         async with SQLiteLedger(path) as ledger:
             assert [each.ticket for each in await ledger.records()] == ["t1"]
 
-    assert raw_rows(path, "PRAGMA user_version") == [(len(_sqlite_file.SCHEMA),)]
+    assert raw_rows(path, "PRAGMA user_version") == [(len(database.SCHEMA),)]
     assert raw_rows(path, "SELECT colour FROM records") == [(None,)]
 
 
@@ -270,7 +270,7 @@ async def test_a_file_of_the_first_version_goes_on_with_its_records_and_learns(p
         assert ended.task.status is TaskStatus.SUCCEEDED
         waiting = await admitted(ledger)
         assert (waiting.ticket, waiting.request) == ("waiting", ImageRequest("a dog", model="m"))
-    assert raw_rows(path, "PRAGMA user_version") == [(len(_sqlite_file.SCHEMA),)]
+    assert raw_rows(path, "PRAGMA user_version") == [(len(database.SCHEMA),)]
 
 
 async def test_a_file_of_the_first_version_tells_what_was_not_saved(path: Path) -> None:
@@ -313,8 +313,8 @@ async def test_a_step_of_the_schema_that_fails_leaves_the_file_as_it_was(
     async with SQLiteLedger(path) as ledger:
         await ledger.add(record("t1"))
     with monkeypatch.context() as patch:
-        steps = (*_sqlite_file.SCHEMA, "CREATE TABLE half (x); CREATE TABLE records (y);")
-        patch.setattr(_sqlite_file, "SCHEMA", steps)
+        steps = (*database.SCHEMA, "CREATE TABLE half (x); CREATE TABLE records (y);")
+        patch.setattr(database, "SCHEMA", steps)
         with pytest.raises(LedgerError, match="cannot be used"):
             await SQLiteLedger(path).records()
 

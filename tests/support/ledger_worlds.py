@@ -99,12 +99,12 @@ WORLDS = [
 
 async def in_thread(ledger: SQLiteLedger, look: Callable[[Any], Any], *, writes: bool = False) -> Any:
     """What *look* finds in the ledger's thread, where its connection is."""
-    return await (await ledger._opened()).worker.put(look, writes=writes)
+    return await (await ledger._open_session()).worker.put(look, writes=writes)
 
 
 async def set_forward(ledger: SQLiteLedger, seconds: float) -> None:
     def shift(backend: Any) -> None:
-        backend.database._before += seconds
+        backend.database._clock_offset += seconds
 
     await in_thread(ledger, shift)
 

@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from bide.ledgers._lanes import JITTER
+from bide.ledgers._lanes import JITTER_SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -190,7 +190,7 @@ class SlidingWindow:
         doubles each time. *chance* (0 to 1) says how much of the jitter is added."""
         pause = min(MOST_REFUSAL_PAUSE_SECONDS, 2.0**self._refusals) if retry_after is None else retry_after
         self._refusals = min(self._refusals + 1, 5)
-        self._paused_until = max(self._paused_until, now + pause * (1 + JITTER * chance))
+        self._paused_until = max(self._paused_until, now + pause * (1 + JITTER_SHARE * chance))
 
     def note_answer(self) -> None:
         """The service has answered a query properly: the next 429 starts with a short pause again."""

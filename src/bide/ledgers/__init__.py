@@ -1,4 +1,9 @@
-"""What must survive: records of submissions and the state of lanes. The API key is never among them."""
+"""Ledgers keep what must survive: records of submissions, the state of lanes, and what was learned of durations.
+
+In come snapshots of tasks, answers of the service to creates and cancels, and the terms of lanes; fingerprints name the
+API keys, which a ledger never sees. Out come records, the decision who may create now, and hints when another process
+has changed something. `Ledger` describes each operation, and how to write a further ledger.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -26,7 +31,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """SQLite is loaded when it is asked for: a process without a durable ledger does not pay for it."""
+    """Load SQLite at the first use: a process without a durable ledger does not pay for it."""
     if name in ("LedgerReport", "OwnerView"):
         from bide.ledgers.sqlite import report as _report
 

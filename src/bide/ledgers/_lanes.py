@@ -1,9 +1,9 @@
 """Who may create a task now: the state of a lane and the rules over it, as plain functions.
 
-A lane is where a limit applies: (provider origin, key, kind of work). Every ledger keeps a `LaneState` for each
-and asks these functions inside its one atomic admission step. Times are seconds by the ledger's clock.
+A lane is where a limit applies: (provider origin, key, kind of work). Every ledger keeps a `LaneState` for each lane,
+and calls these functions inside its atomic step of admission. Times are seconds by the ledger's clock.
 
-The query budget stands here too: it is the same question for status queries.
+`portion` divides the query rate of an account among processes.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ if TYPE_CHECKING:
     from bide.models import Limits
 
 
-MINUTE = 60.0
-RAISE_EVERY = 20.0
-"""Seconds without a 429 after which a learned cap grows by one."""
-FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
-"""Without a `Retry-After` the lane pauses this long, doubling up to the second figure."""
-FIRST_RETRY = 0.5
-"""Where no connection was made the pause starts here: nothing has been asked of the service. With a `Retry-After`
-it is the least, doubling too."""
-JITTER = 0.1
-"""A pause is longer than asked by up to this share of itself and one second at most, never shorter."""
+MINUTE_SECONDS = 60.0
+RAISE_EVERY_SECONDS = 20.0
+"""A learned cap grows by one after so long without a 429."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 60.0
+"""How long a lane pauses without a `Retry-After`: the first pause, doubled each time up to the longest."""
+FIRST_RETRY_SECONDS = 0.5
+"""The first pause where no connection was made, since the service received nothing. With a `Retry-After` it is the
+shortest pause, and doubles too."""
+JITTER_SHARE = 0.1
+"""A pause is longer than computed by up to this share of it, and by one second at most. It is never shorter."""
 
 Setback: TypeAlias = Literal["slots", "rate", "capacity", "unreachable"]
-"""Why a create has made no task, for now."""
+"""Why a create made no task, for now."""
 
 
 @frozen
 class LaneState:
-    """What is learned of a lane and must be remembered.
+    """What a ledger remembers of a lane.
 
     Attributes:
-        paused_until: nobody creates before this moment.
-        learned: a lower cap than the documented one, found by a 429, as it was at `learned_at`.
-        setbacks: rounds of refusals and failed connections in a row, for the doubling of pauses.
-        setback_at: when the last round began: what was sent before that and fails too belongs to it.
-        probing: after a pause one create at a time is tried until one is accepted.
-        window: seconds for which an answered create counts for the create rate; 0 without one, None if not known yet.
+        paused_until: no create is sent before this moment.
+        learned: the cap learned from a 429 at `learned_at`, lower than the documented one; None without one.
+        setbacks: rounds of refusals and failed connections in a row. They double the pauses.
+        setback_at: when the last round started. A create that was sent before it and fails belongs to the same round.
+        probing: after a pause, one create at a time is sent until the service accepts one.
+        window: seconds for which an answered create counts for the create rate; 0 without a rate, None if not known.
     """
 
     paused_until: float = -math.inf
@@ -62,11 +62,11 @@ class LaneLoad:
     """How a lane is used at a moment.
 
     Attributes:
-        slots: records that count as a slot.
-        submitting: those of them whose create has not been answered.
-        answered: when the creates of late were answered, oldest first. The answer's time and not the sending's:
-            the service has counted the create no later than that, so its window cannot end after ours.
-        next_free: when the first slot frees itself by its `slot_until`.
+        slots: the number of records that use a slot.
+        submitting: the number of those whose create has not been answered.
+        answered: when the recent creates were answered, oldest first. The time of the answer, not of the sending: the
+            service has counted the create no later than that, so its window cannot end after ours.
+        next_free: when the first slot becomes free by its `slot_until`.
     """
 
     slots: int = 0
@@ -76,10 +76,10 @@ class LaneLoad:
 
 
 def cap(state: LaneState, limits: Limits, now: float) -> int | None:
-    """The tasks that may be in flight now; None is no limit."""
+    """How many tasks may be in flight now; None is no limit."""
     if state.learned is None:
         return limits.concurrency
-    grown = state.learned + max(0, int((now - state.learned_at) / RAISE_EVERY))
+    grown = state.learned + max(0, int((now - state.learned_at) / RAISE_EVERY_SECONDS))
     return grown if limits.concurrency is None else min(grown, limits.concurrency)
 
 
@@ -89,15 +89,15 @@ def window(limits: Limits) -> tuple[int, float]:
     if rate is None:
         return 0, 0.0
     whole = max(1, int(rate))
-    return whole, MINUTE * whole / rate
+    return whole, MINUTE_SECONDS * whole / rate
 
 
 def may_start_at(state: LaneState, load: LaneLoad, limits: Limits, now: float) -> float:
     """When the lane can take one more create.
 
     Returns:
-        *now* or earlier if at once; a later moment if only time is lacking; infinity if something else has to
-        happen first (a slot freed, a create answered).
+        *now* or earlier if it can at once; a later moment if it only has to wait; infinity if something else must
+        happen first: a slot becomes free, a create is answered.
     """
     if state.probing and load.submitting:
         return math.inf
@@ -107,19 +107,19 @@ def may_start_at(state: LaneState, load: LaneLoad, limits: Limits, now: float) -
         grows = math.inf
         if state.learned is not None and (limits.concurrency is None or most < limits.concurrency):
             steps = load.slots + 1 - state.learned
-            grows = state.learned_at + RAISE_EVERY * steps
+            grows = state.learned_at + RAISE_EVERY_SECONDS * steps
         at = max(at, min(load.next_free, grows))
     whole, seconds = window(limits)
     if whole:
         newest_first = list(takewhile(lambda moment: moment > now - seconds, reversed(load.answered)))
         over = len(newest_first) + load.submitting - whole
         if over >= 0:
-            # So many of the oldest ones, and one more, have to leave the window.
+            # *over* of the oldest creates, and one more, have to leave the window.
             at = max(at, newest_first[-1 - over] + seconds if over < len(newest_first) else math.inf)
     return at
 
 
-def refused(
+def after_refusal(
     state: LaneState,
     limits: Limits,
     setback: Setback,
@@ -134,21 +134,21 @@ def refused(
     """The lane's state after a create that made no task.
 
     Args:
-        certain: whether the service named the reason; a bare 429 on a lane without a known cap teaches nothing.
-        others: slots of the lane in use besides this one.
-        sent: when the create was admitted. Ten that are refused together are one round, and double no pause.
+        certain: whether the service named the reason. A bare 429 on a lane without a known cap teaches nothing.
+        others: the number of slots in use, this create's apart.
+        sent: when the create was admitted. Ten creates refused together are one round, and double the pause once.
         chance: a random number from 0 to 1, for the jitter.
     """
     no_advice = retry_after is None and setback != "unreachable"
-    first = FIRST_PAUSE if no_advice else FIRST_RETRY
-    # A service that says "0" again and again must not be asked without a pause either.
+    first = FIRST_PAUSE_SECONDS if no_advice else FIRST_RETRY_SECONDS
+    # Even a service that answers `Retry-After: 0` each time is not called without a pause.
     same_round = sent <= state.setback_at
     rounds = state.setbacks - 1 if same_round else state.setbacks
-    pause: float = max(retry_after or 0.0, min(LONGEST_PAUSE, first * 2.0 ** min(rounds, 16)))
-    pause += chance * min(1.0, JITTER * pause)
+    pause: float = max(retry_after or 0.0, min(LONGEST_PAUSE_SECONDS, first * 2.0 ** min(rounds, 16)))
+    pause += chance * min(1.0, JITTER_SHARE * pause)
     learned, learned_at = state.learned, state.learned_at
     if setback == "slots" and (certain or limits.concurrency is not None):
-        # The lane counted a free slot: someone else uses the key too.
+        # The lane counted a free slot, so another program uses the key too.
         learned, learned_at = max(1, others), now + pause
     return evolve(
         state,
@@ -161,16 +161,16 @@ def refused(
     )
 
 
-def accepted(state: LaneState) -> LaneState:
-    """The lane's state after a create that was accepted. What was learned stays: it wears off with time."""
+def after_accept(state: LaneState) -> LaneState:
+    """The lane's state after an accepted create. The learned cap stays, and grows with time."""
     return evolve(state, setbacks=0, setback_at=-math.inf, probing=False)
 
 
 def portion(rate: float, weights: Sequence[int], mine: int) -> float:
-    """The part of *rate* (in a second) that falls to number *mine* of those who share it by their *weights*.
+    """The part of *rate* (queries a second) of process number *mine*, when processes share it by their *weights*.
 
-    Whole numbers, since a budget counts whole queries, and at least 1 for each; where there are more of them than
-    queries, each has the same fraction. All who know the same weights come to parts whose sum is at most *rate*.
+    Parts are whole numbers of at least 1, since whole queries are counted. If there are more processes than queries,
+    each has the same fraction. Processes that know the same weights compute parts whose sum is at most *rate*.
     """
     if len(weights) == 1:
         return rate

@@ -1,4 +1,4 @@
-"""`Ledger`: each operation once, with its words, its signature and its step of the state machine."""
+"""`Ledger`: every operation on records and lanes, with its description and its step of the state machine."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ _T = TypeVar("_T")
 
 
 class Ledger(ABC):
-    """Records and lanes. Each method is one atomic step, and safe to repeat.
+    """Records and lanes. Each method is one atomic step, and can be repeated safely.
 
-    A record that is final does not change any more, and an open one is driven by its owner alone: `accept`, `put_back`,
-    `update` and `finish` return it as it stands if it is final or *owner* is not its owner. A ledger is hashable and
-    can be weakly referenced, as plain classes are.
+    A final record does not change any more, and only its owner drives an open one: `accept`, `put_back`, `update` and
+    `finish` return the record unchanged if it is final or *owner* is not its owner. A ledger is hashable and can be
+    weakly referenced, as plain classes are.
 
-    A further ledger is a `Store` for the state machine, and a subclass that says how `_step` takes one step of it,
-    whole or not at all.
+    To write a further ledger, implement `Store` of `_state_machine.py`, and subclass this class with the abstract
+    methods. `_step` runs a step of a `StateMachine` over that store, as a whole or not at all, and `_notify` reports
+    each record that the store has written. `memory.py` is the short model; a row in the `WORLDS` of the tests runs the
+    common tests over the new ledger.
 
     Raises:
-        LedgerError: (each method) it could not read or write; nothing has changed then.
+        LedgerError: (each method) the ledger could not be read or written. Nothing has changed then.
     """
 
     def __init__(self) -> None:
@@ -36,7 +38,7 @@ class Ledger(ABC):
     @property
     @abstractmethod
     def durable(self) -> bool:
-        """Whether records outlive the process, so that another can go on with them."""
+        """Whether records outlive the process, so that another process can take over."""
 
     @abstractmethod
     def now(self) -> float:
@@ -44,43 +46,46 @@ class Ledger(ABC):
 
     @abstractmethod
     async def salt(self) -> bytes:
-        """16 bytes that a key is salted with before its digest names it in records. The ledger never sees the key."""
+        """16 bytes that salt a key before it is digested. Records name the key by that digest, never the key itself."""
 
     @abstractmethod
     async def enter(self, origin: str, keys: Collection[str]) -> str:
-        """A client with these keys begins. Returns its name as an owner, in use until `leave` or its process ends."""
+        """Register a client with these keys. Returns its name as an owner, in use until `leave` or its process ends."""
 
     @abstractmethod
     async def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
-        """*owner* ends: its open records belong to nobody. Returns them. With *waiting* only what waits does.
+        """Release the open records of *owner*, which ends. Returns them. With *waiting*, release only waiting records.
 
-        What waits and could not be sent by anybody else (its request was not stored) ends as `cancelled`.
+        A waiting record whose request was not stored cannot be sent by another client; it ends as `cancelled`.
         """
 
     @abstractmethod
     async def newer_records(self, versions: Mapping[str, int]) -> list[Record]:
-        """Those records of these tickets that have changed since the version given: what was not heard, if anything."""
+        """The records of these tickets that are newer than the given version: changes that the client has missed."""
 
     @abstractmethod
     async def share(self, owner: str, rate: float) -> float:
-        """The part of the account's *rate* (queries in a second) that this process may use now.
+        """The part of the account's *rate* (queries a second) that this process may use now.
 
-        The clients of the account divide it by their open tasks; all that one process has count as one.
+        The processes of the account divide it by their open tasks; all clients of a process count as one.
         """
 
-    def subscribe(self, heard: Callable[[Record | Hint], None]) -> Callable[[], None]:
-        """Call *heard*, in the loop, with each record that is changed here, with those changed elsewhere that an owner
-        of this process drives or somebody here follows, and with hints. Returns what ends that."""
-        self._listeners.append(heard)
+    def subscribe(self, callback: Callable[[Record | Hint], None]) -> Callable[[], None]:
+        """Call *callback*, in the loop, with changed records and hints. Returns a function that ends the subscription.
 
-        def end() -> None:
-            if heard in self._listeners:
-                self._listeners.remove(heard)
+        The records are those that this process changes, and those that another process changes and that a client of
+        this process drives or follows.
+        """
+        self._listeners.append(callback)
 
-        return end
+        def unsubscribe() -> None:
+            if callback in self._listeners:
+                self._listeners.remove(callback)
+
+        return unsubscribe
 
     async def add(self, record: Record) -> Record:
-        """Put *record* on record. If its ticket is there already, that one is returned and nothing changes."""
+        """Add *record*. If its ticket is on record already, return that record and change nothing."""
         return await self._step(lambda machine: machine.add(record), vital=True)
 
     async def get(self, ticket: str) -> Record | None:
@@ -88,7 +93,7 @@ class Ledger(ABC):
         return await self._step(lambda machine: machine.get(ticket), writes=False)
 
     async def follow(self, ticket: str) -> Record | None:
-        """The record of *ticket*, whose changes are heard from now on whoever makes them."""
+        """The record of *ticket*. From now on its changes are reported to listeners, whichever process makes them."""
         return await self._step(lambda machine: machine.follow(ticket))
 
     async def find(self, origin: str, task_id: str) -> Record | None:
@@ -96,23 +101,23 @@ class Ledger(ABC):
         return await self._step(lambda machine: machine.find(origin, task_id), writes=False)
 
     async def known_task_ids(self, origin: str, task_ids: Collection[str]) -> frozenset[str]:
-        """Those of *task_ids* that some record has, or has had of late."""
+        """Those of *task_ids* that a record has, or had recently."""
         return await self._step(lambda machine: machine.known_task_ids(origin, task_ids), writes=False)
 
     async def admit(self, origin: str, kind: str, owner: str, lanes: Sequence[LaneTerms]) -> Record | Held:
-        """Admit the first record of the queue that *owner* has and that a lane can take: it is `submitting` then.
+        """Admit the first record of *owner* in the queue that a lane can take. The record is `submitting` then.
 
-        Gate, slots, learned cap, create rate and the queue are looked at together. An older record of another
-        owner that could use the same lane goes first; what nobody owns is in nobody's way.
+        One step checks pauses, slots, the learned cap, the create rate and the queue. An older record of another owner
+        that could use the same lane goes first. Records without an owner block no other record.
         """
         return await self._step(lambda machine: machine.admit(origin, kind, owner, lanes), vital=True)
 
     async def accept(self, ticket: str, task: Task, *, owner: str, admitted: float | None = None) -> Record:
-        """The create was answered with a task that goes on.
+        """Record that the create was answered with a task that goes on.
 
-        The answer to the create that was *admitted* then counts whoever drives the record by now, and even if it has
-        been called `unknown` meanwhile: the id of what was bought is not to be lost. A task id that another record of
-        the service has already cannot be this one's too: the record is returned as it stands, still `submitting`.
+        The answer to the create that was admitted at *admitted* counts even if another owner drives the record now, or
+        if the record has become `unknown` meanwhile: the id of what was bought must not be lost. If another record of
+        the service has the same task id, the record is returned unchanged, still `submitting`.
         """
         return await self._step(lambda machine: machine.accept(ticket, task, owner, admitted), vital=True)
 
@@ -126,9 +131,9 @@ class Ledger(ABC):
         certain: bool,
         retry_after: float | None,
     ) -> Record:
-        """The create made no task, for now: back to the head of the queue, and the lane pauses.
+        """Put the record back at the head of the queue, and pause its lane: the create made no task, for now.
 
-        If a cancel was asked for meanwhile, the record ends as `cancelled` instead.
+        If a cancel was requested meanwhile, the record ends as `cancelled` instead.
         """
         return await self._step(
             lambda machine: machine.put_back(
@@ -137,7 +142,7 @@ class Ledger(ABC):
         )
 
     async def update(self, ticket: str, task: Task, *, owner: str) -> Record:
-        """The service tells a new state that is not final."""
+        """Record a new state that is not final."""
         return await self._step(lambda machine: machine.update(ticket, task, owner))
 
     async def finish(self, ticket: str, task: Task, *, owner: str, hold: float = 0.0) -> Record:
@@ -145,50 +150,53 @@ class Ledger(ABC):
         return await self._step(lambda machine: machine.finish(ticket, task, owner, hold))
 
     async def record_files(self, ticket: str, files: Sequence[SavedFile]) -> Record | None:
-        """Note what was saved of a result, beside what was saved of it before; None if the ticket is on no record.
+        """Add saved files of a result to the record; None if there is no record of *ticket*.
 
-        A file at the same path takes the place of the one before.
+        A file replaces an earlier one at the same path.
         """
         return await self._step(lambda machine: machine.record_files(ticket, files))
 
     async def unsaved_records(self, origin: str, keys: Collection[str]) -> list[Record]:
-        """Records of these keys with results that were not saved and that can be fetched yet, as far as is known: the
-        most urgent first, and at most `MOST_UNSAVED` of them."""
+        """Records of these keys with unsaved results that have not expired, as far as is known.
+
+        Those that expire first come first, at most `MOST_UNSAVED_RECORDS` of them.
+        """
         return await self._step(lambda machine: machine.unsaved_records(origin, keys), writes=False)
 
     async def withdraw(self, ticket: str, task: Task) -> Record:
-        """End a record that waits, whoever owns it; one that does not is returned as it stands."""
+        """End a waiting record of any owner. A record that does not wait is returned unchanged."""
         return await self._step(lambda machine: machine.withdraw(ticket, task))
 
     async def request_cancel(self, ticket: str) -> Record:
-        """Remember that a cancel was asked for while the record is `submitting`."""
+        """Record that a cancel was requested while the record is `submitting`."""
         return await self._step(lambda machine: machine.request_cancel(ticket))
 
     async def record_cancel_answer(self, ticket: str, *, taken: bool) -> Record:
-        """The service has taken the cancel that was asked for meanwhile, or it was too late."""
+        """Record whether the service has accepted the requested cancel, or it came too late."""
         return await self._step(lambda machine: machine.record_cancel_answer(ticket, taken=taken))
 
     async def settle(self, ticket: str, task_id: str) -> Record:
-        """An `unknown` submission is found to be *task_id*: it is open again, for anybody to adopt.
+        """Record that an `unknown` submission is the task *task_id*. It is open again, without an owner.
 
         Raises:
-            ValueError: the record is not `unknown`, or *task_id* belongs to another one.
-            LookupError: *ticket* is on no record.
+            ValueError: the record is not `unknown`, or *task_id* belongs to another record.
+            LookupError: there is no record of *ticket*.
         """
         return await self._step(lambda machine: machine.settle(ticket, task_id), vital=True)
 
     async def forget(self, ticket: str) -> Record:
-        """Remove a record that has ended (an `unknown` one too: its slot is free) or is overdue; withdraw one that
-        waits. Returns it as it was.
+        """Remove a record that has ended or is overdue, or withdraw a waiting one. Returns the record before that.
+
+        An `unknown` record can be removed too. That frees its slot.
 
         Raises:
             ValueError: its task goes on at the service.
-            LookupError: *ticket* is on no record.
+            LookupError: there is no record of *ticket*.
         """
         return await self._step(lambda machine: machine.forget(ticket))
 
     async def unsettled_records(self, origin: str, key: str) -> list[Record]:
-        """Records of the key whose create has no known task: `submitting`, or `unknown` and still held."""
+        """Records of the key whose create has no known task: `submitting`, or `unknown` and still using a slot."""
         return await self._step(lambda machine: machine.unsettled_records(origin, key), writes=False)
 
     async def adopt(
@@ -200,18 +208,18 @@ class Ledger(ABC):
         tickets: Collection[str] | None = None,
         waiting: bool = True,
     ) -> list[Record]:
-        """*owner* takes over the open records that belong to nobody and that it holds the key of. Returns them.
+        """Make *owner* the owner of open records of these keys that have none. Returns them.
 
         Args:
-            tickets: only these.
-            waiting: what waits, too, and so is sent by the new owner.
+            tickets: only the records of these tickets.
+            waiting: adopt waiting records, too. The new owner sends them.
         """
         return await self._step(
             lambda machine: machine.adopt(origin, keys, owner, tickets=tickets, waiting=waiting)
         )
 
     async def open_records(self, origin: str, keys: Collection[str]) -> list[Record]:
-        """The open records of these keys, whoever drives them, in the order of their arrival."""
+        """The open records of these keys, of all owners, in the order of arrival."""
         return await self._step(lambda machine: machine.open_records(origin, keys), writes=False)
 
     async def lanes(self, origin: str, keys: Collection[str]) -> list[LaneView]:
@@ -219,14 +227,15 @@ class Ledger(ABC):
         return await self._step(lambda machine: machine.lanes(origin, keys), writes=False)
 
     async def read_learned(self, names: Collection[str] | None = None) -> dict[str, str]:
-        """What was learned under these names (all of them with None): JSON text that only `_learned` reads."""
+        """What was learned under these names, or under all names with None: JSON text, which only its writer reads."""
         return await self._step(lambda machine: machine.read_learned(names), writes=False)
 
     async def learn(self, changes: Mapping[str, Callable[[str | None], str]]) -> dict[str, str]:
-        """Change what was learned under each name, in one atomic step. Returns what stands there now.
+        """Change what was learned under each name, in one atomic step. Returns the new texts.
 
-        A change gets the text on record, or None. It is a pure function: it may be called in another thread, and again.
-        What it raises is raised here, and nothing has changed then. At most `MOST_LEARNED` names are kept.
+        A change gets the recorded text, or None. It must be a pure function: it can be called in another thread, and
+        more than once. If it raises, the error is raised here, and nothing has changed. At most `MOST_LEARNED_NAMES`
+        names are kept.
         """
         learned = await self._step(lambda machine: machine.learn(changes))
         if isinstance(learned, Exception):
@@ -239,13 +248,13 @@ class Ledger(ABC):
     async def _step(
         self, step: Callable[[StateMachine], _T], *, writes: bool = True, vital: bool = False
     ) -> _T:
-        """Take one step.
+        """Run one step of the state machine, as a whole or not at all.
 
         Args:
-            writes: whether it may change something.
-            vital: whether it must outlive a loss of power: the intent to buy, and the id of what was bought.
+            writes: whether the step can change something.
+            vital: whether the change must outlive a loss of power: the intent to buy, and the id of what was bought.
         """
 
     def _notify(self, news: Record | Hint) -> None:
-        for heard in tuple(self._listeners):
-            heard(news)
+        for callback in tuple(self._listeners):
+            callback(news)

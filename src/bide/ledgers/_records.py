@@ -1,7 +1,7 @@
-"""What a ledger keeps and what it must do atomically.
+"""What a ledger keeps: the record of a submission, and what clients pass and get besides.
 
 The slot is the record: there is no semaphore beside the records. A record that is `submitting`, `queued` or
-`running` uses a slot of its lane until its `slot_until`; one that ended as `unknown` does so for a while.
+`running` uses a slot of its lane until its `slot_until`. A record that ended as `unknown` uses it for a limited time.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ if TYPE_CHECKING:
     from bide.models import Limits, Request, SavedFile, Task
 
 
-MOST_LEARNED = 1000
-"""Names under which a ledger keeps what was learned; those that were changed longest ago go."""
-MOST_UNSAVED = 1000
-"""Records that `Ledger.unsaved_records` tells of at once."""
+MOST_LEARNED_NAMES = 1000
+"""A ledger keeps what was learned under so many names; those changed longest ago are removed."""
+MOST_UNSAVED_RECORDS = 1000
+"""The most records that `Ledger.unsaved_records` returns."""
 
 
 @frozen
 class Record:
-    """What is known of one submission. A change is a new record.
+    """What is known of one submission. A change makes a new record.
 
     Attributes:
-        ticket: our id, in use from before the create on.
+        ticket: our id, in use from before the create.
         origin: the provider's name and origin; with `kind` it names the queue.
         kind: "image" or "video".
-        request: what to send; None for a task that was made elsewhere, or where the ledger keeps no requests.
+        request: what to send; None for a task that was made elsewhere, or if the ledger stores no requests.
         keys: fingerprints of the keys that may create it.
-        digest: names the request where a ledger keeps no requests, see `digest_of`.
-        owner: the client that drives it; None is nobody, free to be adopted.
+        digest: identifies the request where a ledger stores no requests; see `digest_of`.
+        owner: the client that drives it; None if it can be adopted.
         sequence: the order of arrival in the queue.
-        task: the last snapshot on record; looks that change nothing of weight are not recorded.
-        key: fingerprint of the API key that creates it or has created it; None while it waits.
-        added_at: when it was put on record, UTC.
+        task: the last recorded snapshot. Polls that change nothing important are not recorded.
+        key: fingerprint of the API key of its create; None while it waits.
+        added_at: when the record was added, UTC.
         admitted: when it was admitted, by the ledger's clock.
         sent_at: the same by the wall clock, UTC.
-        slot_for: seconds that it may use its slot, as its admission said.
-        slot_until: until when it counts as a slot, by the ledger's clock.
-        cancelling: a cancel was asked for while it was submitting.
-        cancel_taken: what the service said to that cancel: whether it was in time; None while it has said nothing.
-        followed: somebody who does not drive it wants to hear of its changes.
+        slot_for: seconds that it may use its slot, set by its admission.
+        slot_until: until when it uses a slot, by the ledger's clock.
+        cancelling: a cancel was requested while it was `submitting`.
+        cancel_taken: whether the service accepted that cancel; None while it has not answered.
+        followed: a client that does not drive it follows its changes.
         files: what was saved of its results.
-        version: how often it has changed: of two, the higher one is the newer.
+        version: how often it has changed. Of two records, the one with the higher version is newer.
     """
 
     ticket: str
@@ -80,7 +80,7 @@ class Record:
 
     @property
     def unsaved(self) -> tuple[int, ...]:
-        """The places of those results that no file was saved of; empty while it has not succeeded."""
+        """The indexes of the results without a saved file; empty while the task has not succeeded."""
         if self.task.status is not TaskStatus.SUCCEEDED:
             return ()
         names = [PurePath(each.path).name for each in self.files]
@@ -92,8 +92,10 @@ class Record:
 
     @property
     def losses(self) -> tuple[float, ...]:
-        """When each unsaved result expires, by the wall clock: never (infinity) what came inline, nor where nobody
-        says when. What cannot be fetched any more, since its address was blanked, is not among them."""
+        """When each unsaved result expires, by the wall clock; infinity for an inline result and for an unknown expiry.
+
+        A result whose address was blanked cannot be fetched any more, and is left out.
+        """
         outputs = (self.task.outputs[place] for place in self.unsaved)
         return tuple(
             math.inf if each.data is not None or each.expires_at is None else each.expires_at.timestamp()
@@ -103,7 +105,7 @@ class Record:
 
     @property
     def is_submission(self) -> bool:
-        """Whether it was submitted here; else its task was made elsewhere."""
+        """Whether it was submitted through a ledger. Otherwise its task was made elsewhere."""
         return self.request is not None or bool(self.digest)
 
     def asks_for(self, request: Request | None) -> bool:
@@ -114,12 +116,12 @@ class Record:
 
 
 def digest_of(request: Request) -> str:
-    """A digest that names *request*: the same one for the same request, in any process."""
+    """A digest that identifies *request*: equal for equal requests, in any process."""
     return digest_of_plain(plain_of(request))
 
 
 def plain_of(request: Request) -> str:
-    """*request* as JSON: the same text for the same request."""
+    """*request* as JSON: equal text for equal requests."""
     return json.dumps(request_to_dict(request), sort_keys=True)
 
 
@@ -133,9 +135,9 @@ class LaneTerms:
     """What a client knows of a lane that it may use.
 
     Attributes:
-        key: its fingerprint, never the key.
+        key: the key's fingerprint, never the key.
         limits: how many tasks and creates the lane takes.
-        slot_for: seconds that a task may use its slot at most.
+        slot_for: the longest time that a task may use its slot, in seconds.
     """
 
     key: str
@@ -145,11 +147,11 @@ class LaneTerms:
 
 @frozen
 class Held:
-    """Nobody can be admitted now.
+    """The answer of `Ledger.admit` if no record can be admitted now.
 
     Attributes:
-        until: when to ask again if no change was heard before; infinity: only then.
-        is_idle: nothing waits at all.
+        until: when to call again, if no change is reported before; with infinity, only after a change.
+        is_idle: no record waits at all.
     """
 
     until: float = math.inf
@@ -161,9 +163,9 @@ class LaneView:
     """A lane at a moment, for `client.statistics()`.
 
     Attributes:
-        key: its fingerprint, never the key.
-        slots: how many are in use.
-        state: what was learned of it; its moments are by the ledger's clock.
+        key: the key's fingerprint, never the key.
+        slots: the number of slots in use.
+        state: what the ledger remembers of the lane, with times by the ledger's clock.
         origin: the provider's name and origin.
     """
 
@@ -175,11 +177,11 @@ class LaneView:
 
 
 class Hint(Enum):
-    """News that is no record's."""
+    """News for listeners that concerns no single record."""
 
     SLOTS = "slots"
-    """Somebody else has changed a lane or a queue: it may be the turn of what waits here."""
+    """Another process has changed a lane or a queue: it may be the turn of a record that waits here."""
     OWNERS = "owners"
-    """Owners have come or gone: there may be records to adopt, and the shares of the query rate are new."""
+    """Owners have come or gone: there may be records to adopt, and the shares of the query rate have changed."""
     SHARES = "shares"
-    """It is time to ask for the share of the query rate again."""
+    """It is time to read the share of the query rate again."""

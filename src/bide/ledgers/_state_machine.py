@@ -1,6 +1,7 @@
-"""`StateMachine`: the steps of a submission, each of which a ledger makes atomic over its `Store`.
+"""`StateMachine`: the steps of a submission, and `Store`: what a ledger implements to keep its records.
 
-No I/O and no clock of its own: a store is a dictionary or a database, and what changes here is the same in both.
+The state machine does no I/O and has no clock of its own. It makes the same changes over every store, whether that is
+a dictionary or a database. The ledger makes each step atomic.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from attrs import evolve
 
 from bide.errors import LedgerError
-from bide.ledgers._lanes import LaneState, cap, may_start_at, refused, window
-from bide.ledgers._lanes import accepted as after_accept
-from bide.ledgers._records import MOST_LEARNED, MOST_UNSAVED, Held, LaneView, Record
+from bide.ledgers._lanes import LaneState, after_accept, after_refusal, cap, may_start_at, window
+from bide.ledgers._records import MOST_LEARNED_NAMES, MOST_UNSAVED_RECORDS, Held, LaneView, Record
 from bide.models import Billing, ErrorDetail, TaskStatus
 
 if TYPE_CHECKING:
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
     from bide.ledgers._records import LaneTerms
     from bide.models import Limits, SavedFile, Task
 
-NOT_STORED = (
-    "whoever submitted this is gone, and its request was not stored: nothing was sent, submit it again"
-)
+NOT_STORED = "the client that submitted this is gone, and its request was not stored: nothing was sent, submit it again"
 
 
 class Store(Protocol):
-    """Where records and lanes are kept: what `StateMachine` needs of a dictionary or of a database."""
+    """Where a ledger keeps records and lanes. To write a further ledger, implement this protocol.
+
+    A `StateMachine` calls it inside a step, which the ledger makes atomic (see `Ledger`). A store holds no rules: it
+    keeps what it is given, and finds it by the indexes below. `MemoryStore` and `SQLiteStore` are the examples.
+    """
 
     def now(self) -> float:
         """Seconds by the ledger's clock."""
@@ -43,54 +45,58 @@ class Store(Protocol):
         ...
 
     def insert(self, record: Record) -> Record:
-        """A new record; returns it with its place in the order of arrival."""
+        """Add a new record. Returns it with its `sequence`, its place in the order of arrival."""
         ...
 
     def replace(self, before: Record, after: Record) -> Record:
-        """A record has changed."""
+        """Replace *before* by *after*, which has the same ticket. Returns *after*."""
         ...
 
     def drop(self, record: Record) -> None:
-        """Remove a record."""
+        """Remove a record. `ticket_of_task` knows its task id for some time."""
         ...
 
     def heads(self, origin: str, kind: str) -> Iterable[Record]:
-        """The oldest record that waits and has an owner, of each set of keys; oldest first."""
+        """Of each set of keys, the oldest waiting record that has an owner. The oldest comes first."""
         ...
 
     def lane(self, origin: str, kind: str, key: str) -> LaneState:
-        """The state of a lane; of one that is not known yet, a new one."""
+        """The state of a lane; a new state if the lane is not known yet."""
         ...
 
-    def keep_lane(self, origin: str, kind: str, key: str, state: LaneState) -> None:
-        """The lane has changed."""
+    def write_lane(self, origin: str, kind: str, key: str, state: LaneState) -> None:
+        """Write the state of a lane."""
         ...
 
     def load(
         self, origin: str, kind: str, key: str, now: float, *, slots: bool = True, creates: bool = True
     ) -> LaneLoad:
-        """How a lane is used now. Without *slots* those need not be counted (the lane has no cap), without *creates*
-        neither what is submitting nor what was answered (it has no rate)."""
+        """How a lane is used now.
+
+        Args:
+            slots: False if slots need not be counted, since the lane has no cap.
+            creates: False if creates need not be counted, since the lane has no create rate.
+        """
         ...
 
-    def answered(self, origin: str, kind: str, key: str, now: float, window: float) -> None:
-        """A create was answered: it counts for the lane's create rate for *window* seconds."""
+    def count_create(self, origin: str, kind: str, key: str, now: float, window: float) -> None:
+        """Count a create that was answered now. It counts for the lane's create rate for *window* seconds."""
         ...
 
-    def of_task(self, origin: str, task_id: str) -> str | None:
-        """The ticket that has, or had of late, the service's *task_id*."""
+    def ticket_of_task(self, origin: str, task_id: str) -> str | None:
+        """The ticket of the record that has, or had recently, the service's *task_id*."""
         ...
 
     def unsettled_records(self, origin: str, key: str, now: float) -> list[Record]:
-        """Records of the key that are `submitting`, or `unknown` and still held."""
+        """Records of the key that are `submitting`, or `unknown` and still using a slot."""
         ...
 
-    def owned_by(self, owner: str) -> list[Record]:
+    def records_of_owner(self, owner: str) -> list[Record]:
         """The open records of *owner*."""
         ...
 
-    def unowned(self, origin: str) -> list[Record]:
-        """The open records that belong to nobody."""
+    def unowned_records(self, origin: str) -> list[Record]:
+        """The open records without an owner."""
         ...
 
     def open_records(self, origin: str) -> list[Record]:
@@ -98,28 +104,31 @@ class Store(Protocol):
         ...
 
     def unsaved_records(self, origin: str, keys: Collection[str], at: float, most: int) -> Iterable[Record]:
-        """The records of these keys with unsaved results that expire after *at*; if there are more than *most*, those
-        whose results expire first."""
+        """The records of these keys with unsaved results that expire after *at*.
+
+        If there are more than *most*, those whose results expire first. It can return further records: the state
+        machine filters them.
+        """
         ...
 
     def lanes(self, origin: str) -> list[tuple[str, str, LaneState]]:
-        """Kind, key and state of each lane that was used."""
+        """Kind, key and state of each lane that has been used."""
         ...
 
     def read_learned(self, names: Collection[str] | None) -> dict[str, str]:
-        """What was learned under these names, or all."""
+        """What was learned under these names, or under all names with None."""
         ...
 
-    def keep_learned(self, texts: Mapping[str, str], most: int) -> None:
-        """These have changed now; of all names the *most* that were changed last stay."""
+    def write_learned(self, texts: Mapping[str, str], most: int) -> None:
+        """Write these texts under their names. Of all names, keep the *most* that were changed last."""
         ...
 
 
 class StateMachine:
-    """The steps of the state machine; see `Ledger` for what each means.
+    """The steps of a submission. `Ledger` has a method of the same name for each, with its description.
 
     Args:
-        can_be_sent: whether others have the request of a record that waits, when its owner has gone.
+        can_be_sent: whether another client can read the request of a waiting record whose owner has gone.
     """
 
     def __init__(self, store: Store, *, can_be_sent: Callable[[Record], bool] | None = None) -> None:
@@ -171,7 +180,7 @@ class StateMachine:
         seconds = window(terms.limits)[1]
         if state.window is None or state.window < seconds:
             state = evolve(state, window=seconds)
-            self.store.keep_lane(origin, kind, terms.key, state)
+            self.store.write_lane(origin, kind, terms.key, state)
         capped = cap(state, terms.limits, now) is not None
         load = self.store.load(
             origin, kind, terms.key, now, slots=capped, creates=state.probing or bool(seconds)
@@ -200,7 +209,7 @@ class StateMachine:
             return self._change(record, task=task, owner=None, slot_until=until)
         if self._is_fenced(record, owner) and not (is_answer and status is TaskStatus.SUBMITTING):
             return record
-        self._accepted(record)
+        self._note_accept(record)
         return self._change(record, task=task)
 
     def put_back(
@@ -217,10 +226,10 @@ class StateMachine:
         if record.task.status is not TaskStatus.SUBMITTING or record.owner != owner or record.key is None:
             return record
         now, store = self.store.now(), self.store
-        lane = self._settle(record)
+        lane = self._count_create(record)
         load = store.load(record.origin, record.kind, record.key, now, creates=False)
         is_held = record.slot_until > now
-        lane = refused(
+        lane = after_refusal(
             lane,
             limits,
             setback,
@@ -231,7 +240,7 @@ class StateMachine:
             now=now,
             chance=random.random(),  # noqa: S311 - jitter, not a secret
         )
-        store.keep_lane(record.origin, record.kind, record.key, lane)
+        store.write_lane(record.origin, record.kind, record.key, lane)
         if record.cancelling:
             ended = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE)
             return self._change(record, task=ended, slot_until=now)
@@ -258,8 +267,8 @@ class StateMachine:
             return record
         if record.task.status is TaskStatus.SUBMITTING:
             # A refusal says nothing about slots: only an accepted create ends the probing after a pause.
-            settled = task.status in (TaskStatus.SUCCEEDED, TaskStatus.FAILED)
-            (self._accepted if settled else self._settle)(record)
+            was_accepted = task.status in (TaskStatus.SUCCEEDED, TaskStatus.FAILED)
+            (self._note_accept if was_accepted else self._count_create)(record)
         return self._change(record, task=task, slot_until=self.store.now() + hold)
 
     def record_files(self, ticket: str, files: Sequence[SavedFile]) -> Record | None:
@@ -288,17 +297,17 @@ class StateMachine:
             return record
         return self._change(record, cancel_taken=taken)
 
-    # What the user settles -----------------------------------------------------------------------------------
+    # What users settle ---------------------------------------------------------------------------------------
 
     def settle(self, ticket: str, task_id: str) -> Record:
-        record = self._looked_up(ticket)
+        record = self._named_record(ticket)
         if record.task.task_id == task_id:
             return record
         if record.task.status is not TaskStatus.UNKNOWN:
             raise ValueError(
                 f"ticket {ticket} is {record.task.status}: only one whose create is unknown can be settled"
             )
-        other = self.store.of_task(record.origin, task_id)
+        other = self.store.ticket_of_task(record.origin, task_id)
         if other is not None:
             raise ValueError(f"task {task_id} belongs to ticket {other}: it cannot be {ticket}'s too")
         task = evolve(
@@ -308,7 +317,7 @@ class StateMachine:
         return self._change(record, task=task, owner=None, slot_until=until)
 
     def forget(self, ticket: str) -> Record:
-        record = self._looked_up(ticket)
+        record = self._named_record(ticket)
         status = record.task.status
         if status is TaskStatus.WAITING:
             ended = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE)
@@ -322,7 +331,8 @@ class StateMachine:
         self.store.drop(record)
         return record
 
-    def _looked_up(self, ticket: str) -> Record:
+    def _named_record(self, ticket: str) -> Record:
+        """The record of a ticket that a user has named."""
         record = self.store.record(ticket)
         if record is None:
             raise LookupError(f"no record of ticket {ticket!r}")
@@ -331,12 +341,12 @@ class StateMachine:
     # Many ---------------------------------------------------------------------------------------------------
 
     def find(self, origin: str, task_id: str) -> Record | None:
-        ticket = self.store.of_task(origin, task_id)
+        ticket = self.store.ticket_of_task(origin, task_id)
         record = None if ticket is None else self.store.record(ticket)
         return None if record is None or record.task.status.is_final else record
 
     def known_task_ids(self, origin: str, task_ids: Collection[str]) -> frozenset[str]:
-        return frozenset(each for each in task_ids if self.store.of_task(origin, each) is not None)
+        return frozenset(each for each in task_ids if self.store.ticket_of_task(origin, each) is not None)
 
     def unsettled_records(self, origin: str, key: str) -> list[Record]:
         return self.store.unsettled_records(origin, key, self.store.now())
@@ -344,13 +354,13 @@ class StateMachine:
     def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
         left = [
             self._release(record)
-            for record in self.store.owned_by(owner)
+            for record in self.store.records_of_owner(owner)
             if not waiting or record.task.status is TaskStatus.WAITING
         ]
         return [record for record in left if not record.task.status.is_final]
 
     def _release(self, record: Record) -> Record:
-        """The owner of *record* is gone: whoever holds the key may go on with it."""
+        """Release *record*, whose owner is gone: another client with the key can adopt it."""
         if record.task.status is TaskStatus.WAITING and not self._can_be_sent(record):
             detail = ErrorDetail(message=NOT_STORED)
             ended = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE, error=detail)
@@ -366,27 +376,28 @@ class StateMachine:
         tickets: Collection[str] | None,
         waiting: bool,
     ) -> list[Record]:
-        held = frozenset(keys)
+        own_keys = frozenset(keys)
         return [
             self._change(record, owner=owner)
-            for record in self.store.unowned(origin)
-            if _is_of_keys(record, held)
+            for record in self.store.unowned_records(origin)
+            if _belongs_to(record, own_keys)
             and (tickets is None or record.ticket in tickets)
             and (waiting or record.task.status is not TaskStatus.WAITING)
         ]
 
     def open_records(self, origin: str, keys: Collection[str]) -> list[Record]:
-        held = frozenset(keys)
-        return [record for record in self.store.open_records(origin) if _is_of_keys(record, held)]
+        own_keys = frozenset(keys)
+        return [record for record in self.store.open_records(origin) if _belongs_to(record, own_keys)]
 
     def unsaved_records(self, origin: str, keys: Collection[str]) -> list[Record]:
-        held, now = frozenset(keys), time.time()
+        own_keys, now = frozenset(keys), time.time()
         found = [
             (min(ahead), record.sequence, record)
-            for record in self.store.unsaved_records(origin, held, now, MOST_UNSAVED)
-            if _is_of_keys(record, held) and (ahead := [moment for moment in record.losses if moment > now])
+            for record in self.store.unsaved_records(origin, own_keys, now, MOST_UNSAVED_RECORDS)
+            if _belongs_to(record, own_keys)
+            and (ahead := [moment for moment in record.losses if moment > now])
         ]
-        return [record for *_, record in sorted(found, key=lambda each: each[:2])[:MOST_UNSAVED]]
+        return [record for *_, record in sorted(found, key=lambda each: each[:2])[:MOST_UNSAVED_RECORDS]]
 
     def lanes(self, origin: str, keys: Collection[str]) -> list[LaneView]:
         now = self.store.now()
@@ -402,53 +413,54 @@ class StateMachine:
         return self.store.read_learned(names)
 
     def learn(self, changes: Mapping[str, Callable[[str | None], str]]) -> dict[str, str] | Exception:
-        """What a change raises is returned: it concerns nobody whose step shares the transaction."""
+        """Returns the error of a change that raises: it must not fail other steps in the same transaction."""
         before = self.store.read_learned(changes)
         try:
             after = {name: _text(change(before.get(name))) for name, change in changes.items()}
-        except Exception as fault:  # noqa: BLE001 - it is raised where the step is waited for
+        except Exception as fault:  # noqa: BLE001 - the caller that awaits the step raises it
             return fault
-        self.store.keep_learned(after, MOST_LEARNED)
+        self.store.write_learned(after, MOST_LEARNED_NAMES)
         return after
+
+    # Rules --------------------------------------------------------------------------------------------------
 
     def _change(self, record: Record, **changes: Any) -> Record:
         return self.store.replace(record, evolve(record, version=record.version + 1, **changes))
-
-    # Rules --------------------------------------------------------------------------------------------------
 
     def _record(self, ticket: str) -> Record:
         record = self.store.record(ticket)
         if record is None:
             raise LedgerError(
-                f"no record of ticket {ticket!r}: it was removed, or its last handle has gone", ticket=ticket
+                f"no record of ticket {ticket!r}: it was removed, or its last handle is gone", ticket=ticket
             )
         return record
 
     def _is_fenced(self, record: Record, owner: str) -> bool:
+        """Whether *owner* must not change *record*: it is final, or another client drives it."""
         return record.task.status.is_final or record.owner != owner
 
     def _belongs_to_another(self, record: Record, task: Task) -> bool:
-        """Whether the task that a create was answered with is another submission's already."""
+        """Whether another submission already has the task with which the create of *record* was answered."""
         if task.task_id is None or record.task.task_id is not None:
             return False
-        return self.store.of_task(record.origin, task.task_id) not in (None, record.ticket)
+        return self.store.ticket_of_task(record.origin, task.task_id) not in (None, record.ticket)
 
-    def _settle(self, record: Record) -> LaneState:
-        """The create of *record* has its answer, or nobody waits for it any more. Returns the state of its lane."""
+    def _count_create(self, record: Record) -> LaneState:
+        """Count the create of *record*, which was answered or given up. Returns the state of its lane."""
         place = (record.origin, record.kind, record.key or "")
         lane = self.store.lane(*place)
         if lane.window:
-            self.store.answered(*place, self.store.now(), lane.window)
+            self.store.count_create(*place, self.store.now(), lane.window)
         return lane
 
-    def _accepted(self, record: Record) -> None:
-        """The create of *record* was accepted: its lane may go on."""
+    def _note_accept(self, record: Record) -> None:
+        """Note that the create of *record* was accepted: its lane goes on."""
         if record.key is None or record.task.status is not TaskStatus.SUBMITTING:
             return
-        lane = self._settle(record)
+        lane = self._count_create(record)
         after = after_accept(lane)
         if after != lane:
-            self.store.keep_lane(record.origin, record.kind, record.key, after)
+            self.store.write_lane(record.origin, record.kind, record.key, after)
 
 
 def _has_request(record: Record) -> bool:
@@ -456,12 +468,12 @@ def _has_request(record: Record) -> bool:
 
 
 def _text(value: object) -> str:
-    """*value* if it is text that can be stored."""
+    """*value*, if it is text that can be stored."""
     if not isinstance(value, str):
         raise TypeError(f"what is learned is kept as text, not as {type(value).__name__}")
     value.encode()
     return value
 
 
-def _is_of_keys(record: Record, keys: frozenset[str]) -> bool:
+def _belongs_to(record: Record, keys: frozenset[str]) -> bool:
     return record.key in keys if record.key is not None else not keys.isdisjoint(record.keys)

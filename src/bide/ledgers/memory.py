@@ -1,4 +1,4 @@
-"""The ledger of one event loop: plain objects, gone with the process."""
+"""`MemoryLedger`: the ledger of one event loop, in plain objects that end with the process."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-RECENT_CREATES = 10_000
-"""Answers to creates that a lane remembers, for its create rate."""
-RECENT_IDS = 10_000
-"""Ids of accepted tasks that are remembered after their records have left, for telling an orphan."""
+MOST_RECENT_CREATES = 10_000
+"""A lane remembers so many answered creates, for its create rate."""
+MOST_RECENT_IDS = 10_000
+"""So many ids of accepted tasks are remembered after their records have left. A task with another id is an orphan."""
 
 
 @define(eq=False)
@@ -40,7 +40,7 @@ class _Lane:
     slots: dict[str, float] = Factory(dict)
     ends: list[tuple[float, str]] = Factory(list)
     submitting: set[str] = Factory(set)
-    answered: deque[float] = Factory(lambda: deque(maxlen=RECENT_CREATES))
+    answered: deque[float] = Factory(lambda: deque(maxlen=MOST_RECENT_CREATES))
 
     def take(self, ticket: str, until: float) -> None:
         if self.slots.get(ticket) != until:
@@ -70,8 +70,8 @@ class MemoryStore(Store):
         self._tickets: dict[str, dict[str, str]] = {}  # by origin, then by task id: no tuple for each task
         self._recent: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._lanes: dict[tuple[str, str, str], _Lane] = {}
-        self._learned: dict[str, str] = {}  # what was changed last stands last
-        # Waiting records by origin and kind, then by their sets of keys: first come, first served.
+        self._learned: dict[str, str] = {}  # the name changed last is last
+        # Waiting records by origin and kind, then by their sets of keys, in the order of arrival.
         self._queues: dict[tuple[str, str], dict[frozenset[str], list[tuple[int, str]]]] = {}
 
     def now(self) -> float:
@@ -90,8 +90,8 @@ class MemoryStore(Store):
             if after.key != before.key or after.task.status.is_final:
                 lane.slots.pop(before.ticket, None)
         if before.task.status.is_final:
-            # Whoever holds an ended record as it was keeps it on record as it is.
-            finalize(before, _let_go, after).atexit = False
+            # A handle that holds the ended record before this change keeps the new one on record, too.
+            finalize(before, _drop_reference, after).atexit = False
         return self._write(after)
 
     def drop(self, record: Record) -> None:
@@ -121,7 +121,7 @@ class MemoryStore(Store):
     def lane(self, origin: str, kind: str, key: str) -> LaneState:
         return self._lane(origin, kind, key).state
 
-    def keep_lane(self, origin: str, kind: str, key: str, state: LaneState) -> None:
+    def write_lane(self, origin: str, kind: str, key: str, state: LaneState) -> None:
         self._lane(origin, kind, key).state = state
 
     def load(
@@ -129,10 +129,10 @@ class MemoryStore(Store):
     ) -> LaneLoad:
         return self._lane(origin, kind, key).load(now)
 
-    def answered(self, origin: str, kind: str, key: str, now: float, window: float) -> None:
+    def count_create(self, origin: str, kind: str, key: str, now: float, window: float) -> None:
         self._lane(origin, kind, key).answered.append(now)
 
-    def of_task(self, origin: str, task_id: str) -> str | None:
+    def ticket_of_task(self, origin: str, task_id: str) -> str | None:
         return self._tickets.get(origin, {}).get(task_id) or self._recent.get((origin, task_id))
 
     def unsettled_records(self, origin: str, key: str, now: float) -> list[Record]:
@@ -147,10 +147,10 @@ class MemoryStore(Store):
             each for each in self._held.values() if each.origin == origin and each.key == key
         ]
 
-    def owned_by(self, owner: str) -> list[Record]:
+    def records_of_owner(self, owner: str) -> list[Record]:
         return [record for record in self._open.values() if record.owner == owner]
 
-    def unowned(self, origin: str) -> list[Record]:
+    def unowned_records(self, origin: str) -> list[Record]:
         return [record for record in self._open.values() if record.owner is None and record.origin == origin]
 
     def open_records(self, origin: str) -> list[Record]:
@@ -170,7 +170,7 @@ class MemoryStore(Store):
             return dict(self._learned)
         return {name: self._learned[name] for name in names if name in self._learned}
 
-    def keep_learned(self, texts: Mapping[str, str], most: int) -> None:
+    def write_learned(self, texts: Mapping[str, str], most: int) -> None:
         for name, text in texts.items():
             self._learned.pop(name, None)
             self._learned[name] = text
@@ -178,7 +178,7 @@ class MemoryStore(Store):
             del self._learned[next(iter(self._learned))]
 
     def _write(self, record: Record) -> Record:
-        """Put *record* in the place of the one before, and tell everybody."""
+        """Put *record* in the place of the one before, and notify the listeners."""
         status, ticket = record.task.status, record.ticket
         (self._ended if status.is_final else self._open)[ticket] = record
         (self._open if status.is_final else self._ended).pop(ticket, None)
@@ -197,7 +197,7 @@ class MemoryStore(Store):
         return record
 
     def _use(self, record: Record, key: str) -> None:
-        """Count the record in its lane, where it uses a slot."""
+        """Count the record in its lane, if it uses a slot."""
         lane, status = self._lane(record.origin, record.kind, key), record.task.status
         if status is TaskStatus.SUBMITTING:
             lane.submitting.add(record.ticket)
@@ -213,7 +213,7 @@ class MemoryStore(Store):
             return
         self._tickets.get(origin, {}).pop(task_id, None)
         self._recent[origin, task_id] = ticket
-        while len(self._recent) > RECENT_IDS:
+        while len(self._recent) > MOST_RECENT_IDS:
             self._recent.popitem(last=False)
 
     def _lane(self, origin: str, kind: str, key: str) -> _Lane:
@@ -232,21 +232,21 @@ class MemoryStore(Store):
         )
 
 
-def _let_go(record: Record) -> None:
-    """Nobody holds the one before *record* any more."""
+def _drop_reference(record: Record) -> None:
+    """Called when the record before *record* is gone; until then it refers to *record*."""
 
 
 class MemoryLedger(Ledger):
     """Records in the memory of one event loop. The default: all clients of a loop share `MemoryLedger.of_loop()`.
 
-    A finished record leaves with the last handle that holds it; a ticket is idempotent as long. Promise 2
-    ("nothing is lost") holds across crashes with a durable ledger only.
+    An ended record leaves with the last handle that holds it. Until then, its ticket is idempotent. Promise 2
+    ("nothing is lost") holds across crashes only with a durable ledger.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._salt = secrets.token_bytes(16)
-        self._state_machine = StateMachine(MemoryStore(self._notify))
+        self._machine = StateMachine(MemoryStore(self._notify))
 
     @classmethod
     def of_loop(cls) -> Self:
@@ -271,10 +271,10 @@ class MemoryLedger(Ledger):
         return secrets.token_hex(8)
 
     async def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
-        return self._state_machine.leave(owner, waiting=waiting)
+        return self._machine.leave(owner, waiting=waiting)
 
     async def newer_records(self, versions: Mapping[str, int]) -> list[Record]:
-        return []  # whoever listens has heard it
+        return []  # its listeners were notified of every change
 
     async def share(self, owner: str, rate: float) -> float:
         return rate  # all clients of the loop share one query limiter
@@ -282,7 +282,7 @@ class MemoryLedger(Ledger):
     async def _step(
         self, step: Callable[[StateMachine], _T], *, writes: bool = True, vital: bool = False
     ) -> _T:
-        return step(self._state_machine)
+        return step(self._machine)
 
 
 _LEDGERS: WeakKeyDictionary[asyncio.AbstractEventLoop, MemoryLedger] = WeakKeyDictionary()

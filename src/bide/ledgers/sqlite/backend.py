@@ -1,4 +1,4 @@
-"""What the thread of a SQLite ledger works with: the file, the steps over it, and the other processes on it."""
+"""What the thread of a SQLite ledger works with: the file, the state machine over it, and the other processes on it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from attrs import frozen
 from bide.errors import LedgerError
 from bide.ledgers._lanes import portion
 from bide.ledgers._state_machine import StateMachine
-from bide.ledgers.sqlite.database import Database, explained
-from bide.ledgers.sqlite.processes import Presence
+from bide.ledgers.sqlite.database import Database, explain
+from bide.ledgers.sqlite.news import News
+from bide.ledgers.sqlite.processes import Presence, instance_of
+from bide.ledgers.sqlite.retention import Retention
 from bide.ledgers.sqlite.store import SQLiteStore
 from bide.ledgers.sqlite.worker import Backend
 
@@ -25,31 +27,32 @@ if TYPE_CHECKING:
 
     from bide.ledgers._records import Record
 
-TURN, NEWS, OWNERS = b"t", b"n", b"o"
-"""The words that processes wake each other with: it may be your turn, there are news, owners have come or gone."""
-
 
 @frozen
 class Peers:
-    """Who uses the ledger besides this process.
+    """The other processes that use the ledger.
 
     Attributes:
-        dead: those who have died.
-        has_changed: whether others have come or gone since this was looked at last.
-        is_left: whether there are open records that nobody drives.
-        has_company: whether others live.
-        was_presumed_dead: whether this process is on record as dead.
+        dead: those that have died.
+        has_changed: whether processes have come or gone since the last call.
+        has_unowned: whether an open record has no owner.
+        has_living: whether another process lives.
+        was_presumed_dead: whether another process has removed this one from the record.
     """
 
     dead: list[str]
     has_changed: bool
-    is_left: bool
-    has_company: bool
+    has_unowned: bool
+    has_living: bool
     was_presumed_dead: bool
 
 
 class SQLiteBackend(Backend):
-    """What the ledger's thread works with: the file, the state machine over it, and the other processes on it."""
+    """The file, the state machine over it, and the other processes on it.
+
+    Raises:
+        LedgerError: the file cannot be used. Nothing is open then.
+    """
 
     def __init__(self, path: Path, *, full: bool, store_prompts: bool, keep: float) -> None:
         folder = path.with_name(path.name + "-bide")
@@ -57,33 +60,33 @@ class SQLiteBackend(Backend):
         try:
             self.salt = self.database.salt()
             self.presence = Presence(folder)
-            self.store = SQLiteStore(
-                self.database, self.presence.instance, store_prompts=store_prompts, keep=keep
-            )
+            self.news = News(self.database, self.presence.instance)
+            self.store = SQLiteStore(self.database, self.news, store_prompts=store_prompts)
+            self.retention = Retention(self.database, self.store, keep=keep)
             self.machine = StateMachine(self.store, can_be_sent=self.store.has_request)
             self._clients: dict[str, tuple[str, str, str, str]] = {}
-            self._words: set[tuple[str, bytes]] = set()
-            self._others: frozenset[str] = frozenset()
-            self._begin()
+            self._messages: set[tuple[str, bytes]] = set()
+            self._living: frozenset[str] = frozenset()
+            self._join()
         except BaseException as fault:
             self.database.close()
             if isinstance(fault, sqlite3.Error | OSError):
-                raise explained(fault, path) from fault
+                raise explain(fault, path) from fault
             raise
 
-    def _begin(self) -> None:
+    def _join(self) -> None:
         with self.database.transaction(writes=True):
             self.store.begin()
             self.presence.lock()
             self.presence.listen()
-            self._write_down()
+            self._register()
             self._release_orphans()
-            # Who died between making its files and being on record has left them.
-            for orphan in self.presence.seen() - set(self.store.others):
-                if not self.presence.is_alive(orphan):
-                    self.presence.remove_files(orphan)
+            # A process that died after it made its files and before it registered has left them.
+            for instance in self.presence.other_instances() - set(self.news.peers):
+                if not self.presence.is_alive(instance):
+                    self.presence.remove_files(instance)
 
-    def _write_down(self) -> None:
+    def _register(self) -> None:
         row = (self.presence.instance, os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat())
         self.database.connection.execute("INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?)", row)
 
@@ -94,36 +97,23 @@ class SQLiteBackend(Backend):
         with self.database.transaction(writes=writes, vital=vital):
             self.store.begin()
             yield
-            self._note_whom_to_wake()
-
-    def _note_whom_to_wake(self) -> None:
-        """Whose turn it may be now, and who must hear of what has changed."""
-        me = self.presence.instance
-        for owner in self.store.turns():
-            instance = _instance_of(owner)
-            if instance != me:
-                self._words.add((instance, TURN))
-        if self.store.has_news or self.store.has_unowned:
-            word = OWNERS if self.store.has_unowned else NEWS
-            self._words.update((each, word) for each in self.store.others)
-            self.store.has_news = self.store.has_unowned = False
+            self._messages |= self.news.take_messages()
 
     def take_changed(self) -> list[Record]:
-        changed, self.store.changed = self.store.changed, []
-        return changed
+        return self.news.take_changed()
 
-    def undone(self) -> None:
-        self.store.undone()
-        self._words.clear()
+    def on_rollback(self) -> None:
+        self.store.on_rollback()
+        self._messages.clear()
 
-    def done(self) -> None:
-        words, self._words = self._words, set()
-        for instance, word in words:
-            self.presence.wake(instance, word)
+    def on_commit(self) -> None:
+        messages, self._messages = self._messages, set()
+        for instance, message in messages:
+            self.presence.wake(instance, message)
 
-    def explained(self, fault: Exception) -> Exception:
+    def explain(self, fault: Exception) -> Exception:
         if isinstance(fault, sqlite3.Error | OSError):
-            return explained(fault, self.database.path)
+            return explain(fault, self.database.path)
         if isinstance(fault, LedgerError):
             return fault
         return LedgerError(f"the ledger {self.database.path} failed: {type(fault).__name__}: {fault}")
@@ -133,89 +123,30 @@ class SQLiteBackend(Backend):
             me = self.presence.instance
             self._release(me)
             connection.execute("DELETE FROM owners WHERE instance = ?", (me,))
-        self.presence.end()
+        self.presence.close()
         self.database.close()
 
-    # Owners -------------------------------------------------------------------------------------------------
+    # Clients of this process --------------------------------------------------------------------------------
 
     def enter(self, owner: str, origin: str, keys: Collection[str]) -> None:
-        """A client of this process begins."""
+        """Register a client of this process."""
         row = self._clients[owner] = (owner, self.presence.instance, origin, ",".join(sorted(keys)))
         self.database.connection.execute("INSERT INTO clients VALUES (?, ?, ?, ?)", row)
-        self.store.has_unowned = True
+        self.news.has_unowned = True
 
     def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
-        """A client of this process ends, or submits nothing more."""
+        """See `Ledger.leave`."""
         if waiting:
             return self.machine.leave(owner, waiting=True)
         self._clients.pop(owner, None)
         self.database.connection.execute("DELETE FROM clients WHERE owner = ?", (owner,))
-        self.store.has_unowned = True
+        self.news.has_unowned = True
         return self.machine.leave(owner)
 
-    def _release_orphans(self) -> None:
-        """Open records of processes that are not on record: taken for dead while they lived, they are by now."""
-        present = {self.presence.instance, *self.store.others}
-        owners = self.database.connection.execute(
-            "SELECT DISTINCT owner FROM records WHERE is_open = 1 AND owner NOT NULL"
-        )
-        for instance in {_instance_of(owner) for (owner,) in owners.fetchall()} - present:
-            self._release(instance)
-
-    def register_again(self) -> None:
-        """Others have taken this process for dead, since its lock file was removed: be on record again."""
-        self.presence.lock()
-        self._write_down()
-        for row in self._clients.values():
-            self.database.connection.execute("INSERT OR REPLACE INTO clients VALUES (?, ?, ?, ?)", row)
-        self.store.has_unowned = True
-
-    def read_peers(self) -> Peers:
-        """See who is here."""
-        instances = self.store.others
-        dead = [each for each in instances if not self.presence.is_alive(each)]
-        before, self._others = self._others, frozenset(instances).difference(dead)
-        (unowned,) = self.database.connection.execute(
-            "SELECT EXISTS (SELECT 1 FROM records WHERE is_open = 1 AND owner IS NULL)"
-        ).fetchone()
-        (present,) = self.database.connection.execute(
-            "SELECT EXISTS (SELECT 1 FROM owners WHERE instance = ?)", (self.presence.instance,)
-        ).fetchone()
-        return Peers(
-            dead=dead,
-            has_changed=before != self._others,
-            is_left=bool(unowned),
-            has_company=bool(self._others),
-            was_presumed_dead=not present,
-        )
-
-    def remove_dead(self, dead: list[str]) -> None:
-        """What dead processes have left belongs to nobody now."""
-        dead = [each for each in dead if not self.presence.is_alive(each)]
-        for instance in dead:
-            self._release(instance)
-            self.database.connection.execute("DELETE FROM owners WHERE instance = ?", (instance,))
-            self.presence.remove_files(instance)
-        self.store.others = [each for each in self.store.others if each not in dead]
-        self.store.has_unowned = True
-
-    def _lives(self, instance: str) -> bool:
-        return instance == self.presence.instance or self.presence.is_alive(instance)
-
-    def _release(self, instance: str) -> None:
-        clients = self.database.connection.execute(
-            "SELECT DISTINCT owner FROM records WHERE is_open = 1 AND owner >= ? AND owner < ?",
-            (f"{instance}.", f"{instance}/"),
-        ).fetchall()
-        for (owner,) in clients:
-            self.machine.leave(owner)
-        self.database.connection.execute("DELETE FROM clients WHERE instance = ?", (instance,))
-
     def share(self, owner: str, rate: float) -> float:
-        """The part of an account's query *rate* that this process may use: by open tasks, and one for each process."""
-        clients = self.database.connection.execute(
-            "SELECT owner, instance, origin, keys FROM clients"
-        ).fetchall()
+        """See `Ledger.share`. A process weighs as many as its open tasks, plus one."""
+        rows = self.database.connection.execute("SELECT owner, instance, origin, keys FROM clients")
+        clients = rows.fetchall()
         mine = next(
             ((origin, set(keys.split(","))) for each, _, origin, keys in clients if each == owner), None
         )
@@ -237,6 +168,68 @@ class SQLiteBackend(Backend):
         instances = list(weights)
         return portion(rate, list(weights.values()), instances.index(self.presence.instance))
 
+    def _lives(self, instance: str) -> bool:
+        return instance == self.presence.instance or self.presence.is_alive(instance)
 
-def _instance_of(owner: str) -> str:
-    return owner.partition(".")[0]
+    # Other processes ----------------------------------------------------------------------------------------
+
+    def read_news(self) -> list[Record]:
+        """The records that other processes have changed since the last call."""
+        return [record for ticket in self.news.read() if (record := self.store.record(ticket)) is not None]
+
+    def read_peers(self) -> Peers:
+        """Which other processes live, have died, or have presumed this one dead."""
+        dead = [each for each in self.news.peers if not self.presence.is_alive(each)]
+        before, self._living = self._living, frozenset(self.news.peers).difference(dead)
+        (unowned,) = self.database.connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM records WHERE is_open = 1 AND owner IS NULL)"
+        ).fetchone()
+        (registered,) = self.database.connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM owners WHERE instance = ?)", (self.presence.instance,)
+        ).fetchone()
+        return Peers(
+            dead=dead,
+            has_changed=before != self._living,
+            has_unowned=bool(unowned),
+            has_living=bool(self._living),
+            was_presumed_dead=not registered,
+        )
+
+    def register_again(self) -> None:
+        """Register again: another process removed our lock file and presumed us dead."""
+        self.presence.lock()
+        self._register()
+        for row in self._clients.values():
+            self.database.connection.execute("INSERT OR REPLACE INTO clients VALUES (?, ?, ?, ?)", row)
+        self.news.has_unowned = True
+
+    def remove_dead(self, instances: list[str]) -> None:
+        """Remove those of *instances* that are dead, and release their records."""
+        dead = [each for each in instances if not self.presence.is_alive(each)]
+        for instance in dead:
+            self._release(instance)
+            self.database.connection.execute("DELETE FROM owners WHERE instance = ?", (instance,))
+            self.presence.remove_files(instance)
+        self.news.peers = [each for each in self.news.peers if each not in dead]
+        self.news.has_unowned = True
+
+    def _release_orphans(self) -> None:
+        """Release the open records of processes that are not registered.
+
+        Such a process was presumed dead while it lived, and is dead now.
+        """
+        registered = {self.presence.instance, *self.news.peers}
+        owners = self.database.connection.execute(
+            "SELECT DISTINCT owner FROM records WHERE is_open = 1 AND owner NOT NULL"
+        )
+        for instance in {instance_of(owner) for (owner,) in owners.fetchall()} - registered:
+            self._release(instance)
+
+    def _release(self, instance: str) -> None:
+        owners = self.database.connection.execute(
+            "SELECT DISTINCT owner FROM records WHERE is_open = 1 AND owner >= ? AND owner < ?",
+            (f"{instance}.", f"{instance}/"),
+        ).fetchall()
+        for (owner,) in owners:
+            self.machine.leave(owner)
+        self.database.connection.execute("DELETE FROM clients WHERE instance = ?", (instance,))

@@ -1,6 +1,6 @@
 """The database file of a `SQLiteLedger`: opening and checking it, its schema, its transactions, its clock.
 
-All of it runs in the ledger's one thread. Faults of SQLite leave as `LedgerError`s that say what to do.
+All of it runs in the ledger's thread. Faults of SQLite are raised as `LedgerError`s that say what to do.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bide.errors import LedgerError
-from bide.ledgers.sqlite.processes import close, close_in_children, closed, opened
+from bide.ledgers.sqlite.processes import close_descriptor, close_in_children, note_closed, note_opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-APPLICATION = 0x62696465
+APPLICATION_ID = 0x62696465
 """SQLite's `application_id` of our files: "bide"."""
-BUSY = 5.0
-"""Seconds that another program may hold the file before it counts as locked."""
-LONGEST_WRITE = 10.0
-"""Seconds that another process may hold the lock of writers."""
-CHECKPOINT = 4000
-"""Pages of the write-ahead log after which it is written back."""
+BUSY_SECONDS = 5.0
+"""How long another program can hold the file before it counts as locked."""
+LONGEST_WRITE_SECONDS = 10.0
+"""How long another process can hold the lock of writers before a step fails."""
+CHECKPOINT_PAGES = 4000
+"""The write-ahead log is written back after so many pages."""
 
 SCHEMA = (
     """
@@ -63,8 +63,8 @@ SCHEMA = (
     CREATE TABLE learned (name TEXT PRIMARY KEY, state TEXT NOT NULL, changed REAL NOT NULL) WITHOUT ROWID;
     CREATE INDEX learned_to_clean ON learned (changed);
     """,
-    # When the first and the last of the results that were not saved expire. Up to here all files of a task were noted
-    # at once, and addresses were blanked at `clean_at`, but what came inline stays.
+    # When the first and the last unsaved result expire. Earlier versions noted all files of a task at once, and blanked
+    # addresses at `clean_at`; results that came inline stay.
     """
     ALTER TABLE records ADD COLUMN first_loss REAL;
     ALTER TABLE records ADD COLUMN last_loss REAL;
@@ -75,15 +75,18 @@ SCHEMA = (
     CREATE INDEX records_unsaved ON records (origin, first_loss, last_loss, lane) WHERE first_loss IS NOT NULL;
     """,
 )
-"""Each step takes a file from one version of the schema to the next. They are only ever added to."""
+"""Each step takes a file from one version of the schema to the next. Steps are only added, never changed."""
 
 
 class Database:
-    """One open connection. `transaction` is the only way to write.
+    """One open connection to the file. `transaction` is the only way to write.
 
     Args:
         folder: the directory beside the file for locks and sockets.
-        full: whether vital transactions wait until the disk has them, so that they outlive a loss of power.
+        full: whether a vital transaction waits for the disk, so that it outlives a loss of power.
+
+    Raises:
+        LedgerError: the file cannot be used. Nothing is open then.
     """
 
     def __init__(self, path: Path, folder: Path, *, full: bool) -> None:
@@ -91,7 +94,7 @@ class Database:
         self._full = full
         self._is_full = False
         self._lock = -1
-        self._name: tuple[int, int] | None = None
+        self._open_file: tuple[int, int] | None = None
         try:
             if not path.parent.is_dir():
                 raise LedgerError(
@@ -102,29 +105,31 @@ class Database:
             folder.mkdir(mode=0o700, exist_ok=True)
             self._lock = os.open(folder / "write.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             close_in_children(self._lock)
-            with self._locked():
+            with self._write_lock():
                 self.connection = self._open()
-            self._before = self._clock()
+            self._clock_offset = self._read_clock_offset()
         except BaseException as fault:
             self._close_lock()
             if isinstance(fault, sqlite3.Error | OSError):
-                raise explained(fault, path) from fault
+                raise explain(fault, path) from fault
             raise
 
     def _open(self) -> sqlite3.Connection:
         if not self.path.exists():
-            # Never done with a file that is there: closing it would take away the locks that another connection of this
-            # process has on it, as POSIX has it.
+            # Never open and close a file that exists: by the rules of POSIX, closing it would drop the locks of another
+            # connection of this process.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        self._name = opened(self.path)
-        connection = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None, cached_statements=256)
+        self._open_file = note_opened(self.path)
+        connection = sqlite3.connect(
+            self.path, timeout=BUSY_SECONDS, isolation_level=None, cached_statements=256
+        )
         try:
             _check(connection, self.path)
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA secure_delete = FAST")
-            connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT}")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             _migrate(connection)
         except BaseException:
             connection.close()
@@ -132,24 +137,24 @@ class Database:
         return connection
 
     def close(self) -> None:
-        """Close the file: what its log still holds is written back under the lock."""
+        """Close the file. The rest of its log is written back under the lock."""
         try:
-            with self._locked():
+            with self._write_lock():
                 self.connection.close()
         finally:
             self._close_lock()
 
     def _close_lock(self) -> None:
-        if self._name is not None:
-            closed(self._name)
-            self._name = None
+        if self._open_file is not None:
+            note_closed(self._open_file)
+            self._open_file = None
         if self._lock >= 0:
-            close(self._lock)
+            close_descriptor(self._lock)
             self._lock = -1
 
     @contextmanager
     def transaction(self, *, writes: bool, vital: bool = False) -> Iterator[sqlite3.Connection]:
-        """All that is done inside happens, or nothing. No other process writes meanwhile."""
+        """Everything done inside takes effect, or nothing does. No other process writes meanwhile."""
         if not writes:
             self.connection.execute("BEGIN")
             try:
@@ -158,7 +163,7 @@ class Database:
                 if self.connection.in_transaction:
                     self.connection.execute("COMMIT")
             return
-        with self._locked():
+        with self._write_lock():
             full = vital and self._full
             if full != self._is_full:
                 self.connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
@@ -173,13 +178,13 @@ class Database:
                 raise
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the file lock that all writers share.
+    def _write_lock(self) -> Iterator[None]:
+        """Hold the lock that all writers of the file share.
 
         SQLite before 3.51.3 can, rarely, corrupt a log that several connections write and write back at once. Later
-        ones need no lock, but without it a writer that meets another sleeps for milliseconds, and some starve.
+        versions need no lock, but without it a writer that meets another sleeps for milliseconds, and some starve.
         """
-        pause, until = 0.0001, time.monotonic() + LONGEST_WRITE
+        pause, until = 0.0001, time.monotonic() + LONGEST_WRITE_SECONDS
         while True:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -187,10 +192,10 @@ class Database:
             except BlockingIOError:
                 if time.monotonic() > until:
                     raise LedgerError(
-                        f"the ledger {self.path} has been locked for {LONGEST_WRITE:g} s by another process: "
-                        f"one that is stopped in the midst of writing? Continue or end it; nothing was recorded"
+                        f"the ledger {self.path} has been locked for {LONGEST_WRITE_SECONDS:g} s by another process: "
+                        f"is one stopped while it writes? Continue or end it; nothing was recorded"
                     ) from None
-                time.sleep(pause * random.random())  # noqa: S311 - so that two do not meet again and again
+                time.sleep(pause * random.random())  # noqa: S311 - so that two writers do not collide again and again
                 pause = min(pause * 2, 0.002)
         try:
             yield
@@ -200,24 +205,24 @@ class Database:
     # The clock ----------------------------------------------------------------------------------------------
 
     def now(self) -> float:
-        """Seconds that all processes on the file agree on, and that no setting of the wall clock moves."""
-        return _since_boot() + self._before
+        """Seconds by a clock that all processes on the file share, and that no change of the wall clock moves."""
+        return _seconds_since_boot() + self._clock_offset
 
-    def _clock(self) -> float:
-        """What has to be added to the seconds since this machine has started: the same for all its processes."""
-        boot = _boot()
+    def _read_clock_offset(self) -> float:
+        """What to add to the seconds since boot: the same value in all processes of this machine."""
+        boot = _boot_id()
         with self.transaction(writes=True) as connection:
             row = connection.execute("SELECT value FROM meta WHERE name = ?", (f"clock {boot}",)).fetchone()
             if row is not None:
                 return float(row[0])
-            # Seconds since 1970, and none before what was recorded ere the machine was started again.
-            before = max(time.time(), _newest(connection)) - _since_boot() if boot else 0.0
+            # Seconds since 1970, and never earlier than a time recorded before the reboot.
+            offset = max(time.time(), _newest_time(connection)) - _seconds_since_boot() if boot else 0.0
             connection.execute("DELETE FROM meta WHERE name LIKE 'clock %'")
-            connection.execute("INSERT INTO meta VALUES (?, ?)", (f"clock {boot}", before))
-            return before
+            connection.execute("INSERT INTO meta VALUES (?, ?)", (f"clock {boot}", offset))
+            return offset
 
     def salt(self) -> bytes:
-        """What keys are salted with before they are digested: each ledger has its own."""
+        """The bytes that salt a key before it is digested. Each ledger has its own."""
         with self.transaction(writes=True) as connection:
             row = connection.execute("SELECT value FROM meta WHERE name = 'salt'").fetchone()
             if row is None:
@@ -226,8 +231,8 @@ class Database:
             return bytes(row[0])
 
 
-def _newest(connection: sqlite3.Connection) -> float:
-    """The newest moment on record."""
+def _newest_time(connection: sqlite3.Connection) -> float:
+    """The newest time on record."""
     (newest,) = connection.execute(
         "SELECT max(at) FROM (SELECT max(admitted) AS at FROM records UNION ALL SELECT max(answered) FROM creates "
         "UNION ALL SELECT max(at) FROM news UNION ALL SELECT max(at) FROM removed "
@@ -236,28 +241,28 @@ def _newest(connection: sqlite3.Connection) -> float:
     return float(newest or 0.0)
 
 
-def _boot() -> str:
-    """What names this start of the machine; empty where nothing does."""
+def _boot_id() -> str:
+    """The id of this boot of the machine; empty where the system has none."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""
 
 
-def _since_boot() -> float:
+def _seconds_since_boot() -> float:
     if _HAS_BOOT:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     return time.time()
 
 
-_HAS_BOOT = bool(_boot()) and hasattr(time, "CLOCK_BOOTTIME")
+_HAS_BOOT = bool(_boot_id()) and hasattr(time, "CLOCK_BOOTTIME")
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise unless the file is a ledger, or empty; nothing has been changed then."""
+    """Raise unless the file is a ledger or empty. Nothing is changed."""
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     is_empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-    if application != APPLICATION and not is_empty:
+    if application != APPLICATION_ID and not is_empty:
         raise LedgerError(f"{path} is a database of another program, not a ledger of bide: name another file")
     if version > len(SCHEMA):
         raise LedgerError(
@@ -275,7 +280,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
             for statement in filter(str.strip, step.split(";")):
                 connection.execute(statement)
         if version < len(SCHEMA):
-            connection.execute(f"PRAGMA application_id = {APPLICATION}")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {len(SCHEMA)}")
         connection.execute("COMMIT")
     except BaseException:
@@ -283,8 +288,8 @@ def _migrate(connection: sqlite3.Connection) -> None:
         raise
 
 
-def explained(fault: sqlite3.Error | OSError, path: Path) -> LedgerError:
-    """*fault* as an error that says what to do."""
+def explain(fault: sqlite3.Error | OSError, path: Path) -> LedgerError:
+    """*fault* as an error that says what the user can do."""
     text = str(fault)
     code = (getattr(fault, "sqlite_errorcode", None) or 0) & 0xFF
     advice = _ADVICE.get(code, "nothing was recorded; the file and its directory must be on a local disk")
@@ -297,12 +302,12 @@ def explained(fault: sqlite3.Error | OSError, path: Path) -> LedgerError:
 
 _ADVICE = {
     sqlite3.SQLITE_FULL: "free some space; nothing was recorded, and nothing new is sent until it can be",
-    sqlite3.SQLITE_READONLY: "it (or FILE-wal, -shm, -bide, or its directory) may not be written; change owner or mode",
-    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check that its directory exists and may be written",
-    sqlite3.SQLITE_PERM: "this process may not write it; change its owner or mode, or name another file",
+    sqlite3.SQLITE_READONLY: "it (or FILE-wal, -shm, -bide, or its directory) cannot be written; change owner or mode",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check that its directory exists and can be written",
+    sqlite3.SQLITE_PERM: "this process has no permission to write it; change its owner or mode, or name another file",
     sqlite3.SQLITE_BUSY: "another program (a database browser?) has locked it; end that one; nothing was recorded",
     sqlite3.SQLITE_LOCKED: "another program has locked it; nothing was recorded",
-    sqlite3.SQLITE_NOTADB: "the file is no SQLite database; name another file, or move this one away",
-    sqlite3.SQLITE_CORRUPT: "the file is damaged; move it away (`sqlite3 FILE .recover` may save it) and start anew",
+    sqlite3.SQLITE_NOTADB: "the file is not a SQLite database; name another file, or move this one away",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged; move it away (`sqlite3 FILE .recover` may save it) and start again",
     sqlite3.SQLITE_IOERR: "the disk does not work, or is full; nothing was recorded",
 }

@@ -1,4 +1,4 @@
-"""The ledger of one machine: a SQLite file that any number of processes share, and that outlives them all."""
+"""`SQLiteLedger`: opens and closes the file with its clients, and sends each step to its thread."""
 
 from __future__ import annotations
 
@@ -24,30 +24,29 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-WEEK = 7 * 24 * 3600.0
+WEEK_SECONDS = 7 * 24 * 3600.0
 
 
 class SQLiteLedger(Ledger):
     """Records in a SQLite file: durable, and shared by all processes of one machine that name the same file.
 
-    A client opens it when it starts and lets go of it when it is closed; what a client (or a process that died) leaves
-    open is taken over by another one that holds the key. Without a client, use it as `async with SQLiteLedger(path)`.
-    One instance serves one event loop at a time. Fork before a ledger is first used, or start processes by `spawn`:
-    what was open when a process was forked cannot be opened in it again.
+    A client opens it when it starts, and releases it when it closes. Another client with the key takes over the open
+    records of a client that has closed or of a process that has died. Without a client, use it as
+    `async with SQLiteLedger(path)`. One instance serves one event loop at a time. Fork before a ledger is first used,
+    or start processes by `spawn`: a forked process cannot open a ledger that was open at the fork.
 
     Args:
-        path: the file; it is made, for this user alone, if it is missing, with a folder of locks beside it. It must
-            be on a local disk.
-        durability: "process" outlives the death of processes; "power" a loss of power too, for the intent to buy and
-            for the ids of what was bought: each of those waits for the disk then.
-        store_prompts: without it only a digest of each request is kept: no process but the one that submitted can
-            send what waits, so that ends as cancelled if it is closed or dies; a create whose outcome is unknown
-            cannot be told by its prompt; what the service echoes of a prompt is left out of the stored results.
-        keep: seconds that records of ended tasks are kept beyond the expiry of their results. At the expiry their
+        path: the file, on a local disk. A missing file is made, for this user alone, with a folder of locks beside it.
+        durability: "process": records outlive the death of processes. "power": the intent to buy, and the ids of what
+            was bought, outlive a loss of power, too; each of these steps waits for the disk.
+        store_prompts: False keeps only a digest of each request. Then only the submitting process can send a waiting
+            record, which ends as `cancelled` if that process closes or dies. A create with an unknown outcome cannot
+            be found by its prompt. Stored results leave out what the service echoes of a prompt.
+        keep: seconds that records of ended tasks are kept after the expiry of their results. At the expiry their
             addresses are blanked.
 
     Raises:
-        ValueError: *path* names no file; *durability* or *keep* is not one of those.
+        ValueError: *path* names no file; *durability* is not one of the two; *keep* is not a number of 0 or more.
 
     Example:
         async with Client(DashScope(), ledger=SQLiteLedger("tasks.db")) as client:
@@ -61,7 +60,7 @@ class SQLiteLedger(Ledger):
         *,
         durability: Literal["process", "power"] = "process",
         store_prompts: bool = True,
-        keep: float = WEEK,
+        keep: float = WEEK_SECONDS,
     ) -> None:
         super().__init__()
         if durability not in ("process", "power"):
@@ -73,8 +72,8 @@ class SQLiteLedger(Ledger):
             raise ValueError(
                 f"path must name a file, not {name!r}; to keep nothing on disk use MemoryLedger()"
             )
-        self.path: Path = Path(path).resolve()  # by whatever name, one file has one folder of locks
-        self._full = durability == "power"
+        self.path: Path = Path(path).resolve()  # one file has one folder of locks, by any of its names
+        self._waits_for_disk = durability == "power"
         self._store_prompts = store_prompts
         self._keep = keep
         self._owners: set[str] = set()
@@ -94,7 +93,7 @@ class SQLiteLedger(Ledger):
     async def __aenter__(self) -> Self:
         self._entered += 1
         try:
-            await self._opened()
+            await self._open_session()
         except BaseException:
             self._entered -= 1
             raise
@@ -114,10 +113,10 @@ class SQLiteLedger(Ledger):
         return time.time() if self._session is None else self._session.now()
 
     async def salt(self) -> bytes:
-        return (await self._opened()).salt
+        return (await self._open_session()).salt
 
     async def enter(self, origin: str, keys: Collection[str]) -> str:
-        session = await self._opened()
+        session = await self._open_session()
         owner = f"{session.instance}.{next(self._numbers)}"
         self._owners.add(owner)
         try:
@@ -128,65 +127,56 @@ class SQLiteLedger(Ledger):
         return owner
 
     async def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
-        session = await self._opened()
-        left: list[Record]
+        session = await self._open_session()
         if waiting:
-            left = await session.worker.put(lambda backend: backend.leave(owner, waiting=True), writes=True)
-            return left
+            return await session.worker.put(lambda backend: backend.leave(owner, waiting=True), writes=True)
         try:
-            left = await session.worker.put(lambda backend: backend.leave(owner), writes=True)
+            return await session.worker.put(lambda backend: backend.leave(owner), writes=True)
         except LedgerError:
-            session.not_left.add(owner)  # it is tried again
+            session.unrecorded_leaves.add(owner)  # the session tries again
             raise
         finally:
             self._owners.discard(owner)
             await self._close_if_unused()
-        return left
 
     async def newer_records(self, versions: Mapping[str, int]) -> list[Record]:
-        session = await self._opened()
-        records: list[Record] = await session.worker.put(
-            lambda backend: backend.store.newer_records(versions), writes=False
-        )
-        return records
+        session = await self._open_session()
+        return await session.worker.put(lambda backend: backend.store.newer_records(versions), writes=False)
 
     async def share(self, owner: str, rate: float) -> float:
-        session = await self._opened()
-        part: float = await session.worker.put(lambda backend: backend.share(owner, rate), writes=False)
-        return part
+        session = await self._open_session()
+        return await session.worker.put(lambda backend: backend.share(owner, rate), writes=False)
 
     async def records(self, *, all: bool = False) -> list[Record]:  # noqa: A002 - the word of `bide ls --all`
-        """The records that are open or `unknown`, or *all* that are kept, in the order of their arrival."""
-        session = await self._opened()
-        records: list[Record] = await session.worker.put(
-            lambda backend: backend.store.listed(is_open=not all), writes=False
+        """The records that are open or `unknown`, or *all* records, in the order of arrival."""
+        session = await self._open_session()
+        return await session.worker.put(
+            lambda backend: backend.store.list_records(is_open=not all), writes=False
         )
-        return records
 
     async def report(self) -> LedgerReport:
-        """How the file, its owners and its lanes are. It reads the whole file."""
-        session = await self._opened()
-        report: LedgerReport = await session.worker.put(report_of, writes=False)
-        return report
+        """The state of the file, its owners and its lanes. This reads the whole file."""
+        session = await self._open_session()
+        return await session.worker.put(report_of, writes=False)
 
     async def aclose(self) -> None:
-        """Let go of the file. The next use opens it again.
+        """Close the file. The next use opens it again.
 
         Raises:
-            RuntimeError: clients use it still: close them first.
+            RuntimeError: clients still use it: close them first.
         """
         session = self._session
-        if self._owners and session is not None and session.is_of_this_loop and not session.is_inherited:
+        if self._owners and session is not None and session.has_open_loop and not session.is_inherited:
             raise RuntimeError(f"{len(self._owners)} clients use this ledger: close them first")
         await self._close()
 
     async def _close(self) -> None:
         if self._session is not None and self._session.is_inherited:
-            return  # on its way out a forked child must not wait for a thread that it does not have
+            return  # a forked child that ends must not wait for a thread that it does not have
         session, self._session = self._session, None
         if session is None:
             return
-        if session.is_of_this_loop:
+        if session.has_open_loop:
             await session.aclose()
         else:
             session.worker.stop()
@@ -196,28 +186,27 @@ class SQLiteLedger(Ledger):
     async def _step(
         self, step: Callable[[StateMachine], _T], *, writes: bool = True, vital: bool = False
     ) -> _T:
-        session = await self._opened()
-        result: _T = await session.worker.put(
-            lambda backend: step(backend.machine), writes=writes, vital=vital and self._full
+        session = await self._open_session()
+        return await session.worker.put(
+            lambda backend: step(backend.machine), writes=writes, vital=vital and self._waits_for_disk
         )
-        return result
 
-    async def _opened(self) -> Session:
-        """What is open, in this loop and process."""
-        if self._session is not None and self._session.is_of_this_loop:
+    async def _open_session(self) -> Session:
+        """The open session of this loop and process."""
+        if self._session is not None and self._session.has_open_loop:
             self._session.check()
             return self._session
-        if self._session is not None:  # its loop was closed without it
+        if self._session is not None:  # its loop was closed before it
             self._session.worker.stop()
             self._session = None
             self._owners.clear()
             self._entered = 0
         if self._opening is None or self._opening.done():
-            self._opening = asyncio.create_task(self._open())
+            self._opening = asyncio.create_task(self._start_session())
         return await asyncio.shield(self._opening)
 
-    async def _open(self) -> Session:
-        full, store_prompts, keep, path = self._full, self._store_prompts, self._keep, self.path
+    async def _start_session(self) -> Session:
+        full, store_prompts, keep, path = self._waits_for_disk, self._store_prompts, self._keep, self.path
         session = Session(
             lambda: SQLiteBackend(path, full=full, store_prompts=store_prompts, keep=keep), self._notify
         )

@@ -1,8 +1,8 @@
 """Which processes are alive, and how they wake each other: on one machine, without heartbeats.
 
-Each open ledger holds a lock on a small file of its own. The kernel frees it when the process ends, however it ends;
-whoever can take the lock knows that the owner is gone. Beside it stands a datagram socket: a byte there wakes the
-owner.
+Each open ledger is an instance, and holds a lock on a small file of its own. The kernel frees the lock when the process
+ends, however it ends: a process that can take the lock knows that the instance is dead. Beside the file is a datagram
+socket: a byte sent there wakes the instance.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from bide.errors import LedgerError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LONGEST_ADDRESS = 100
-"""Bytes of a socket's path that every system takes."""
+LONGEST_ADDRESS_BYTES = 100
+"""The longest path of a socket that every system accepts."""
 
 
 class Presence:
-    """This process's lock and socket in *folder*."""
+    """The lock and the socket of this process in *folder*."""
 
     def __init__(self, folder: Path) -> None:
         self.instance = secrets.token_hex(6)
@@ -36,17 +36,17 @@ class Presence:
         self.socket: socket.socket | None = None
 
     def lock(self) -> None:
-        """Take the lock. Others must not look meanwhile: the ledger's write lock is held."""
+        """Take the lock. The caller holds the ledger's write lock, so that no other process checks meanwhile."""
         path = self._folder / f"{self.instance}.lock"
-        if self._lock >= 0:  # it was, on a file that somebody has removed
-            close(self._lock)
+        if self._lock >= 0:  # of a lock file that another process has removed
+            close_descriptor(self._lock)
         self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         close_in_children(self._lock)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         os.write(self._lock, f"{os.getpid()}\n".encode())
 
     def listen(self) -> None:
-        """Hear the words of others."""
+        """Open the socket on which other processes wake this one."""
         address = self._address(self.instance)
         if address is None:
             return
@@ -55,13 +55,13 @@ class Presence:
             self.socket.setblocking(False)
             self.socket.bind(address)
             close_in_children(self.socket.fileno())
-        except OSError:  # a file system without sockets: the timer behind them will do
+        except OSError:  # a file system without sockets: the timer of the session makes up for them
             if self.socket is not None:
                 self.socket.close()
             self.socket = None
 
-    def seen(self) -> set[str]:
-        """The others that have files here, alive or dead."""
+    def other_instances(self) -> set[str]:
+        """The other instances that have files here, alive or dead."""
         names = {path.stem for path in self._folder.iterdir() if path.suffix in (".lock", ".sock")}
         return names - {self.instance, "write"}
 
@@ -71,7 +71,7 @@ class Presence:
             lock = os.open(self._folder / f"{instance}.lock", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
-        except OSError:  # out of file descriptors, or not ours to open: in doubt it lives
+        except OSError:  # no file descriptor left, or no permission: in doubt it is alive
             return True
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -83,81 +83,86 @@ class Presence:
             os.close(lock)
 
     def remove_files(self, instance: str) -> None:
-        """Remove what a dead process has left."""
+        """Remove the lock file and the socket of *instance*."""
         for name in (f"{instance}.lock", f"{instance}.sock"):
             with suppress(OSError):
                 (self._folder / name).unlink()
 
-    def wake(self, instance: str, word: bytes) -> None:
-        """Wake another process. A word that is lost is made up for by its timer."""
+    def wake(self, instance: str, message: bytes) -> None:
+        """Wake another process. Its timer makes up for a lost message."""
         address = self._address(instance)
         if address is not None and self.socket is not None:
             with suppress(OSError):
-                self.socket.sendto(word, address)
+                self.socket.sendto(message, address)
 
-    def end(self) -> None:
-        """Let go of lock and socket, and remove them."""
+    def close(self) -> None:
+        """Release the lock, close the socket, and remove their files."""
         self.remove_files(self.instance)
         if self.socket is not None:
-            _FOR_PARENTS_ONLY.discard(self.socket.fileno())
+            _CLOSED_IN_CHILDREN.discard(self.socket.fileno())
             self.socket.close()
         for number in (self._lock, self._directory):
             if number >= 0:
-                close(number)
+                close_descriptor(number)
         self._lock = self._directory = -1
 
     def _address(self, instance: str) -> str | None:
-        """The path of a socket. A long one goes by way of the open directory, where the system can do that."""
+        """The path of a socket. A long path goes through the open directory, where the system supports that."""
         path = str(self._folder / f"{instance}.sock")
-        if len(os.fsencode(path)) <= LONGEST_ADDRESS:
+        if len(os.fsencode(path)) <= LONGEST_ADDRESS_BYTES:
             return path
         directory = Path(f"/proc/self/fd/{self._directory}")
         return f"{directory}/{instance}.sock" if directory.exists() else None
 
 
-_FOR_PARENTS_ONLY: set[int] = set()
+def instance_of(owner: str) -> str:
+    """The instance of a client: owners are named "instance.number"."""
+    return owner.partition(".")[0]
+
+
+_CLOSED_IN_CHILDREN: set[int] = set()
 
 
 def close_in_children(number: int) -> None:
-    """Close this file in a forked child at once: a lock that it inherits would hide the parent's death."""
-    _FOR_PARENTS_ONLY.add(number)
+    """Close this file in a forked child at once: an inherited lock would hide the death of the parent."""
+    _CLOSED_IN_CHILDREN.add(number)
 
 
-def close(number: int) -> None:
-    """Close a file that may be one of those."""
-    _FOR_PARENTS_ONLY.discard(number)
+def close_descriptor(number: int) -> None:
+    """Close a file, also one that was passed to `close_in_children`."""
+    _CLOSED_IN_CHILDREN.discard(number)
     with suppress(OSError):
         os.close(number)
 
 
-FORK_WAITS = 1.0
-"""Seconds that a fork waits at most for a thread that is at work: it may itself be waiting for another process."""
-_AT_WORK: set[threading.Lock] = set()
-_HELD: list[threading.Lock] = []
+FORK_WAIT_SECONDS = 1.0
+"""The longest time that a fork waits for a thread inside SQLite, which can itself wait for another process."""
+_THREAD_LOCKS: set[threading.Lock] = set()
+_HELD_FOR_FORK: list[threading.Lock] = []
 
 
 @contextmanager
-def no_fork() -> Iterator[threading.Lock]:
-    """Gives a thread a lock to hold whenever it is inside SQLite: no fork happens meanwhile.
+def prevent_forks() -> Iterator[threading.Lock]:
+    """Give a thread a lock to hold while it is inside SQLite, so that no fork happens meanwhile.
 
-    SQLite's own locks do not know of forks. What a thread held of them would stay locked in the child, and the child's
-    first use of SQLite, for whatever it be, would wait for ever.
+    SQLite's own locks do not know of forks. A lock that a thread held would stay locked in the child, and the child's
+    first use of SQLite, for any purpose, would wait for ever.
     """
     lock = threading.Lock()
-    _AT_WORK.add(lock)
+    _THREAD_LOCKS.add(lock)
     try:
         yield lock
     finally:
-        _AT_WORK.discard(lock)
+        _THREAD_LOCKS.discard(lock)
 
 
 def _before_fork() -> None:
-    _HELD.extend(lock for lock in tuple(_AT_WORK) if lock.acquire(timeout=FORK_WAITS))
+    _HELD_FOR_FORK.extend(lock for lock in tuple(_THREAD_LOCKS) if lock.acquire(timeout=FORK_WAIT_SECONDS))
 
 
 def _after_fork_in_parent() -> None:
-    while _HELD:
-        _HELD.pop().release()
+    while _HELD_FOR_FORK:
+        _HELD_FOR_FORK.pop().release()
 
 
 _OPEN: dict[tuple[int, int], int] = {}
@@ -165,40 +170,42 @@ _OPEN: dict[tuple[int, int], int] = {}
 _INHERITED: set[tuple[int, int]] = set()
 
 
-def opened(path: Path) -> tuple[int, int]:
-    """Note that a database is open in this process. Returns what `closed` takes.
+def note_opened(path: Path) -> tuple[int, int]:
+    """Note that a database is open in this process. Returns its name for `note_closed`.
 
     Raises:
-        LedgerError: it was open when this process was forked: SQLite takes the locks of the parent for its own then,
-            and would write to files that the parent may remove.
+        LedgerError: the file has several names; or it was open when this process was forked. SQLite would take the
+            parent's locks for its own then, and write to files that the parent can remove.
     """
     status = path.stat()
     name = (status.st_dev, status.st_ino)
     if name in _INHERITED:
         raise LedgerError(
-            f"the ledger {path} was open when this process was forked, and SQLite cannot open it here any more: fork "
+            f"the ledger {path} was open when this process was forked, so SQLite cannot open it here: fork "
             f"before the ledger is first used, or start processes with `spawn`"
         )
-    if status.st_nlink > 1:  # each name would have a folder of locks
+    if status.st_nlink > 1:  # each name would have its own folder of locks
         raise LedgerError(f"the ledger {path} has {status.st_nlink} names (hard links); it must have one")
     _OPEN[name] = _OPEN.get(name, 0) + 1
     return name
 
 
-def closed(name: tuple[int, int]) -> None:
-    """A database is open in this process once less."""
+def note_closed(name: tuple[int, int]) -> None:
+    """Note that a database was closed in this process once."""
     _OPEN[name] -= 1
     if not _OPEN[name]:
         del _OPEN[name]
 
 
-def _after_fork() -> None:
+def _after_fork_in_child() -> None:
     _INHERITED.update(_OPEN)
     _OPEN.clear()
-    for number in tuple(_FOR_PARENTS_ONLY):
-        close(number)
-    _AT_WORK.clear()  # of threads that are not here
-    _HELD.clear()
+    for number in tuple(_CLOSED_IN_CHILDREN):
+        close_descriptor(number)
+    _THREAD_LOCKS.clear()  # of threads that do not exist in the child
+    _HELD_FOR_FORK.clear()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork)
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+)

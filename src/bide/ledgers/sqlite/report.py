@@ -1,4 +1,4 @@
-"""How a SQLite ledger is: what `bide doctor` tells."""
+"""`LedgerReport`: the state of a SQLite ledger, as `bide doctor` shows it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 @frozen
 class OwnerView:
-    """A process that has the ledger open, or has died while it had.
+    """A process that has the ledger open, or that died while it had it open.
 
     Attributes:
-        instance: what names it in the names of its clients, as owners of records, and in those of its lock and socket.
-        pid: its number on *host*.
+        instance: its name, with which the names of its clients, its lock file and its socket start.
+        pid: its process id on *host*.
         host: the machine that it runs on.
         started: when it opened the ledger, UTC.
-        is_alive: whether it holds its lock; what a dead one has left is adopted by the next client that holds the key.
-        clients: how many clients it has.
-        open: records that they drive.
+        is_alive: whether it holds its lock. The next client with the key adopts the records of a dead process.
+        clients: the number of its clients.
+        open: the number of open records that they drive.
     """
 
     instance: str
@@ -38,21 +38,21 @@ class OwnerView:
 
 @frozen
 class LedgerReport:
-    """How a ledger is.
+    """The state of a ledger.
 
     Attributes:
         path: the file.
         size: its size in bytes.
         mode: its permissions, such as 0o600.
         sqlite_version: of the library that this process uses.
-        journal_mode: "wal", unless the file system cannot do that.
-        problems: what SQLite's check of the whole file has found; empty if it is sound.
+        journal_mode: "wal", unless the file system does not support it.
+        problems: what SQLite's check of the whole file has found; empty if the file is sound.
         owners: the processes that have it open, this one included.
         lanes: the lanes that have been used.
-        unknown: submissions of which nobody knows whether their create arrived.
-        counts: records by status.
-        unowned: open records that nobody drives.
-        now: the ledger's clock, to compare the pauses of lanes with.
+        unknown: submissions whose create has an unknown outcome.
+        counts: the number of records of each status.
+        unowned: the number of open records without an owner.
+        now: the time by the ledger's clock, to compare with the pauses of lanes.
     """
 
     path: str
@@ -70,7 +70,7 @@ class LedgerReport:
 
 
 def report_of(backend: SQLiteBackend) -> LedgerReport:
-    """Look at everything, in the ledger's thread."""
+    """Read the whole ledger, in its thread."""
     connection, store = backend.database.connection, backend.store
     status = backend.database.path.stat()
     checked = [row[0] for row in connection.execute("PRAGMA integrity_check(10)")]
@@ -91,7 +91,7 @@ def report_of(backend: SQLiteBackend) -> LedgerReport:
         problems=() if checked == ["ok"] else tuple(checked),
         owners=tuple(_owners(backend)),
         lanes=tuple(lanes),
-        unknown=tuple(each for each in store.listed(is_open=True) if each.task.status.is_final),
+        unknown=tuple(each for each in store.list_records(is_open=True) if each.task.status.is_final),
         counts=dict(connection.execute("SELECT status, count(*) FROM records GROUP BY status").fetchall()),
         unowned=unowned,
         now=store.now(),

@@ -16,18 +16,18 @@ from bide.models import Billing, SavedFile, Task, TaskStatus
 if TYPE_CHECKING:
     from bide.models import Request
 
-DAY = 24 * 3600.0
-LONGEST_RAW = 64 * 1024
-"""Characters of a service's answer that are stored; a longer one (with files inline) is not kept beside its results."""
+DAY_SECONDS = 24 * 3600.0
+LONGEST_RAW_CHARACTERS = 64 * 1024
+"""A longer answer of a service (one with inline files) is not stored beside its results."""
 
-AS_THEY_ARE = (
+PLAIN_COLUMNS = (
     *("sequence", "ticket", "version", "origin", "kind", "digest"),
     *("owner", "admitted", "slot_for", "slot_until", "cancel_taken"),
 )
-FLAGS = ("cancelling", "followed")
+FLAG_COLUMNS = ("cancelling", "followed")
 COLUMNS = (
-    *AS_THEY_ARE,
-    *FLAGS,
+    *PLAIN_COLUMNS,
+    *FLAG_COLUMNS,
     *(
         "lane",
         "keys",
@@ -42,16 +42,38 @@ COLUMNS = (
         "task",
     ),
 )
-LOSSES = ("first_loss", "last_loss")
+LOSS_COLUMNS = ("first_loss", "last_loss")
+SELECT = f"SELECT {', '.join(COLUMNS)} FROM records"  # noqa: S608 - our own names
+_WAITING = "status = 'waiting' AND owner IS NOT NULL AND origin = ? AND kind = ?"
 _FILE = tuple(each.name for each in attrs.fields(SavedFile))
+
+
+def oldest_waiting(select: str) -> str:
+    """The query for the oldest waiting record of each set of keys. Its parameters: origin and kind, three times.
+
+    Args:
+        select: what to return of the records, as "SELECT ... FROM records".
+    """
+    # As many steps in the index as there are sets, however long the queue is.
+    return f"""
+        WITH RECURSIVE sets (keys) AS (
+            SELECT min(keys) FROM records WHERE {_WAITING}
+            UNION ALL
+            SELECT (SELECT min(keys) FROM records WHERE {_WAITING} AND keys > sets.keys)
+            FROM sets WHERE sets.keys NOT NULL
+        )
+        {select} WHERE sequence IN (
+            SELECT (SELECT min(sequence) FROM records WHERE {_WAITING} AND keys = sets.keys) FROM sets
+        )
+    """  # noqa: S608 - our own names
 
 
 def row_of(record: Record, now: float, *, prompts: bool) -> dict[str, Any]:
     """The whole row of a new record."""
-    row = {name: getattr(record, name) for name in AS_THEY_ARE}
+    row = {name: getattr(record, name) for name in PLAIN_COLUMNS}
     row["sequence"] = record.sequence or None
-    row |= {name: 1 if getattr(record, name) else None for name in FLAGS}
-    row["lane"] = record.key  # the column has the name of an earlier version
+    row |= {name: 1 if getattr(record, name) else None for name in FLAG_COLUMNS}
+    row["lane"] = record.key  # the column keeps the name that it had before
     row["keys"] = ",".join(sorted(record.keys))
     row["added_at"], row["sent_at"] = text_of(record.added_at), text_of(record.sent_at)
     row["files"] = _files_text(record)
@@ -65,8 +87,8 @@ def row_of(record: Record, now: float, *, prompts: bool) -> dict[str, Any]:
     return row | losses(record)
 
 
-def changes(before: Record, after: Record, now: float, *, prompts: bool) -> dict[str, Any]:
-    """The columns that have changed. Ticket, service, kind, keys and request of a record never do."""
+def changed_columns(before: Record, after: Record, now: float, *, prompts: bool) -> dict[str, Any]:
+    """The columns that have changed. A record's ticket, service, kind, keys and request never change."""
     changed = {
         name: value
         for name in ("owner", "admitted", "slot_for", "slot_until", "cancel_taken", "version")
@@ -78,7 +100,7 @@ def changes(before: Record, after: Record, now: float, *, prompts: bool) -> dict
         changed["sent_at"] = text_of(after.sent_at)
     if after.files is not before.files:
         changed["files"] = _files_text(after)
-    for name in FLAGS:
+    for name in FLAG_COLUMNS:
         if getattr(after, name) != getattr(before, name):
             changed[name] = 1 if getattr(after, name) else None
     if after.task is not before.task:
@@ -101,7 +123,7 @@ def _task_changes(before: Record, after: Record, now: float) -> dict[str, Any]:
         changed["held"] = _is_held(after, now)
         if new.status.is_final is not old.status.is_final:
             changed["is_open"] = _is_open(after)
-            # While an unknown outcome holds its slot it is not to be forgotten.
+            # A record whose outcome is unknown is kept at least while it uses its slot.
             hold = max(0.0, after.slot_until - now) if new.status is TaskStatus.UNKNOWN else 0.0
             changed["clean_at"] = expiry(new) + hold if new.status.is_final else None
             changed["blanked"] = None
@@ -109,7 +131,7 @@ def _task_changes(before: Record, after: Record, now: float) -> dict[str, Any]:
 
 
 def task_text(record: Record, *, prompts: bool) -> str | None:
-    """The snapshot as JSON; None where the columns say it all. Without *prompts* what echoes them is left out."""
+    """The snapshot as JSON; None if the columns hold all of it. Without *prompts*, it leaves out what echoes them."""
     task = record.task
     if _is_plain(task):
         return None
@@ -118,7 +140,7 @@ def task_text(record: Record, *, prompts: bool) -> str | None:
     if not prompts:
         for output in plain["outputs"]:
             output["revised_prompt"] = None
-        # A refusal may quote it.
+        # A refusal can quote the prompt.
         prompt = getattr(record.request, "prompt", None)
         for error in filter(None, [plain["error"], *(output["error"] for output in plain["outputs"])]):
             for name in ("message", "text"):
@@ -127,7 +149,7 @@ def task_text(record: Record, *, prompts: bool) -> str | None:
     text = json.dumps({name: value for name, value in plain.items() if value not in (None, ())})
     if raw is not None and prompts:
         raw_text = json.dumps(raw)
-        if len(raw_text) <= LONGEST_RAW:
+        if len(raw_text) <= LONGEST_RAW_CHARACTERS:
             text = f'{text[:-1]}, "raw": {raw_text}}}'
     return text
 
@@ -141,7 +163,7 @@ def record_of(row: tuple[Any, ...], request: Request | None) -> Record:
     else:
         task = Task.from_dict({**json.loads(values["task"]), "ticket": ticket, "status": status})
     return Record(
-        **{name: values[name] for name in AS_THEY_ARE},
+        **{name: values[name] for name in PLAIN_COLUMNS},
         request=request,
         key=values["lane"],
         keys=frozenset(filter(None, values["keys"].split(","))),
@@ -155,35 +177,35 @@ def record_of(row: tuple[Any, ...], request: Request | None) -> Record:
 
 
 def _file_of(plain: dict[str, Any]) -> SavedFile:
-    """Keys that this version does not know are passed over."""
+    """The file that *plain* describes. Keys of later versions are ignored."""
     return SavedFile(**{name: plain[name] for name in _FILE if name in plain})
 
 
 def losses(record: Record) -> dict[str, float | None]:
-    """The columns that tell when what was not saved is lost."""
+    """The columns with the moments at which unsaved results are lost."""
     moments = record.losses
-    return dict(zip(LOSSES, (min(moments, default=None), max(moments, default=None)), strict=True))
+    return dict(zip(LOSS_COLUMNS, (min(moments, default=None), max(moments, default=None)), strict=True))
 
 
-def blanked(record: Record) -> Record:
-    """*record* without the addresses that have expired, wherever they stand."""
+def without_addresses(record: Record) -> Record:
+    """*record* without addresses, which have expired, and without the raw answer that holds them too."""
     task = record.task
     outputs = tuple(evolve(each, url=None) for each in task.outputs)
     return evolve(record, task=evolve(task, outputs=outputs, raw=None))
 
 
 def expiry(task: Task) -> float:
-    """When the last of its addresses stops working, by the wall clock; a day from now where nobody says."""
+    """When the last of its addresses expires, by the wall clock; a day from now if the service does not say."""
     moments = [
-        time.time() + DAY if output.expires_at is None else output.expires_at.timestamp()
+        time.time() + DAY_SECONDS if output.expires_at is None else output.expires_at.timestamp()
         for output in task.outputs
         if output.url is not None or output.expires_at is not None
     ]
-    return max(moments, default=time.time() + DAY)
+    return max(moments, default=time.time() + DAY_SECONDS)
 
 
 def _is_plain(task: Task) -> bool:
-    """Whether the columns say all that is known of it."""
+    """Whether the columns hold all that is known of the task."""
     return task.status in (TaskStatus.WAITING, TaskStatus.SUBMITTING) and task.billing is Billing.NONE
 
 
@@ -192,7 +214,7 @@ def _is_open(record: Record) -> int | None:
 
 
 def _is_held(record: Record, now: float) -> int | None:
-    """Whether it may use a slot: until its `slot_until`, if it does."""
+    """Whether it can use a slot; if so, it does until its `slot_until`."""
     held = record.key is not None and (not record.task.status.is_final or record.slot_until > now)
     return 1 if held else None
 
@@ -202,7 +224,7 @@ def _files_text(record: Record) -> str | None:
 
 
 def text_of(moment: datetime | None) -> str | None:
-    """*moment* as it stands in a column."""
+    """*moment* as the text of a column."""
     return None if moment is None else moment.isoformat()
 
 

@@ -1,4 +1,4 @@
-"""An open SQLite ledger in one event loop: what wakes it, and what it passes on."""
+"""An open SQLite ledger in one event loop: steps go to its thread, changes and hints come back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from bide.errors import LedgerError
 from bide.ledgers._records import Hint, Record
-from bide.ledgers.sqlite.backend import NEWS, OWNERS, TURN, Peers, SQLiteBackend
+from bide.ledgers.sqlite.backend import SQLiteBackend
+from bide.ledgers.sqlite.news import NEWS_MESSAGE, OWNERS_MESSAGE, TURN_MESSAGE
 from bide.ledgers.sqlite.worker import Worker
 
 if TYPE_CHECKING:
@@ -21,44 +22,55 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bide")
 
-TICK = 0.5
-"""Seconds between two looks at who is alive, which make up for lost wake-ups too."""
-CLEAN_TICKS = 60
-"""So many of them are between two steps of retention; one that finds much is followed by the next at once."""
+TICK_SECONDS = 0.5
+"""How often the session checks which processes are alive. That makes up for lost wake-ups, too."""
+TICKS_PER_CLEANING = 60
+"""One tick of so many cleans. If there is more to clean, the next tick cleans again."""
 
 
 class Session:
-    """An open ledger in one event loop: steps go to its thread, news come back."""
+    """An open ledger in one event loop.
+
+    Args:
+        make: makes the backend, in the session's thread.
+        notify: called in the loop with each changed record and each hint.
+    """
 
     def __init__(self, make: Callable[[], SQLiteBackend], notify: Callable[[Record | Hint], None]) -> None:
         self._notify = notify
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
-        self.worker = Worker(make, self._changed)
+        self.worker = Worker(make, self._notify_all)
         self._catching_up: asyncio.Task[None] | None = None
         self._ticking: asyncio.Task[None] | None = None
-        self._reading: socket.socket | None = None
-        self.not_left: set[str] = set()  # owners that have ended, which could not be recorded
+        self._socket: socket.socket | None = None
+        self.unrecorded_leaves: set[str] = (
+            set()
+        )  # owners that have left while the ledger could not be written
 
     async def start(self) -> None:
         """Open the file.
 
         Raises:
-            LedgerError: it cannot be opened; the thread has ended.
+            LedgerError: the file cannot be opened. The thread has ended.
         """
         try:
-            backend: SQLiteBackend = await self.worker.put(lambda backend: backend, writes=False)
+            backend = await self.worker.put(lambda backend: backend, writes=False)
         except BaseException:
             self.worker.stop()
             raise
         self.now, self.salt, self.instance = backend.database.now, backend.salt, backend.presence.instance
         if backend.presence.socket is not None:
-            self._reading = backend.presence.socket
-            self._loop.add_reader(self._reading.fileno(), self._woken)
+            self._socket = backend.presence.socket
+            self._loop.add_reader(self._socket.fileno(), self._read_messages)
         self._ticking = self._loop.create_task(self._tick(), name="bide ledger")
 
     def check(self) -> None:
-        """Raise unless this is the process and the loop that it was opened in."""
+        """Raise unless this is the process and the loop that opened it.
+
+        Raises:
+            RuntimeError: it is another process, or another loop.
+        """
         if self.is_inherited:
             raise RuntimeError(
                 f"this ledger was opened in process {self._pid}, and this is {os.getpid()}: fork before a "
@@ -71,79 +83,78 @@ class Session:
 
     @property
     def is_inherited(self) -> bool:
-        """Whether this process is a fork of the one that it was opened in: it has no thread here."""
+        """Whether this process is a fork of the one that opened it. The thread does not exist here then."""
         return os.getpid() != self._pid
 
     @property
-    def is_of_this_loop(self) -> bool:
-        """Whether its loop may still run."""
+    def has_open_loop(self) -> bool:
+        """Whether its loop can still run."""
         return not self._loop.is_closed()
 
     async def aclose(self) -> None:
-        """Close the file, when the steps before this have been taken."""
+        """Close the file after the steps that were put before this call."""
         for task in (self._ticking, self._catching_up):
             if task is not None:
                 task.cancel()
-        if self._reading is not None:
-            self._loop.remove_reader(self._reading.fileno())
-            self._reading = None
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket.fileno())
+            self._socket = None
         self.worker.stop()
         await asyncio.shield(self.worker.ended)
 
-    def _changed(self, records: list[Record]) -> None:
+    def _notify_all(self, records: list[Record]) -> None:
         for record in records:
             self._notify(record)
 
-    def _woken(self) -> None:
-        """Another process has sent a word."""
-        words = set()
+    def _read_messages(self) -> None:
+        messages = set()
         with suppress(BlockingIOError):
-            while self._reading is not None:
-                words.add(self._reading.recv(16))
-        if NEWS in words or OWNERS in words:
-            self._catch_up_soon()
-        if OWNERS in words:
+            while self._socket is not None:
+                messages.add(self._socket.recv(16))
+        if NEWS_MESSAGE in messages or OWNERS_MESSAGE in messages:
+            self._start_catching_up()
+        if OWNERS_MESSAGE in messages:
             self._notify(Hint.OWNERS)
-        if TURN in words:
+        if TURN_MESSAGE in messages:
             self._notify(Hint.SLOTS)
 
-    def _catch_up_soon(self) -> None:
+    def _start_catching_up(self) -> None:
         if self._catching_up is None or self._catching_up.done():
             self._catching_up = self._loop.create_task(self._catch_up())
 
     async def _catch_up(self) -> None:
         with suppress(LedgerError):
-            self._changed(await self.worker.put(lambda backend: backend.store.news(), writes=False))
+            self._notify_all(await self.worker.put(SQLiteBackend.read_news, writes=False))
 
     async def _tick(self) -> None:
-        """Look around now and then: who has died, what was not heard, what is old."""
+        """Check at intervals which processes have died, which news was missed, and what is old."""
         number = 0
         while True:
-            await asyncio.sleep(TICK * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            await asyncio.sleep(TICK_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
             number += 1
             try:
                 await self._check_peers()
-                if number % CLEAN_TICKS == 1 and await self.worker.put(
-                    lambda backend: backend.store.clean(), writes=True
+                if number % TICKS_PER_CLEANING == 1 and await self.worker.put(
+                    lambda backend: backend.retention.clean(), writes=True
                 ):
-                    number -= 1  # there may be more
+                    number -= 1  # there is more to clean
             except LedgerError:
-                continue  # whoever needs the file is told
-            except Exception as fault:  # noqa: BLE001 - it must go on: nobody else sees who dies
-                log.error("the ledger could not be looked after: %s: %s", type(fault).__name__, fault)
+                continue  # the callers that need the file get the error
+            except Exception as fault:  # noqa: BLE001 - ticks must go on: nothing else notices dead processes
+                log.error("the periodic check of the ledger failed: %s: %s", type(fault).__name__, fault)
 
     async def _check_peers(self) -> None:
-        peers: Peers = await self.worker.put(SQLiteBackend.read_peers, writes=False)
+        peers = await self.worker.put(SQLiteBackend.read_peers, writes=False)
         if peers.was_presumed_dead:
             await self.worker.put(SQLiteBackend.register_again, writes=True)
         if peers.dead:
-            await self.worker.put(partial(SQLiteBackend.remove_dead, dead=peers.dead), writes=True)
-        for owner in tuple(self.not_left):
+            await self.worker.put(partial(SQLiteBackend.remove_dead, instances=peers.dead), writes=True)
+        for owner in tuple(self.unrecorded_leaves):
             await self.worker.put(partial(SQLiteBackend.leave, owner=owner), writes=True)
-            self.not_left.discard(owner)
+            self.unrecorded_leaves.discard(owner)
         await self._catch_up()
-        if peers.dead or peers.has_changed or peers.is_left:
+        if peers.dead or peers.has_changed or peers.has_unowned:
             self._notify(Hint.OWNERS)
-        elif peers.has_company:
+        elif peers.has_living:
             self._notify(Hint.SHARES)
         self._notify(Hint.SLOTS)

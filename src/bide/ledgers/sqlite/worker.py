@@ -1,4 +1,4 @@
-"""One thread that takes the steps of a ledger: many that wait are one transaction, and one hop there and back."""
+"""The one thread that takes the steps of a ledger: steps that wait share one transaction and one hop there and back."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import queue
 import threading
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from attrs import define, field
 
 from bide.errors import LedgerError
-from bide.ledgers.sqlite.processes import no_fork
+from bide.ledgers.sqlite.processes import prevent_forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,43 +23,47 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bide")
 
-AT_ONCE = 200
-"""Steps in one transaction at most: other processes want to write, too."""
+STEPS_PER_TRANSACTION = 200
+"""The most steps in one transaction: other processes want to write, too."""
 
 
 class Backend(Protocol):
-    """What the thread works with: it is made, used and closed there."""
+    """What the thread works with. It is made, used and closed in the thread."""
 
     def transaction(self, *, writes: bool, vital: bool) -> AbstractContextManager[object]:
-        """All that is done inside happens, or nothing."""
+        """Everything done inside takes effect, or nothing does."""
         ...
 
     def take_changed(self) -> list[Record]:
-        """The records that were changed since this was asked last."""
+        """Hand over the records changed since the last call."""
         ...
 
-    def undone(self) -> None:
-        """The transaction was rolled back."""
+    def on_rollback(self) -> None:
+        """Forget what was noted of the transaction: it was rolled back."""
         ...
 
-    def done(self) -> None:
-        """The transaction is through: wake whom it concerns."""
+    def on_commit(self) -> None:
+        """Wake the processes that the committed transaction concerns."""
         ...
 
-    def explained(self, fault: Exception) -> Exception:
-        """*fault* in words for the user."""
+    def explain(self, fault: Exception) -> Exception:
+        """*fault* as an error that a user understands."""
         ...
 
     def close(self) -> None:
-        """The thread ends."""
+        """Release everything: the thread ends."""
         ...
+
+
+_BackendT = TypeVar("_BackendT", bound=Backend)
+_T = TypeVar("_T")
 
 
 @define(eq=False)
 class _Step:
     """One step on its way through the thread."""
 
-    take: Callable[[Any], Any]
+    run: Callable[[Any], Any]
     writes: bool
     vital: bool
     future: asyncio.Future[Any]
@@ -68,50 +72,50 @@ class _Step:
     fault: Exception | None = None
 
 
-class Worker:
+class Worker(Generic[_BackendT]):
     """The thread. It belongs to one event loop.
 
     Args:
-        make: makes the backend, in the thread; what it raises is raised by every step.
-        heard: called in the loop with the records that a step has changed, before whoever waits for it goes on.
+        make: makes the backend, in the thread. If it raises, every step raises the same.
+        on_change: called in the loop with the records that a step has changed, before the step's future is done.
     """
 
-    def __init__(self, make: Callable[[], Backend], heard: Callable[[list[Record]], None]) -> None:
+    def __init__(self, make: Callable[[], _BackendT], on_change: Callable[[list[Record]], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._heard = heard
+        self._on_change = on_change
         self._steps: queue.SimpleQueue[_Step | None] = queue.SimpleQueue()
         self._is_stopped = False
         self._is_ending = False
-        self._put_off: _Step | None = None
+        self._deferred: _Step | None = None
         self.ended: asyncio.Future[None] = self._loop.create_future()
         threading.Thread(target=self._run, args=(make,), name="bide ledger", daemon=True).start()
 
-    def put(self, take: Callable[[Any], Any], *, writes: bool, vital: bool = False) -> asyncio.Future[Any]:
-        """Take a step with the backend; the future is its result. It is taken even if the future is cancelled."""
-        step = _Step(take, writes, vital, self._loop.create_future())
+    def put(self, run: Callable[[_BackendT], _T], *, writes: bool, vital: bool = False) -> asyncio.Future[_T]:
+        """Run a step with the backend; the future is its result. It runs even if the future is cancelled."""
+        future: asyncio.Future[_T] = self._loop.create_future()
         if self._is_stopped:
-            step.future.set_exception(LedgerError("the ledger was closed meanwhile; nothing was recorded"))
+            future.set_exception(LedgerError("the ledger was closed meanwhile; nothing was recorded"))
         else:
-            self._steps.put(step)
-        return step.future
+            self._steps.put(_Step(run, writes, vital, future))
+        return future
 
     def stop(self) -> None:
-        """End the thread when it has taken the steps before this."""
+        """End the thread after the steps that were put before this call."""
         self._is_stopped = True
         self._steps.put(None)
 
-    def _run(self, make: Callable[[], Backend]) -> None:
-        with no_fork() as inside:
+    def _run(self, make: Callable[[], _BackendT]) -> None:
+        with prevent_forks() as inside:
             self._work(make, inside)
 
-    def _work(self, make: Callable[[], Backend], inside: AbstractContextManager[object]) -> None:
+    def _work(self, make: Callable[[], _BackendT], inside: AbstractContextManager[object]) -> None:
         # Only this frame refers to the backend: a forked child can never reach it, and so never closes it.
-        backend: Backend | None = None
+        backend: _BackendT | None = None
         broken: Exception | None = None
         try:
             with inside:
                 backend = make()
-        except Exception as fault:  # noqa: BLE001 - it is raised where a step is waited for
+        except Exception as fault:  # noqa: BLE001 - the caller that awaits a step raises it
             broken = fault
         while (step := self._next(wait=True)) is not None:
             if backend is None:
@@ -127,8 +131,8 @@ class Worker:
         self._call(self._end)
 
     def _next(self, *, wait: bool) -> _Step | None:
-        """The next step that waits; None if there is none, or the end has come."""
-        step, self._put_off = self._put_off, None
+        """The next step that waits; None if there is none, or the thread is to end."""
+        step, self._deferred = self._deferred, None
         if step is None and not self._is_ending:
             try:
                 step = self._steps.get(wait)
@@ -138,9 +142,10 @@ class Worker:
         return step
 
     def _take(self, backend: Backend, first: _Step) -> list[_Step]:
-        """Take *first*, and what waits by now, in one transaction; where one step breaks it, each in one of its own.
+        """Take *first* and the steps that wait now in one transaction. If a step breaks it, take each in its own.
 
-        What has come while other processes wrote is in it, too: the more there is to do, the less each step costs.
+        Steps that arrive while other processes write join the transaction, too: the more there is to do, the less each
+        step costs.
         """
         steps = [first]
         has_begun = False
@@ -148,46 +153,46 @@ class Worker:
             with backend.transaction(writes=first.writes, vital=first.vital):
                 has_begun = True
                 _take_one(backend, first)
-                while len(steps) < AT_ONCE and (step := self._next(wait=False)) is not None:
+                while len(steps) < STEPS_PER_TRANSACTION and (step := self._next(wait=False)) is not None:
                     if step.writes > first.writes or step.vital > first.vital:
-                        self._put_off = step
+                        self._deferred = step
                         break
                     steps.append(step)
                     _take_one(backend, step)
-        except Exception as fault:  # noqa: BLE001 - it is raised where the step is waited for
-            backend.undone()
+        except Exception as fault:  # noqa: BLE001 - the caller that awaits the step raises it
+            backend.on_rollback()
             for step in steps:
-                step.fault, step.result, step.changed = backend.explained(fault), None, []
+                step.fault, step.result, step.changed = backend.explain(fault), None, []
             if has_begun and len(steps) > 1:
                 _take_singly(backend, steps)
             elif not has_begun:
                 steps += self._refuse_waiting(backend, fault)
             return steps
-        with suppress(Exception):  # it is done, and a lost wake-up is made up for by a timer
-            backend.done()
+        with suppress(Exception):  # the step is recorded; a timer makes up for a lost wake-up
+            backend.on_commit()
         return steps
 
     def _refuse_waiting(self, backend: Backend, fault: Exception) -> list[_Step]:
-        """What waits behind a transaction that could not begin would fare no better, and have waited longer."""
+        """Fail the writing steps that wait after a transaction that could not start: they would fail too, and later."""
         steps = []
         while (step := self._next(wait=False)) is not None:
             steps.append(step)
             if step.writes:
-                step.fault = backend.explained(fault)
+                step.fault = backend.explain(fault)
         _take_singly(backend, [step for step in steps if not step.writes])
         return steps
 
     def _call(self, back: Callable[[], None]) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed: nothing waits any more
             self._loop.call_soon_threadsafe(back)
 
     def _deliver(self, steps: list[_Step]) -> None:
         for step in steps:
             if step.changed:
                 try:
-                    self._heard(step.changed)
-                except Exception as fault:  # noqa: BLE001 - whoever hears badly must not keep others from their results
-                    log.error("a change could not be told: %s", type(fault).__name__)
+                    self._on_change(step.changed)
+                except Exception as fault:  # noqa: BLE001 - a callback that raises must not block other results
+                    log.error("a changed record could not be reported: %s", type(fault).__name__)
             if step.future.done():
                 continue
             if step.fault is not None:
@@ -202,21 +207,21 @@ class Worker:
 
 def _take_one(backend: Backend, step: _Step) -> None:
     try:
-        step.result = step.take(backend)
+        step.result = step.run(backend)
     except (LedgerError, ValueError, LookupError) as refusal:  # raised before anything was changed
         step.fault = refusal
     step.changed = backend.take_changed()
 
 
 def _take_singly(backend: Backend, steps: list[_Step]) -> None:
-    """Take each of *steps* in a transaction of its own: only the one to blame fails."""
+    """Take each of *steps* in its own transaction: only the step that causes the fault fails."""
     for step in steps:
         step.fault = None
         try:
             with backend.transaction(writes=step.writes, vital=step.vital):
                 _take_one(backend, step)
-        except Exception as fault:  # noqa: BLE001 - it is raised where the step is waited for
-            backend.undone()
-            step.fault, step.result, step.changed = backend.explained(fault), None, []
+        except Exception as fault:  # noqa: BLE001 - the caller that awaits the step raises it
+            backend.on_rollback()
+            step.fault, step.result, step.changed = backend.explain(fault), None, []
         with suppress(Exception):
-            backend.done()
+            backend.on_commit()

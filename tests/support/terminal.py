@@ -142,21 +142,21 @@ async def piped(
     emulator: Emulator, *words: str, given: str | None = None, before: str = "", **more: str
 ) -> Ended:
     """Run a command with pipes to its end."""
-    return await ended(await start(emulator, *words, before=before, **more), given or "")
+    return await finish(await start(emulator, *words, before=before, **more), given or "")
 
 
-async def ended(process: asyncio.subprocess.Process, given: str = "") -> Ended:
+async def finish(process: asyncio.subprocess.Process, given: str = "") -> Ended:
     """Give a command its input, and wait for its end."""
     out, err = await end_of(process, given.encode())
     return Ended(process.returncode or 0, out, err)
 
 
 async def timed_out(emulator: Emulator, *words: str, when: Callable[[], Any], **more: str) -> Ended:
-    """Run a command whose time runs out as soon as *when* holds."""
+    """Run a command whose time runs out as soon as *when* holds; or by the clock, should it wait only after that."""
     process = await start(emulator, *words, "--timeout", str(HALF_A_MINUTE), **more)
     await until(when)
     pass_time(process)
-    return await ended(process)
+    return await finish(process)
 
 
 def pass_time(process: asyncio.subprocess.Process) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import bide
-from support.virtual_time import VirtualTimeLoop
+from support.virtual_time import RealTimeLoop, VirtualTimeLoop
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")  # how fast examples are made and run is no matter of ours
@@ -49,5 +49,5 @@ def same_chance(request: pytest.FixtureRequest) -> None:
 @pytest.fixture
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     if request.node.get_closest_marker("real_time"):
-        return "asyncio", {}
+        return "asyncio", {"loop_factory": RealTimeLoop}
     return "asyncio", {"loop_factory": VirtualTimeLoop}

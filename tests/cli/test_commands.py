@@ -15,6 +15,7 @@ import pytest
 
 from bide import __version__
 from bide.cli import _app, _emulator, main
+from support.waits import A_MINUTE
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +136,7 @@ async def test_a_signal_ends_the_emulator_in_order(capsys: pytest.CaptureFixture
 
     signal.raise_signal(signal.SIGTERM)
 
-    assert await asyncio.wait_for(serving, 5) == 0
+    assert await asyncio.wait_for(serving, A_MINUTE) == 0
     async with httpx.AsyncClient(trust_env=False) as client:
         with pytest.raises(httpx.ConnectError):
             await client.get(f"{url}/_emulator/stats")
@@ -151,7 +152,7 @@ async def test_the_emulator_tells_its_urls_answers_and_ends_on_a_signal(number: 
         stderr=asyncio.subprocess.PIPE,
     )
     assert program.stdout is not None
-    shown = (await asyncio.wait_for(program.stdout.readuntil(b"/_emulator/stats\n"), 20)).decode()
+    shown = (await asyncio.wait_for(program.stdout.readuntil(b"/_emulator/stats\n"), A_MINUTE)).decode()
     urls = dict(re.findall(r"(\w+_BASE_URL)=(\S+)", shown))
     async with httpx.AsyncClient(trust_env=False, headers={"Authorization": "Bearer any"}) as client:
         answers = [
@@ -164,7 +165,7 @@ async def test_the_emulator_tells_its_urls_answers_and_ends_on_a_signal(number: 
         listed = await client.get(f"{urls['DASHSCOPE_BASE_URL']}/tasks")
 
     program.send_signal(number)
-    _, error = await asyncio.wait_for(program.communicate(), 20)
+    _, error = await asyncio.wait_for(program.communicate(), A_MINUTE)
 
     assert [answer.status_code for answer in answers] == [200, 429]
     assert answers[1].headers["retry-after"] == "7"

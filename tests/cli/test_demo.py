@@ -17,6 +17,7 @@ from bide import Task, TaskFailedError, TaskStatus
 from bide.cli import _demo, _show, main
 from bide.cli._files import opens
 from bide.emulator import Emulator
+from support.waits import A_MINUTE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,7 +110,7 @@ async def test_as_a_program_it_prints_lines_and_a_summary_and_ends_with_0(tmp_pa
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, err = (each.decode() for each in await asyncio.wait_for(program.communicate(), 40))
+    out, err = (each.decode() for each in await asyncio.wait_for(program.communicate(), A_MINUTE))
 
     assert program.returncode == 0, err
     assert "18 creates, 0 refused; 18 files" in out

@@ -12,6 +12,7 @@ import pytest
 
 from support.forked_programs import nursery_for
 from support.terminal import Ended, outer_environment
+from support.waits import A_MINUTE
 
 pytestmark = pytest.mark.real_time
 
@@ -39,14 +40,14 @@ async def start(*words: str, fresh: bool) -> Process:
 
 async def ended(*words: str, fresh: bool) -> Ended:
     process = await start(*words, fresh=fresh)
-    out, err = await asyncio.wait_for(process.communicate("一\r\n2\n".encode()), 20)
+    out, err = await asyncio.wait_for(process.communicate("一\r\n2\n".encode()), A_MINUTE)
     return Ended(process.returncode or 0, out.decode(), err.decode())
 
 
 async def ready(program: str, *, fresh: bool) -> Process:
     process = await start(program, fresh=fresh)
     assert process.stdout is not None
-    assert await asyncio.wait_for(process.stdout.readline(), 20) == b"ready\n"
+    assert await asyncio.wait_for(process.stdout.readline(), A_MINUTE) == b"ready\n"
     return process
 
 
@@ -89,13 +90,13 @@ async def test_signals_reach_it(number: signal.Signals, handles: bool) -> None:
     process = await ready(program, fresh=False)
     process.send_signal(number)
 
-    await asyncio.wait_for(process.communicate(), 20)
+    await asyncio.wait_for(process.communicate(), A_MINUTE)
     assert process.returncode == (9 if handles else -number)
 
 
 async def test_who_kills_it_has_killed_it() -> None:
     process = await ready(WAITS, fresh=False)
     process.kill()
-    await asyncio.wait_for(process.communicate(), 20)  # its pipes have ended, and nobody else held them
+    await asyncio.wait_for(process.communicate(), A_MINUTE)  # its pipes have ended, and nobody else held them
 
     assert process.returncode == -signal.SIGKILL

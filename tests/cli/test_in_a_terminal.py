@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import pytest
 
 from support.emulated import emulator_with
 from support.terminal import IMAGE, VIDEO, Terminal, piped, quick, statuses
+from support.virtual_time import advance
+from support.waits import until
 
 pytestmark = pytest.mark.real_time
 
@@ -92,8 +93,7 @@ async def test_a_lost_terminal_stops_the_buying() -> None:
         terminal = Terminal(emulator, *IMAGE, "--concurrency", "1", "one", "two")
         try:
             await terminal.shows("one")
-            while not emulator.tasks():
-                await asyncio.sleep(0.02)
+            await until(emulator.tasks)
             terminal.hang_up()
             assert await terminal.ends() == 130
         finally:
@@ -107,8 +107,7 @@ async def test_ctrl_c_in_a_terminal_prints_the_ids_and_the_command_that_watches_
         terminal = Terminal(emulator, *IMAGE, "a paper boat", "a tram")
         try:
             await terminal.shows("running")
-            while len(emulator.tasks()) < 2:
-                await asyncio.sleep(0.05)
+            await until(lambda: len(emulator.tasks()) >= 2)
             terminal.press_ctrl_c()
             assert await terminal.ends() == 130
         finally:
@@ -121,20 +120,18 @@ async def test_ctrl_c_in_a_terminal_prints_the_ids_and_the_command_that_watches_
 
 async def test_a_second_ctrl_c_ends_at_once() -> None:
     async with emulator_with(image_seconds=60) as emulator:
-        emulator.fault(on="create", delay=8.0)
+        emulator.fault(on="create", delay=600.0)
         terminal = Terminal(emulator, *IMAGE, "a cat")
-        loop = asyncio.get_running_loop()
         try:
-            while not emulator.tasks():
-                await asyncio.sleep(0.02)
+            await until(emulator.tasks)
             terminal.press_ctrl_c()
             await terminal.shows("stopping")
-            before = loop.time()
             terminal.press_ctrl_c()
             assert await terminal.ends() == 130
-            assert loop.time() - before < 4, "it does not wait for the answer of the create"
         finally:
             terminal.kill()
+
+        assert "may have arrived" not in terminal.shown, "it does not wait for the answer of the create"
 
 
 async def test_a_video_is_made_and_saved_in_a_terminal(tmp_path: Path) -> None:
@@ -173,11 +170,14 @@ async def test_the_demo_shows_its_bars_in_a_terminal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [("watch",), ("cancel",)])
 async def test_watch_and_cancel_work_in_a_terminal(words: tuple[str, ...]) -> None:
-    async with emulator_with(image_seconds=3, queue_seconds=3) as emulator:
-        await piped(emulator, *IMAGE, "a cat", "--timeout", "0.3")
+    async with emulator_with(image_seconds=600, queue_seconds=600) as emulator:
+        await piped(emulator, *IMAGE, "a cat", "--detach")
         (task,) = emulator.tasks()
         terminal = Terminal(emulator, *words, task.id)
         try:
+            if words == ("watch",):
+                await until(lambda: emulator.stats()["queries"])
+                advance(1200)
             assert await terminal.ends() == 0
         finally:
             terminal.kill()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import signal
+import termios
+from array import array
 from pathlib import Path
 
 import pytest
 
 from support.emulated import emulator_with
 from support.terminal import IMAGE, VIDEO, left_ids, quick, start, statuses, watch_command
+from support.waits import A_MINUTE, until
 
 pytestmark = pytest.mark.real_time
 
@@ -21,11 +25,9 @@ async def test_an_interrupt_leaves_the_tasks_alone_and_names_them(number: signal
         process = await start(
             emulator, *IMAGE, "--json", "--concurrency", "3", *(f"number {n}" for n in range(5))
         )
-        while emulator.stats()["creates"] < 3:
-            await asyncio.sleep(0.05)
-        await asyncio.sleep(0.5)
+        await until(lambda: emulator.stats()["creates"] >= 3)
         process.send_signal(number)
-        out, err = await asyncio.wait_for(process.communicate(), 20)
+        out, err = await asyncio.wait_for(process.communicate(), A_MINUTE)
 
         ids = {task.id for task in emulator.tasks()}
         told = [json.loads(line) for line in out.decode().splitlines()]
@@ -45,26 +47,33 @@ async def test_an_interrupt_waits_for_the_answer_of_a_create_under_way() -> None
     async with emulator_with(image_seconds=60) as emulator:
         emulator.fault(on="create", delay=1.0)
         process = await start(emulator, *IMAGE, "a cat")
-        while not emulator.tasks():
-            await asyncio.sleep(0.02)
+        await until(emulator.tasks)
         process.send_signal(signal.SIGINT)
-        _, err = await asyncio.wait_for(process.communicate(), 20)
+        _, err = await asyncio.wait_for(process.communicate(), A_MINUTE)
 
         assert process.returncode == 130
         assert emulator.tasks()[0].id in err.decode()
+
+
+def unread(process: asyncio.subprocess.Process) -> int:
+    """Bytes in the pipe of a process's output."""
+    pipe = process._transport.get_pipe_transport(1).get_extra_info("pipe")  # type: ignore[attr-defined]
+    size = array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, size)
+    return size[0]
 
 
 async def test_a_reader_that_stalls_holds_up_nothing() -> None:
     async with quick() as emulator:
         prompts = [f"{number} " + "x" * 1400 for number in range(300)]
         process = await start(emulator, *VIDEO, "--json", "--concurrency", "100", *prompts)
-        while emulator.stats()["creates"] < 100:
-            await asyncio.sleep(0.05)
-        await asyncio.sleep(1.5)  # the pipe is full by now, since nobody reads
+        await until(lambda: emulator.stats()["creates"] >= 100)
+        await until(lambda: unread(process) > 30_000)  # the pipe is full, since nobody reads
         process.send_signal(signal.SIGINT)
-        await asyncio.sleep(0.2)
+        assert process.stderr is not None
+        await asyncio.wait_for(process.stderr.readuntil(b"stopping"), A_MINUTE)
         process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(A_MINUTE):
             while process.returncode is None:
                 await asyncio.sleep(0.02)
         process._transport.close()  # type: ignore[attr-defined]
@@ -76,9 +85,9 @@ async def test_all_ids_are_watched_and_named_however_many(tmp_path: Path) -> Non
     async with emulator_with(image_seconds=600) as emulator:
         ids = [f"00000000-0000-4000-8000-{n:012}" for n in range(150)]
         process = await start(emulator, "watch", *ids)
-        await asyncio.sleep(1.5)
+        await until(lambda: emulator.stats()["queries"] >= 20)
         process.send_signal(signal.SIGINT)
-        _, err = await asyncio.wait_for(process.communicate(), 20)
+        _, err = await asyncio.wait_for(process.communicate(), A_MINUTE)
 
     assert set(watch_command(err.decode())[4:]) == set(ids)
     assert "not sent" not in err.decode()

@@ -15,7 +15,8 @@ from bide import Limits, ModelStatistics, SQLiteLedger
 from bide.cli._ledger import Place
 from bide.emulator import Emulator
 from support.emulated import client_at, emulator_with, image, video
-from support.terminal import IMAGE, KEY, VIDEO, Ended, Terminal, ledger_of, piped, quick, start
+from support.terminal import IMAGE, KEY, VIDEO, Ended, Terminal, ledger_of, piped, quick, start, timed_out
+from support.waits import A_MINUTE
 
 pytestmark = pytest.mark.real_time
 
@@ -138,7 +139,7 @@ bide.SQLiteLedger.add = add
 """
     async with quick() as emulator:
         process = await start(emulator, *IMAGE, before=fails)
-        _, err = await asyncio.wait_for(process.communicate(b"a cat\n" * 1000), 20)
+        _, err = await asyncio.wait_for(process.communicate(b"a cat\n" * 1000), A_MINUTE)
 
         assert process.returncode == 1
         assert b"bide: the disk is full" in err
@@ -251,7 +252,7 @@ async def test_a_reader_of_the_list_may_leave() -> None:
         await detached(emulator, "a boat")
         nobody_reads = "import os; r, w = os.pipe(); os.close(r); os.dup2(w, 1)\n"
         process = await start(emulator, "ls", before=nobody_reads)
-        _, err = await asyncio.wait_for(process.communicate(), 20)
+        _, err = await asyncio.wait_for(process.communicate(), A_MINUTE)
 
     assert (process.returncode, err) == (0, b"")
 
@@ -345,7 +346,8 @@ async def test_the_doctor_tells_how_everything_is() -> None:
     async with emulator_with(video_seconds=60, queue_seconds=0, concurrency=1) as emulator:
         await detached(emulator, "a boat")
         emulator.fault(on="create", status=429, headers={"retry-after": "60"})
-        await piped(emulator, *VIDEO, "another", "--timeout", "0.5")
+        words = (*VIDEO, "another")
+        await timed_out(emulator, *words, when=lambda: emulator.stats()["creates_429"])
         made, ticket = await with_an_unknown_create(emulator)
         ledger_of(emulator).chmod(0o644)
         async with SQLiteLedger(ledger_of(emulator)):

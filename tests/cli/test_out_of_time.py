@@ -8,8 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from support.emulated import emulator_with
-from support.terminal import IMAGE, left_ids, piped, quick, start
+from support.emulated import calls, emulator_with
+from support.terminal import (
+    HALF_A_MINUTE,
+    IMAGE,
+    left_ids,
+    on_record,
+    pass_time,
+    piped,
+    quick,
+    start,
+    timed_out,
+)
+from support.virtual_time import advance
+from support.waits import A_MINUTE, until
 
 pytestmark = pytest.mark.real_time
 
@@ -18,18 +30,22 @@ pytestmark = pytest.mark.real_time
 
 
 async def test_what_got_no_slot_in_time_is_not_bought_later_unseen() -> None:
-    async with emulator_with(image_seconds=1.5, queue_seconds=0) as emulator:
-        words = [*IMAGE, "--concurrency", "1", "--timeout", "0.8", "--json"]
+    async with emulator_with(image_seconds=600, queue_seconds=0) as emulator:
+        words = [*IMAGE, "--concurrency", "1", "--timeout", str(HALF_A_MINUTE), "--json"]
         process = await start(emulator, *words)
         assert process.stdin is not None
         assert process.stderr is not None
         process.stdin.write(b"first\nsecond\n")
         await process.stdin.drain()
-        async with asyncio.timeout(20):  # the first ends while the command still reads, and its slot is free
+        await until(lambda: on_record(emulator) == ["running", "waiting"])
+        pass_time(process)
+        advance(600)
+        async with asyncio.timeout(
+            A_MINUTE
+        ):  # the first ends while the command still reads, and its slot is free
             while b"succeeded" not in await process.stderr.readline():
                 pass
-        await asyncio.sleep(0.5)
-        out, err = await asyncio.wait_for(process.communicate(b""), 20)
+        out, err = await asyncio.wait_for(process.communicate(b""), A_MINUTE)
 
         told = {each["input"]: each for each in map(json.loads, out.decode().splitlines())}
         assert process.returncode == 5
@@ -42,7 +58,7 @@ async def test_what_got_no_slot_in_time_is_not_bought_later_unseen() -> None:
 async def test_a_create_that_is_answered_after_the_timeout_is_named_to_watch_on() -> None:
     async with emulator_with(image_seconds=60) as emulator:
         emulator.fault(on="create", delay=1.0)
-        ended = await piped(emulator, *IMAGE, "a cat", "--timeout", "0.5")
+        ended = await timed_out(emulator, *IMAGE, "a cat", when=emulator.tasks)
 
         assert ended.status == 5
         assert left_ids(ended.err) == [emulator.tasks()[0].id]
@@ -51,7 +67,7 @@ async def test_a_create_that_is_answered_after_the_timeout_is_named_to_watch_on(
 async def test_a_create_that_is_refused_after_the_timeout_is_told_as_that() -> None:
     async with quick() as emulator:
         emulator.fault(on="create", delay=1.0, status=400, body={"code": "InvalidParameter", "message": "no"})
-        ended = await piped(emulator, *IMAGE, "a cat", "--timeout", "0.5")
+        ended = await timed_out(emulator, *IMAGE, "a cat", when=lambda: calls(emulator, "create"))
 
     assert ended.status == 1
     assert "InvalidParameter" in ended.err
@@ -60,7 +76,7 @@ async def test_a_create_that_is_refused_after_the_timeout_is_told_as_that() -> N
 async def test_a_create_that_is_put_off_after_the_timeout_is_not_sent_again() -> None:
     async with quick() as emulator:
         emulator.fault(on="create", delay=1.0, status=429, headers={"retry-after": "2"})
-        ended = await piped(emulator, *IMAGE, "a cat", "--timeout", "0.5")
+        ended = await timed_out(emulator, *IMAGE, "a cat", when=lambda: calls(emulator, "create"))
 
         assert ended.status == 5
         assert "1 not sent" in ended.err
@@ -84,7 +100,7 @@ async def test_files_that_could_not_be_written_are_not_paid_for(tmp_path: Path) 
 async def test_a_command_without_standard_input_says_what_is_missing() -> None:
     async with quick() as emulator:
         process = await start(emulator, *IMAGE, before="import sys; sys.stdin = None\n")
-        _, err = await asyncio.wait_for(process.communicate(), 20)
+        _, err = await asyncio.wait_for(process.communicate(), A_MINUTE)
 
     assert process.returncode == 2
     assert err.startswith(b"bide: no prompts")
@@ -96,7 +112,7 @@ async def test_results_come_though_nobody_reads_the_errors() -> None:
         assert process.stderr is not None
         assert process.stdout is not None
         process.stderr._transport.close()  # type: ignore[attr-defined]
-        out = await asyncio.wait_for(process.stdout.read(), 20)
+        out = await asyncio.wait_for(process.stdout.read(), A_MINUTE)
         await process.wait()
 
     assert process.returncode == 1
@@ -133,23 +149,23 @@ async def test_cancel_says_each_thing_once() -> None:
 
 
 async def test_a_request_that_times_out_before_it_was_sent_is_not_bought_later() -> None:
-    async with emulator_with(image_seconds=1.5, concurrency=1) as emulator:
-        words = ("--concurrency", "1", "--timeout", "0.7", "one", "two")
-        process = await start(emulator, *IMAGE, *words)
-        _, err = await asyncio.wait_for(process.communicate(), 20)
-        await asyncio.sleep(1.5)
+    async with emulator_with(image_seconds=600, queue_seconds=0, concurrency=1) as emulator:
+        words = ("--concurrency", "1", "one", "two")
+        both = ["running", "waiting"]
+        ended = await timed_out(emulator, *IMAGE, *words, when=lambda: on_record(emulator) == both)
+        advance(600)
 
-        assert process.returncode == 5
+        assert ended.status == 5
         assert emulator.stats()["creates"] == 1
-        assert left_ids(err.decode()) == [emulator.tasks()[0].id]
-        assert "got no slot within 0.7 s: withdrawn" in err.decode()
-        assert "1 not sent" in err.decode()
+        assert left_ids(ended.err) == [emulator.tasks()[0].id]
+        assert "got no slot within 30 s: withdrawn" in ended.err
+        assert "1 not sent" in ended.err
 
 
 async def test_a_request_that_times_out_while_it_is_sent_is_named_all_the_same() -> None:
     async with emulator_with(image_seconds=60) as emulator:
         emulator.fault(on="create", delay=2)
-        ended = await piped(emulator, *IMAGE, "a cat", "--timeout", "0.5")
+        ended = await timed_out(emulator, *IMAGE, "a cat", when=emulator.tasks)
 
         assert ended.status == 5
         assert left_ids(ended.err) == [emulator.tasks()[0].id]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,21 +15,26 @@ from bide import Client, Limits, SQLiteLedger
 from bide.cli import _tasks
 from bide.cli._files import opens
 from bide.emulator import Emulator
-from support.emulated import client_at, emulator_with, image, provider_at, video
+from support.emulated import calls, client_at, emulator_with, image, provider_at, video
 from support.terminal import (
     IMAGE,
     KEY,
     VIDEO,
     Terminal,
+    finish,
     home_of,
     ledger_of,
     left_ids,
+    on_record,
     piped,
     quick,
     start,
     statuses,
+    timed_out,
     watch_command,
 )
+from support.virtual_time import advance
+from support.waits import A_MINUTE, until
 
 pytestmark = pytest.mark.real_time
 
@@ -53,21 +59,30 @@ async def left_behind(emulator: Emulator, *, running: str = "[seconds 60]", wait
         return (await client.submit(image(waiting))).ticket
 
 
+def is_followed(emulator: Emulator) -> bool:
+    """Whether a command waits for what another process drives."""
+    with closing(sqlite3.connect(ledger_of(emulator))) as connection:
+        return (1,) in connection.execute("SELECT followed FROM records").fetchall()
+
+
 # After a crash -----------------------------------------------------------------------------------------------
 
 
 async def test_what_a_killed_command_has_left_is_brought_home_and_not_bought_again(tmp_path: Path) -> None:
-    async with emulator_with(image_seconds=2.5, queue_seconds=0) as emulator:
+    async with emulator_with(image_seconds=600, queue_seconds=0) as emulator:
         prompts = [f"number {n}" for n in range(4)]
         process = await start(
             emulator, *IMAGE, "--concurrency", "3", *prompts, "--save", str(tmp_path / "first")
         )
-        while emulator.stats()["creates"] < 3:
-            await asyncio.sleep(0.02)
-        await asyncio.sleep(0.3)
+        await until(lambda: emulator.stats()["creates"] >= 3)
+        await until(lambda: on_record(emulator) == [*["running"] * 3, "waiting"])
         process.send_signal(signal.SIGKILL)
         await process.communicate()
-        ended = await piped(emulator, "resume", "--save", str(tmp_path / "out"), "--concurrency", "3")
+        advance(600)
+        resuming = await start(emulator, "resume", "--save", str(tmp_path / "out"), "--concurrency", "3")
+        await until(lambda: emulator.stats()["creates"] == 4)
+        advance(600)
+        ended = await finish(resuming)
 
         assert ended.status == 0, ended.err
         assert sorted(ended.lines) == sorted(str(path) for path in (tmp_path / "out").iterdir())
@@ -117,13 +132,14 @@ async def test_what_belongs_to_another_key_or_has_expired_is_left(tmp_path: Path
 
 
 async def test_bars_stand_at_once_and_the_results_stay() -> None:
-    async with emulator_with(video_seconds=3, queue_seconds=0) as emulator:
+    async with emulator_with(video_seconds=600, queue_seconds=0) as emulator:
         await detached(emulator, "a paper boat", "a tram")
         terminal = Terminal(emulator, "resume")
         try:
             await terminal.shows("a paper boat")
             await terminal.shows("a tram")
             await terminal.shows("running")
+            advance(600)
             assert await terminal.ends() == 0
         finally:
             terminal.kill()
@@ -144,7 +160,8 @@ async def test_json_is_one_object_for_each_that_was_open(tmp_path: Path) -> None
 async def test_a_timeout_leaves_what_goes_on(tmp_path: Path) -> None:
     async with emulator_with(image_seconds=60, queue_seconds=0) as emulator:
         waiting = await left_behind(emulator)
-        ended = await piped(emulator, "resume", "--timeout", "0.5", "--concurrency", "1", "--json")
+        words = ("resume", "--concurrency", "1", "--json")
+        ended = await timed_out(emulator, *words, when=lambda: calls(emulator, "query"))
         listed = await piped(emulator, "ls", "--json")
 
         assert ended.status == 5
@@ -228,11 +245,12 @@ async def test_detach_in_a_terminal_prints_the_tickets() -> None:
 
 async def test_what_times_out_before_it_is_accepted_is_withdrawn_and_what_is_after_is_detached() -> None:
     async with emulator_with(image_seconds=60, queue_seconds=0) as emulator:
-        late = await piped(
-            emulator, *IMAGE, "--detach", "--concurrency", "1", "--timeout", "0.7", "one", "two"
-        )
+        words = (*IMAGE, "--detach", "--concurrency", "1", "one", "two")
+        both = ["running", "waiting"]
+        late = await timed_out(emulator, *words, when=lambda: on_record(emulator) == both)
         emulator.fault(on="create", delay=1.0)
-        answered = await piped(emulator, *IMAGE, "--detach", "--timeout", "0.5", "three")
+        words = (*IMAGE, "--detach", "three")
+        answered = await timed_out(emulator, *words, when=lambda: len(emulator.tasks()) == 2)
 
         assert late.status == 5
         assert len(late.lines) == 1
@@ -255,7 +273,7 @@ async def test_detach_saves_nothing() -> None:
 
 async def test_tasks_that_were_detached_give_their_slots_back_to_the_next_command() -> None:
     """Else it would wait for hours: until their slots count as free with nobody having looked."""
-    async with emulator_with(video_seconds=1.0, queue_seconds=0, concurrency=3) as emulator:
+    async with emulator_with(video_seconds=0.3, queue_seconds=0, concurrency=3) as emulator:
         earlier = await detached(emulator, "one", "two", "three")
         ended = await piped(emulator, *VIDEO, "four")
 
@@ -267,7 +285,9 @@ async def test_tasks_that_were_detached_give_their_slots_back_to_the_next_comman
 async def test_what_others_have_not_sent_is_left_to_bide_resume() -> None:
     async with emulator_with(image_seconds=60, queue_seconds=0) as emulator:
         waiting = await left_behind(emulator)
-        ended = await piped(emulator, *IMAGE, "mine", "--concurrency", "1", "--timeout", "2")
+        words = (*IMAGE, "mine", "--concurrency", "1")
+        all_three = ["running", "waiting", "waiting"]
+        ended = await timed_out(emulator, *words, when=lambda: on_record(emulator) == all_three)
         listed = await piped(emulator, "ls", "--json")
 
         assert ended.status == 5
@@ -279,7 +299,7 @@ async def test_what_others_have_not_sent_is_left_to_bide_resume() -> None:
 
 
 async def test_a_ticket_is_watched_whoever_drives_it(tmp_path: Path) -> None:
-    async with emulator_with(video_seconds=1.5, queue_seconds=0) as emulator:
+    async with emulator_with(video_seconds=0.5, queue_seconds=0) as emulator:
         ((ticket, _),) = await detached(emulator, "a boat")
         nobodys = await piped(emulator, "watch", ticket)
         ended_long_ago = await piped(emulator, "watch", ticket, "--save", str(tmp_path))
@@ -295,14 +315,16 @@ async def test_a_ticket_is_watched_whoever_drives_it(tmp_path: Path) -> None:
 
 
 async def test_what_is_watched_is_taken_over_when_its_driver_ends() -> None:
-    async with emulator_with(video_seconds=2.5, queue_seconds=0) as emulator:
+    async with emulator_with(video_seconds=600, queue_seconds=0) as emulator:
         client = client_at(emulator, ledger=ledger_at(emulator))
         handle = await client.submit(video())
         await handle.accepted()
         process = await start(emulator, "watch", handle.ticket)
-        await asyncio.sleep(0.8)
+        assert process.stderr is not None
+        await until(lambda: is_followed(emulator))
         await client.aclose()
-        out, _ = await asyncio.wait_for(process.communicate(), 20)
+        advance(600)
+        out, _ = await asyncio.wait_for(process.communicate(), A_MINUTE)
 
         assert process.returncode == 0
         assert len(out.splitlines()) == 1
@@ -312,7 +334,8 @@ async def test_an_interrupted_watch_names_the_ticket_again() -> None:
     async with emulator_with(video_seconds=60, queue_seconds=0) as emulator:
         ((ticket, task_id),) = await detached(emulator, "a boat")
         path = str(ledger_of(emulator))
-        ended = await piped(emulator, "watch", ticket, "--ledger", path, "--timeout", "0.5")
+        words = ("watch", ticket, "--ledger", path)
+        ended = await timed_out(emulator, *words, when=lambda: calls(emulator, "query"))
 
     assert ended.status == 5
     assert watch_command(ended.err) == [
@@ -360,15 +383,13 @@ async def test_what_is_being_submitted_is_cancelled_once_its_create_is_answered(
     hasty = f"import {_tasks.__name__} as tasks; tasks.CANCEL_PATIENCE = 0.5\n"
     async with emulator_with(image_seconds=60, queue_seconds=60) as emulator:
         async with client_at(emulator, ledger=ledger_at(emulator)) as client:
-            emulator.fault(on="create", delay=3)
+            emulator.fault(on="create", delay=50)
             handle = await client.submit(image())
-            while not emulator.tasks():
-                await asyncio.sleep(0.02)
+            await until(emulator.tasks)
             process = await start(emulator, "cancel", handle.ticket, before=hasty)
-            out, err = await asyncio.wait_for(process.communicate(), 20)
-            async with asyncio.timeout(10):
-                while statuses(emulator) != ["CANCELED"]:
-                    await asyncio.sleep(0.05)
+            out, err = await asyncio.wait_for(process.communicate(), A_MINUTE)
+            advance(50)
+            await until(lambda: statuses(emulator) == ["CANCELED"])
 
     assert (process.returncode, out) == (1, b"")
     assert b"is being submitted: it is cancelled once" in err
@@ -380,13 +401,12 @@ async def test_what_is_being_submitted_is_cancelled_once_its_create_is_answered(
 async def test_a_system_that_can_have_no_ledger_goes_on_without_one() -> None:
     blocked = "import sys; sys.modules['fcntl'] = None\n"
     async with emulator_with(image_seconds=60) as emulator:
-        process = await start(emulator, *IMAGE, "a cat", "--timeout", "1", before=blocked)
-        _, err = await asyncio.wait_for(process.communicate(), 20)
+        ended = await timed_out(emulator, *IMAGE, "a cat", when=emulator.tasks, before=blocked)
         process = await start(emulator, *IMAGE, "a cat", "--detach", before=blocked)
-        _, refused = await asyncio.wait_for(process.communicate(), 20)
+        _, refused = await asyncio.wait_for(process.communicate(), A_MINUTE)
 
-        assert b"needs Python's module fcntl" in err
-        assert watch_command(err.decode())[1] == "watch"
+        assert "needs Python's module fcntl" in ended.err
+        assert watch_command(ended.err)[1] == "watch"
         assert b"--detach needs a ledger" in refused
         assert process.returncode == 2
         assert not list(home_of(emulator).rglob("ledger.db"))

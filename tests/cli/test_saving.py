@@ -17,7 +17,20 @@ from bide._downloads.part_file import PartFile
 from bide.cli import main
 from bide.cli._files import opens
 from support.emulated import calls, emulator_with, image, provider_at, video
-from support.terminal import IMAGE, KEY, VIDEO, ledger_of, left_ids, piped, quick, start, watch_command
+from support.terminal import (
+    IMAGE,
+    KEY,
+    VIDEO,
+    ledger_of,
+    left_ids,
+    piped,
+    quick,
+    start,
+    timed_out,
+    watch_command,
+)
+from support.virtual_time import advance
+from support.waits import A_MINUTE, until
 
 if TYPE_CHECKING:
     from bide.emulator import Emulator
@@ -68,7 +81,7 @@ async def test_resume_saves_what_expires_first_before_the_others_and_what_goes_o
             goes_on = await client.submit(video())
             await goes_on.accepted()
         process = await start(emulator, "resume", "--save", str(tmp_path), before=ONE_AT_A_TIME)
-        out, err = await asyncio.wait_for(process.communicate(), 20)
+        out, err = await asyncio.wait_for(process.communicate(), A_MINUTE)
 
         fetched = [each.path.partition("?")[0] for each in calls(emulator, "asset")]
     assert process.returncode == 0, err
@@ -86,10 +99,13 @@ async def test_resume_saves_what_expires_first_before_the_others_and_what_goes_o
 async def test_an_address_that_has_expired_is_asked_for_once_more_while_the_service_knows_the_task(
     tmp_path: Path,
 ) -> None:
-    async with emulator_with(image_seconds=0.2, queue_seconds=0, url_seconds=1, fresh_urls=True) as emulator:
+    async with emulator_with(
+        image_seconds=0.2, queue_seconds=0, url_seconds=600, fresh_urls=True
+    ) as emulator:
         async with client_on(emulator, ledger_of(emulator)) as client:
-            await client.run(image())
-        await asyncio.sleep(1.0)
+            task = await client.run(image())
+        expire(ledger_of(emulator), task.ticket)
+        advance(600)
         ended = await piped(emulator, "resume", "--save", str(tmp_path))
 
     assert ended.status == 0, ended.err
@@ -102,7 +118,7 @@ async def test_a_file_that_could_not_be_fetched_is_brought_home_by_the_command_t
     async with quick() as emulator:
         emulator.fault(on="asset", match="/1.png", status=503)
         process = await start(emulator, *IMAGE, "-n", "2", "a cat", "--save", str(tmp_path), before=IMPATIENT)
-        out, told = await asyncio.wait_for(process.communicate(), 20)
+        out, told = await asyncio.wait_for(process.communicate(), A_MINUTE)
         err, (task,) = told.decode(), emulator.tasks()
         command = watch_command(err)
         second = await piped(emulator, *command[1:])
@@ -141,7 +157,7 @@ async def test_an_inline_result_that_could_not_be_written_stays_on_record(tmp_pa
         emulator.fault(on="create", status=200, body=body)
         words = (*IMAGE, "a cat", "--save", str(tmp_path))
         process = await start(emulator, *words, before=FULL_DISK, **key)
-        _, err = await asyncio.wait_for(process.communicate(), 20)
+        _, err = await asyncio.wait_for(process.communicate(), A_MINUTE)
         second = await piped(emulator, *watch_command(err.decode())[1:], **key)
 
     (path,) = map(Path, second.lines)
@@ -156,10 +172,9 @@ async def test_an_interrupted_download_goes_on_from_its_part_file(tmp_path: Path
     async with quick() as emulator:
         emulator.fault(on="asset", drip=1_500_000)
         process = await start(emulator, *VIDEO, f"[bytes {size}]", "--save", str(tmp_path))
-        while not any((each.sent or 0) > size // 4 for each in calls(emulator, "asset")):
-            await asyncio.sleep(0.02)
+        await until(lambda: any((each.sent or 0) > size // 4 for each in calls(emulator, "asset")))
         process.send_signal(signal.SIGINT)
-        _, told = await asyncio.wait_for(process.communicate(), 20)
+        _, told = await asyncio.wait_for(process.communicate(), A_MINUTE)
         err, left = told.decode(), [path.name for path in tmp_path.iterdir()]
         second = await piped(emulator, *watch_command(err)[1:])
 
@@ -200,10 +215,14 @@ async def test_a_task_on_record_for_another_key_is_asked_for_by_its_id(tmp_path:
         async with client_on(emulator, ledger_of(emulator)) as client:
             task_id = str((await client.run(image())).task_id)
         before = len(calls(emulator, "query"))
-        words = ("watch", task_id, "--save", str(tmp_path), "--timeout", "0.5")
-        ended = await piped(emulator, *words, DASHSCOPE_API_KEY="sk-another")
+        words = ("watch", task_id, "--save", str(tmp_path))
+        ended = await timed_out(
+            emulator,
+            *words,
+            when=lambda: len(calls(emulator, "query")) > before,
+            DASHSCOPE_API_KEY="sk-another",
+        )
 
-        assert len(calls(emulator, "query")) > before
     assert ended.status == 5, "this one is not: here it may just not be known yet"
 
 

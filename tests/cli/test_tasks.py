@@ -10,19 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from support.emulated import emulator_with
+from support.emulated import calls, emulator_with
 from support.terminal import (
     IMAGE,
     KEY,
     VIDEO,
     Terminal,
     left_ids,
+    on_record,
+    pass_time,
     piped,
     quick,
     start,
     statuses,
+    timed_out,
     watch_command,
 )
+from support.virtual_time import advance
+from support.waits import A_MINUTE, until
 
 pytestmark = pytest.mark.real_time
 
@@ -89,7 +94,7 @@ async def test_any_terminal_can_show_the_results(tmp_path: Path) -> None:
 async def test_what_is_for_a_closed_stderr_does_not_go_to_stdout() -> None:
     async with quick() as emulator:
         process = await start(emulator, *IMAGE, "a cat", before="import sys; sys.stderr = None\n")
-        out, _ = await asyncio.wait_for(process.communicate(), 20)
+        out, _ = await asyncio.wait_for(process.communicate(), A_MINUTE)
 
     assert process.returncode == 0
     assert len(out.splitlines()) == 1
@@ -100,7 +105,7 @@ async def test_a_full_disk_ends_it_and_names_what_goes_on() -> None:
     async with emulator_with(image_seconds=0.3, queue_seconds=0) as emulator:
         redirect = "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
         process = await start(emulator, *IMAGE, "a cat", "[seconds 60]", before=redirect)
-        _, err = await asyncio.wait_for(process.communicate(), 20)
+        _, err = await asyncio.wait_for(process.communicate(), A_MINUTE)
 
         assert process.returncode == 1
         assert "standard output cannot be written" in err.decode()
@@ -132,15 +137,17 @@ async def test_a_pause_is_told() -> None:
     assert "paused for 1 s: DashScope refused the create" in ended.err
 
 
-@pytest.mark.slow
 async def test_a_create_that_may_have_arrived_is_told_when_interrupted() -> None:
     async with emulator_with() as emulator:
-        emulator.fault(on="create", delay=60.0)
+        emulator.fault(on="create", delay=600.0)
         process = await start(emulator, *IMAGE, "a cat")
-        while not emulator.tasks():
-            await asyncio.sleep(0.02)
+        await until(emulator.tasks)
         process.send_signal(signal.SIGINT)
-        _, err = await asyncio.wait_for(process.communicate(), 25)
+        assert process.stderr is not None
+        await asyncio.wait_for(process.stderr.readuntil(b"stopping"), A_MINUTE)
+        await asyncio.sleep(0.2)  # its grace has begun; if it has not, it takes ten seconds by the clock
+        pass_time(process)
+        _, err = await asyncio.wait_for(process.communicate(), A_MINUTE)
 
     assert process.returncode == 130
     assert "a cat: its create may have arrived" in err.decode()
@@ -175,7 +182,7 @@ async def test_prompts_come_from_a_file_or_standard_input(tmp_path: Path) -> Non
 async def test_standard_input_that_is_no_text_is_told_and_what_was_begun_ends() -> None:
     async with quick() as emulator:
         process = await start(emulator, *IMAGE, PYTHONIOENCODING="utf-8:strict")
-        _, err = await asyncio.wait_for(process.communicate(b"a cat\n\xff\xfe\n"), 20)
+        _, err = await asyncio.wait_for(process.communicate(b"a cat\n\xff\xfe\n"), A_MINUTE)
 
     assert process.returncode == 2
     assert b"cannot be read as text" in err
@@ -186,7 +193,7 @@ async def test_without_the_emulator_extra_everything_else_works() -> None:
     async with quick() as emulator:
         blocked = "import sys; sys.modules['aiohttp'] = None\n"
         process = await start(emulator, *IMAGE, "a cat", before=blocked)
-        await asyncio.wait_for(process.communicate(), 20)
+        await asyncio.wait_for(process.communicate(), A_MINUTE)
 
     assert process.returncode == 0
 
@@ -196,10 +203,9 @@ async def test_an_endless_input_is_read_no_faster_than_tasks_end() -> None:
         process = await start(emulator, *VIDEO, "--concurrency", "200")
         assert process.stdin is not None
         process.stdin.write(b"a cat\n" * 100_000)
-        while emulator.stats()["creates"] < 50:
-            await asyncio.sleep(0.05)
+        await until(lambda: emulator.stats()["creates"] >= 50)
         process.send_signal(signal.SIGINT)
-        _, err = await asyncio.wait_for(process.communicate(), 20)
+        _, err = await asyncio.wait_for(process.communicate(), A_MINUTE)
 
         assert process.returncode == 130
         assert emulator.stats()["creates"] <= 100
@@ -213,7 +219,7 @@ async def test_a_reader_that_leaves_early_buys_nothing_more() -> None:
         assert process.stderr is not None
         await process.stdout.readline()
         process.stdout._transport.close()  # type: ignore[attr-defined]
-        err = await asyncio.wait_for(process.stderr.read(), 20)
+        err = await asyncio.wait_for(process.stderr.read(), A_MINUTE)
         await process.wait()
 
         assert process.returncode == 1
@@ -246,9 +252,6 @@ async def test_a_reader_that_leaves_early_buys_nothing_more() -> None:
         ([*IMAGE, "[refuse InvalidParameter]"], 1, "InvalidParameter"),
         ([*IMAGE, "[refuse InvalidApiKey]"], 3, "InvalidApiKey"),
         ([*IMAGE, "[refuse Arrearage]"], 4, "Arrearage"),
-        ([*IMAGE, "[seconds 60]", "--timeout", "0.5"], 5, "bide resume --provider dashscope"),
-        (["watch", "11111111-2222-3333-4444-555555555555", "--timeout", "0.5"], 5, "it goes on"),
-        ([*IMAGE, "[seconds 60]", "[fail InternalError]", "--timeout", "1"], 5, ""),
     ],
 )
 async def test_the_exit_status_says_what_was_wrong(words: list[str], status: int, says: str) -> None:
@@ -261,6 +264,30 @@ async def test_the_exit_status_says_what_was_wrong(words: list[str], status: int
     assert says in ended.err
     assert "Traceback" not in ended.err
     assert KEY not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "asked", "says"),
+    [
+        ([*IMAGE, "[seconds 60]"], 1, "bide resume --provider dashscope"),
+        (["watch", "11111111-2222-3333-4444-555555555555"], 1, "it goes on"),
+        ([*IMAGE, "[seconds 60]", "[fail InternalError]"], 2, "InternalError"),
+    ],
+)
+async def test_the_exit_status_of_what_has_run_out_of_time_is_5(
+    words: list[str], asked: int, says: str
+) -> None:
+    def polled() -> bool:
+        """Each task has been, and none goes on that is to fail."""
+        known = {each.path for each in calls(emulator, "query")}
+        return len(known) == asked and (asked == 1 or "failed" in on_record(emulator))
+
+    async with quick() as emulator:
+        ended = await timed_out(emulator, *words, when=polled)
+
+    assert (ended.status, ended.out) == (5, "")
+    assert says in ended.err
+    assert "Traceback" not in ended.err
 
 
 async def test_with_keys_of_both_services_one_has_to_be_named() -> None:
@@ -288,10 +315,10 @@ async def test_a_refused_key_ends_the_reading_of_further_prompts() -> None:
 
 
 async def test_what_timed_out_is_watched_on_by_the_command_that_was_printed(tmp_path: Path) -> None:
-    async with emulator_with(image_seconds=2) as emulator:
-        first = await piped(
-            emulator, *IMAGE, "a cat", "--timeout", "0.5", "--save", str(tmp_path / "my files")
-        )
+    async with emulator_with(image_seconds=600) as emulator:
+        words = (*IMAGE, "a cat", "--save", str(tmp_path / "my files"))
+        first = await timed_out(emulator, *words, when=emulator.tasks)
+        advance(600)
         command = watch_command(first.err)
         second = await piped(emulator, *command[1:])
 
@@ -303,7 +330,7 @@ async def test_what_timed_out_is_watched_on_by_the_command_that_was_printed(tmp_
 
 async def test_cancel_stops_what_can_be_stopped_and_says_what_cannot() -> None:
     async with emulator_with(image_seconds=60, queue_seconds=60) as emulator:
-        await piped(emulator, *IMAGE, "[queue 60]", "[queue 0] [seconds 60]", "--timeout", "0.7")
+        await piped(emulator, *IMAGE, "[queue 60]", "[queue 0] [seconds 60]", "--detach")
         queued, running = sorted(emulator.tasks(), key=lambda task: task.status)
         ended = await piped(emulator, "cancel", queued.id, running.id)
 
@@ -349,7 +376,7 @@ async def test_a_refused_key_ends_it_though_standard_input_stays_open() -> None:
         assert process.stdin is not None
         process.stdin.write(b"a cat\n")
 
-        assert await asyncio.wait_for(process.wait(), 10) == 3
+        assert await asyncio.wait_for(process.wait(), A_MINUTE) == 3
         process._transport.close()  # type: ignore[attr-defined]
 
 

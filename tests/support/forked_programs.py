@@ -26,12 +26,12 @@ from pathlib import Path
 # With `signal` and `socket` instead of what they are made of it would take twice as long.
 LAUNCHER = """
 import marshal, os, sys
-from _signal import SIGHUP, SIGINT, SIGKILL, SIGTERM, SIG_BLOCK, SIG_DFL, SIG_UNBLOCK, pthread_sigmask, signal
+from _signal import SIGHUP, SIGINT, SIGKILL, SIGTERM, SIGUSR1, SIG_BLOCK, SIG_DFL, SIG_UNBLOCK, pthread_sigmask, signal
 from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket
 
 nursery = socket(AF_UNIX, SOCK_STREAM)
 nursery.connect(sys.argv[1])
-signals = (SIGHUP, SIGINT, SIGTERM)
+signals = (SIGHUP, SIGINT, SIGTERM, SIGUSR1)
 pthread_sigmask(SIG_BLOCK, signals)  # none comes into the midst of the request, nor between it and the handlers
 for number in signals:
     signal(number, lambda number, frame: nursery.send(bytes((number,))))

@@ -8,8 +8,10 @@ import pty
 import re
 import shlex
 import signal
+import sqlite3
 import sys
 import tempfile
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +20,15 @@ from typing import TYPE_CHECKING, Any
 from bide.cli import _app, _doctor, _listing, _records, _services, _tasks
 from support.emulated import emulator_with
 from support.forked_programs import nursery_for
+from support.waits import end_of, until
 
 if TYPE_CHECKING:
     from bide.emulator import Emulator
 
 KEY = "sk-canary-0123456789"
+
+HALF_A_MINUTE = 30.0
+"""What is given as --timeout where a test lets it pass: so long nothing else takes."""
 
 PRELUDE = f"""
 import sys
@@ -33,8 +39,17 @@ services.DashScope = partial(services.DashScope, image_floor=0.1, video_floor=0.
 services.Dieyuyun = partial(services.Dieyuyun, image_floor=0.1, video_floor=0.1)
 bide.Client = partial(bide.Client, pace=bide.Pace.fixed(0.1))
 from bide.cli import main
+
+import asyncio, signal
+ahead, clock = 0.0, asyncio.BaseEventLoop.time
+def pass_time(*_):
+    global ahead
+    ahead += {HALF_A_MINUTE}
+asyncio.BaseEventLoop.time = lambda loop: clock(loop) + ahead
+signal.signal(signal.SIGUSR1, pass_time)
 """
-"""It looks more often: a test does not wait for seconds between two looks."""
+"""It polls more often, since a test does not wait for seconds between two polls; and `pass_time` can set its clock
+forward."""
 
 PROGRAM = "sys.exit(main())"
 """After the prelude: `bide`, but for that."""
@@ -104,26 +119,63 @@ def environment(emulator: Emulator, **more: str) -> dict[str, str]:
     }
 
 
-async def start(emulator: Emulator, *words: str, before: str = "", **more: str) -> asyncio.subprocess.Process:
-    """Begin a command with pipes; the program *before* runs first.
+def command_of(words: Sequence[str], environment: Collection[str], before: str = "") -> list[str]:
+    """What to start for `bide` with these *words*, and with these variables set.
 
-    What changes how an interpreter begins, or what is there to import, needs one of its own: in the nursery all has
-    been imported.
+    What changes how an interpreter starts, or what is there to import, needs an interpreter of its own: where others
+    are forked from, all has been imported.
     """
+    if before or any(name.startswith(("PYTHON", "BIDE")) for name in environment):
+        return [sys.executable, "-c", before + PRELUDE + PROGRAM, *words]
+    return nursery_for(PRELUDE + IMPORTS, PROGRAM, *outer_environment().items()).command(*words)
+
+
+async def start(emulator: Emulator, *words: str, before: str = "", **more: str) -> asyncio.subprocess.Process:
+    """Start a command with pipes; the program *before* runs first."""
     pipe = asyncio.subprocess.PIPE
     env = environment(emulator, **more)
-    if before or any(name.startswith("PYTHON") for name in more):
-        command = [sys.executable, "-c", before + PRELUDE + PROGRAM, *words]
-    else:
-        command = nursery_for(PRELUDE + IMPORTS, PROGRAM, *outer_environment().items()).command(*words)
+    command = command_of(words, more, before)
     return await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe, env=env)
 
 
-async def piped(emulator: Emulator, *words: str, given: str | None = None, **more: str) -> Ended:
+async def piped(
+    emulator: Emulator, *words: str, given: str | None = None, before: str = "", **more: str
+) -> Ended:
     """Run a command with pipes to its end."""
-    process = await start(emulator, *words, **more)
-    out, err = await asyncio.wait_for(process.communicate((given or "").encode()), 30)
-    return Ended(process.returncode or 0, out.decode(), err.decode())
+    return await finish(await start(emulator, *words, before=before, **more), given or "")
+
+
+async def finish(process: asyncio.subprocess.Process, given: str = "") -> Ended:
+    """Give a command its input, and wait for its end."""
+    out, err = await end_of(process, given.encode())
+    return Ended(process.returncode or 0, out, err)
+
+
+async def timed_out(emulator: Emulator, *words: str, when: Callable[[], Any], **more: str) -> Ended:
+    """Run a command whose time runs out as soon as *when* holds; or by the clock, should it wait only after that."""
+    process = await start(emulator, *words, "--timeout", str(HALF_A_MINUTE), **more)
+    await until(when)
+    pass_time(process)
+    return await finish(process)
+
+
+def pass_time(process: asyncio.subprocess.Process) -> None:
+    """Let half a minute pass in a command: its timeouts fire, and not those of this process."""
+    process.send_signal(signal.SIGUSR1)
+
+
+def on_record(emulator: Emulator) -> list[str]:
+    """The states of the submissions on the default ledger of the commands, in their order."""
+    path = ledger_of(emulator)
+    if not path.exists():
+        return []
+    connection = sqlite3.connect(path)
+    try:
+        return [state for (state,) in connection.execute("SELECT status FROM records ORDER BY rowid")]
+    except sqlite3.OperationalError:  # it is being made
+        return []
+    finally:
+        connection.close()
 
 
 class Terminal:
@@ -134,11 +186,13 @@ class Terminal:
     ) -> None:
         self.shown = ""
         env = environment(emulator, TERM="xterm-256color", COLUMNS=str(columns), LINES="30", **more)
+        command = command_of(words, more)
         self._pid, self._file = pty.fork()
         if self._pid == 0:  # pragma: no cover - the child
             if stdout is not None:
                 os.dup2(os.open(stdout, os.O_WRONLY | os.O_CREAT), 1)
-            os.execve(sys.executable, [sys.executable, "-c", PRELUDE + PROGRAM, *words], env)
+            os.execve(command[0], command, env)
+        self._is_open = True
         asyncio.get_running_loop().add_reader(self._file, self._read)
 
     def _read(self) -> None:
@@ -147,17 +201,15 @@ class Terminal:
         except OSError:  # Linux says so when the other side has ended
             data = b""
         if not data:
-            asyncio.get_running_loop().remove_reader(self._file)
+            self._stop_reading()
         self.shown += TERMINAL_CODES.sub("", data.decode("utf-8", "replace"))
 
     async def shows(self, text: str) -> None:
         """Wait until *text* was on the screen."""
         try:
-            async with asyncio.timeout(20):
-                while text not in self.shown:
-                    await asyncio.sleep(0.02)
-        except TimeoutError:
-            raise AssertionError(f"{text!r} is not in:\n{self.shown}") from None
+            await until(lambda: text in self.shown or not self._is_open)
+        finally:
+            assert text in self.shown, self.shown
 
     def hang_up(self) -> None:
         """The connection to the terminal is lost."""
@@ -169,23 +221,22 @@ class Terminal:
 
     async def ends(self) -> int:
         """Wait for the end; the exit status."""
-        async with asyncio.timeout(20):
-            while True:
-                pid, status = os.waitpid(self._pid, os.WNOHANG)  # noqa: ASYNC222 - it does not wait
-                if pid:
-                    break
-                await asyncio.sleep(0.02)
-        await asyncio.sleep(0.1)
-        with suppress(OSError):
-            asyncio.get_running_loop().remove_reader(self._file)
-            os.close(self._file)
-        return os.waitstatus_to_exitcode(status)
+        await until(lambda: not self._is_open)  # all that was written has been read
+        status = await asyncio.to_thread(os.waitpid, self._pid, 0)
+        return os.waitstatus_to_exitcode(status[1])
 
     def kill(self) -> None:
         """End it, if it has not ended."""
+        self._stop_reading()
         with suppress(ProcessLookupError, ChildProcessError):
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
+        os.close(self._file)  # not sooner: that is a SIGHUP to who still lives
+
+    def _stop_reading(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            asyncio.get_running_loop().remove_reader(self._file)
 
 
 def quick(**options: Any) -> Emulator:

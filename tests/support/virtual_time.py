@@ -49,6 +49,27 @@ class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[valid-type, m
         return []
 
 
+class RealTimeLoop(asyncio.SelectorEventLoop):
+    """A selector loop by the real clock, which `advance` sets forward: what is due later becomes due at once."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+        super().__init__()
+
+    def time(self) -> float:
+        return super().time() + self._ahead
+
+    def advance(self, seconds: float) -> None:
+        self._ahead += seconds
+
+
+def advance(seconds: float) -> None:
+    """Let so many seconds pass in the loop of this test, which is where an `Emulator` lives too."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, RealTimeLoop | VirtualTimeLoop)
+    loop.advance(seconds)
+
+
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """A selector loop in virtual time; `advance` moves its clock by hand."""
 

@@ -26,5 +26,10 @@ async def until(holds: Callable[[], Any]) -> None:
 
 async def end_of(process: asyncio.subprocess.Process, given: bytes | None = None) -> tuple[str, str]:
     """Give *process* its input and wait for its end; its output and its errors."""
-    out, err = await asyncio.wait_for(process.communicate(given), A_MINUTE)
+    try:
+        out, err = await asyncio.wait_for(process.communicate(given), A_MINUTE)
+    except TimeoutError:
+        process.kill()  # else it would be in the way of the tests that follow
+        await process.wait()
+        raise AssertionError("a process did not end within a minute") from None
     return (out or b"").decode(), (err or b"").decode()

@@ -1,4 +1,4 @@
-"""Where the records of the commands are: the file, and what is on record there."""
+"""Where the commands keep their records: the ledger's file, and the records that a command line names."""
 
 from __future__ import annotations
 
@@ -22,53 +22,53 @@ class Place:
     """The file of the ledger.
 
     Attributes:
-        words: what names it on the command line; nothing where the environment or the default does.
-        is_ours: whether it is the default one, whose folder is made if it is missing.
+        options: the words that name it on the command line; none if the environment or the default names it.
+        is_default: whether it is the default file, whose folder `ledger` creates if it is missing.
     """
 
     path: Path
-    words: tuple[str, ...] = ()
-    is_ours: bool = False
+    options: tuple[str, ...] = ()
+    is_default: bool = False
 
     @classmethod
-    def named(cls, given: Path | None) -> Place:
-        """The file of that name; None is $BIDE_LEDGER, or else the one in the user's state folder.
+    def from_option(cls, path: Path | None) -> Place:
+        """The file at *path*; None is $BIDE_LEDGER, or else the file in the user's state folder.
 
         Raises:
-            ValueError: there is no such folder, since the user has no home.
+            ValueError: there is no state folder, since the user has no home.
         """
-        if given is not None:
-            return cls(given.expanduser().absolute(), ("--ledger", str(given)))
-        told = os.environ.get("BIDE_LEDGER")
-        if told:
-            return cls(Path(told).expanduser().absolute())
+        if path is not None:
+            return cls(path.expanduser().absolute(), ("--ledger", str(path)))
+        variable = os.environ.get("BIDE_LEDGER")
+        if variable:
+            return cls(Path(variable).expanduser().absolute())
         state = Path(os.environ.get("XDG_STATE_HOME", ""))
         try:
-            # The specification of these folders has relative ones passed over.
+            # The XDG Base Directory Specification says to ignore a relative path.
             folder = state if state.is_absolute() else Path.home() / ".local" / "state"
         except RuntimeError:
             raise ValueError(
                 "there is no home folder for the ledger: name a file with --ledger or $BIDE_LEDGER"
             ) from None
-        return cls(folder / "bide" / "ledger.db", is_ours=True)
+        return cls(folder / "bide" / "ledger.db", is_default=True)
 
     @property
     def exists(self) -> bool:
-        """Whether there is anything."""
+        """Whether the file exists."""
         return self.path.exists()
 
     def ledger(self) -> SQLiteLedger:
-        """The ledger, to be opened; for the default one its folder is made.
+        """The ledger, not opened yet. Creates the folder of the default file.
 
         Raises:
-            LedgerError: the folder cannot be made.
-            ImportError: this system cannot have one.
+            LedgerError: the folder cannot be created.
+            ImportError: this system does not support the SQLite ledger.
         """
         from bide import SQLiteLedger
 
         try:
-            if self.is_ours:
-                _make_private(self.path.parent)
+            if self.is_default:
+                _make_private_folder(self.path.parent)
             return SQLiteLedger(self.path)
         except OSError as fault:
             raise LedgerError(
@@ -77,46 +77,41 @@ class Place:
             ) from fault
 
     def command(self, *words: str) -> str:
-        """A command of ours on this ledger, for the user to type."""
-        return shlex.join(["bide", *words[:1], *self.words, *words[1:]])
+        """A `bide` command on this ledger, for the user to type."""
+        return shlex.join(["bide", *words[:1], *self.options, *words[1:]])
 
 
-def _make_private(folder: Path) -> None:
-    """Make *folder*, and those above it that are missing, for this user alone."""
+def _make_private_folder(folder: Path) -> None:
+    """Create *folder*, and its missing parents, readable by this user alone."""
     if not folder.is_dir():
-        _make_private(folder.parent)
+        _make_private_folder(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
 
 
-@dataclass(frozen=True)
-class Found:
-    """What the words of a command are on record: a ticket for each that is known there."""
-
-    tickets: dict[str, Record]
-
-
-async def find(ledger: SQLiteLedger, words: Sequence[str], *, ended: bool = False) -> Found:
-    """The records that *words* name, by their ticket or by the id of their task while that goes on.
+async def find_records(
+    ledger: SQLiteLedger, words: Sequence[str], *, ended: bool = False
+) -> dict[str, Record]:
+    """The record of each word that is the ticket of one, or the id of its task while that is open.
 
     Args:
-        ended: by the id of a task that has ended, too.
+        ended: find tasks that have ended by their ids, too.
 
     Raises:
-        LedgerError: it cannot be read.
+        LedgerError: the ledger cannot be read.
     """
     async with ledger:
         by_task = {record.task.task_id: record for record in await ledger.records(all=ended)}
         found = {word: await ledger.get(word) or by_task.get(word) for word in words}
-    return Found({word: record for word, record in found.items() if record is not None})
+    return {word: record for word, record in found.items() if record is not None}
 
 
 def driver_of(record: Record, owners: Iterable[OwnerView]) -> OwnerView | None:
-    """The live process that drives *record*; None is nobody."""
+    """The live process that drives *record*; None if there is none."""
     instance = (record.owner or "").partition(".")[0]
     return next((each for each in owners if each.is_alive and each.instance == instance), None)
 
 
 def prompt_of(record: Record) -> str | None:
-    """What was asked for, if that is stored."""
+    """The prompt of its request, if the ledger stores it."""
     prompt = getattr(record.request, "prompt", None)
     return prompt if isinstance(prompt, str) else None

@@ -195,7 +195,9 @@ def resume(*, concurrency: int | None = None, following: FollowingOptions = DEFA
 
     return run_or_explain(
         lambda: _tasks.resume(
-            choose_provider(following.provider), following.goal(concurrency), Place.from_option(following.ledger)
+            choose_provider(following.provider),
+            following.goal(concurrency),
+            Place.from_option(following.ledger),
         )
     )
 

@@ -80,7 +80,9 @@ def _text_lines(
     for number, problem in enumerate(report.problems or ("sound",)):
         yield _line("" if number else "check", one_line(problem))
     if report.problems:
-        yield _line("", "the file is damaged: end the processes that use it, keep a copy, and recover the data with")
+        yield _line(
+            "", "the file is damaged: end the processes that use it, keep a copy, and recover the data with"
+        )
         yield _line("", f"sqlite3 {report.path} .recover")
     counts = ", ".join(f"{count} {status}" for status, count in sorted(report.counts.items()))
     yield _line("records", counts or "none")

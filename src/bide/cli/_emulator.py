@@ -59,9 +59,7 @@ async def serve(**settings: Any) -> int:
         with suppress(NotImplementedError):
             loop.add_signal_handler(number, ended.set)
     async with Emulator(**settings) as emulator:
-        print(
-            f"Dieyuyun and DashScope are emulated on this machine. Ctrl-C ends them.\n\n{usage(emulator)}"
-        )
+        print(f"Dieyuyun and DashScope are emulated on this machine. Ctrl-C ends them.\n\n{usage(emulator)}")
         print(f"\nTheir counters: {emulator.dieyuyun_url}/_emulator/stats", flush=True)
         await ended.wait()
     return 0

@@ -1,19 +1,17 @@
 """Following many tasks to their ends: results on standard output, everything else on standard error.
 
-The first Ctrl-C (SIGTERM and SIGHUP alike) stops the waiting, never a task: nothing more is sent, the ids known so far
-are printed at once with the command that goes on, creates under way are answered, and what they add is printed too.
-What has come of a file stays beside its place: that command goes on with it.
-The second one ends the program at once.
+The first Ctrl-C (or SIGTERM, or SIGHUP) stops the waiting, never a task. The command sends nothing more. It prints at
+once the ids known so far and the command that continues. It waits for the answers of creates under way, and prints what
+they add. Part files stay beside the files that they will become, and the next command continues them.
+The second Ctrl-C ends the program at once.
 
-All of it is on the ledger: what a program leaves that is killed, `bide resume` goes on with.
+Everything is in the ledger: if the program is killed, `bide resume` continues with what it leaves.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import re
 import shlex
 import signal
 import sys
@@ -36,39 +34,46 @@ from bide import (
     TaskStatus,
     WaitTimeoutError,
 )
-from bide.cli._exits import AUTH, FAILED, INTERRUPTED, LIMITED, status_of, worst
-from bide.cli._out import Stream
+from bide.cli._messages import (
+    AUTH,
+    FAILED,
+    INTERRUPTED,
+    LIMITED,
+    display_name,
+    exit_status,
+    explain,
+    is_withdrawn,
+    settle_advice,
+    task_json,
+    worst_status,
+)
+from bide.cli._output import Stream, one_line, silence_log
 from bide.cli._progress import display
-from bide.cli._text import plain
-from bide.cli._words import as_json, in_other_words, is_withdrawn, name_of, what_to_do
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
     from bide import Provider, SavedFile, SQLiteLedger, Task, TaskHandle
-    from bide.cli._ledger import Place
+    from bide.cli._place import Place
 
     Items: TypeAlias = Callable[[Client], AsyncIterator["Item"]]
 
-WINDOW = 100
-"""Prompts that are under way at once; further ones are not even read."""
-LAST_WORDS = 3.0
-"""Seconds that a reader has at the end to take what is written."""
-_NAMES_A_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+MAX_NEW_ITEMS = 100
+"""New requests under way at once; prompts beyond that are not even read."""
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Goal:
     """What the user wants of each task.
 
     Attributes:
-        save: the directory for the files; None prints their addresses.
-        json: one JSON object for each task instead.
-        timeout: seconds to wait for each at most.
-        concurrency: tasks in flight at most; None is the service's documented limit.
-        detach: do not wait for more than its acceptance.
-        overwrite: write files anew that are there already.
+        save: the directory for the files; None prints their addresses instead.
+        json: print one JSON object for each task instead.
+        timeout: seconds to wait for each task.
+        concurrency: tasks in flight at most; None is the documented limit of the service.
+        detach: wait only until the task is accepted.
+        overwrite: fetch and write files again that exist already.
     """
 
     save: Path | None = None
@@ -79,13 +84,13 @@ class Wishes:
     overwrite: bool = False
 
     def check(self) -> None:
-        """Raise ValueError or OSError if they cannot be fulfilled: before anything is sent."""
+        """Raise ValueError or OSError, before anything is sent, if it cannot be reached."""
         if self.timeout is not None and not self.timeout > 0:
             raise ValueError(f"--timeout is a number of seconds above 0, not {self.timeout:g}")
         if self.concurrency is not None and self.concurrency < 1:
             raise ValueError(f"--concurrency is at least 1, not {self.concurrency}")
         if self.detach and self.save is not None:
-            raise ValueError("--detach does not wait for results: bide resume --save DIR brings them home")
+            raise ValueError("--detach does not wait for results: bide resume --save DIR gets them")
         if self.overwrite and self.save is None:
             raise ValueError("--overwrite is about files: give --save DIR, too")
         if self.save is not None:
@@ -96,7 +101,13 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Item:
-    """One task to follow: what to call it, how to get its handle, and its name where it is there already."""
+    """One task to follow.
+
+    Attributes:
+        label: how to show it.
+        start: returns its handle.
+        name: its task id or ticket, if it exists already; None for a new request.
+    """
 
     label: str
     start: Callable[[Client], Awaitable[TaskHandle]]
@@ -104,83 +115,80 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How a command goes about its tasks.
+class Mode:
+    """How a command treats its tasks.
 
     Attributes:
-        goes_on: the command that goes on with what is left.
-        place: where the ledger is; None where there is none. The same for *ledger*, which is opened here.
-        makes: whether the tasks are the command's own: what was not sent is withdrawn with it.
-        adopts: whether what nobody drives is taken over.
+        next_command: the command that continues with what is left.
+        place: where the ledger is; None without one.
+        ledger: the ledger at *place*, which `follow` opens.
+        creates: whether the command creates its tasks: then it withdraws what was not sent when it ends.
+        adopts: whether it takes over records that no process drives.
     """
 
-    goes_on: Literal["watch", "resume"]
+    next_command: Literal["watch", "resume"]
     place: Place | None = None
     ledger: SQLiteLedger | None = None
-    makes: bool = False
+    creates: bool = False
     adopts: bool = False
 
 
-def run(provider: Provider, wishes: Wishes, items: Items, total: int | None, manner: Manner) -> int:
+def follow(provider: Provider, goal: Goal, items: Items, total: int | None, mode: Mode) -> int:
     """Follow all *items*; returns the exit status.
 
     Args:
-        total: how many there are; None if that is not known.
+        total: the number of items; None if that is not known.
 
     Raises:
-        ValueError, OSError: the wishes cannot be fulfilled. Nothing was sent.
+        ValueError, OSError: the goal cannot be reached. Nothing was sent.
         LedgerError: the ledger cannot be opened. Nothing was sent.
     """
-    wishes.check()
-    keep_the_log_quiet()
-    return asyncio.run(_Run(provider, wishes, total, manner).follow_all(items))
+    goal.check()
+    silence_log()
+    return asyncio.run(_Follower(provider, goal, total, mode).follow_all(items))
 
 
-def keep_the_log_quiet() -> None:
-    """Unless it is asked for: commands tell what matters themselves, in its place."""
-    if not os.environ.get("BIDE_LOG"):
-        logging.getLogger("bide").addHandler(logging.NullHandler())
+class _Follower:
+    """Follows the tasks of one command, and prints what becomes of them."""
 
-
-class _Run:
-    """One command's tasks."""
-
-    def __init__(self, provider: Provider, wishes: Wishes, total: int | None, manner: Manner) -> None:
+    def __init__(self, provider: Provider, goal: Goal, total: int | None, mode: Mode) -> None:
         self._provider = provider
-        self._wishes = wishes
-        self._manner = manner
+        self._goal = goal
+        self._mode = mode
         self._total = total
         self._stdout = Stream(sys.stdout, "standard output")
         self._stderr = Stream(sys.stderr, "standard error")
         self._display = display(total, self._stderr)
-        self._window = asyncio.Semaphore(WINDOW)
-        self._open: dict[int, tuple[Item, TaskHandle | None]] = {}  # what has not been told yet
-        self._left: list[str] = []  # ids of tasks that go on, or whose files are still to be fetched
+        self._window = asyncio.Semaphore(MAX_NEW_ITEMS)
+        self._open: dict[int, tuple[Item, TaskHandle | None]] = {}  # not reported yet
+        self._left: list[str] = []  # ids of tasks that continue, or whose files are still to be fetched
         self._kept: list[str] = []  # tickets on record that have no task yet
-        self._mine: set[str] = set()  # tickets; others are watched only since their slots are waited for
+        self._own: set[str] = (
+            set()
+        )  # tickets; the client polls other tasks only because it waits for their slots
         self._saved_by_id: dict[str, TaskHandle] = {}
         self._detached = 0
-        self._taking: asyncio.Task[None] | None = None
-        self._told_left = 0
+        self._starting: asyncio.Task[None] | None = None
+        self._printed_left = 0
         self._statuses: set[int] = set()
-        self._taken = 0
+        self._started = 0
         self._not_sent = 0
-        self._hopeless = False  # the key was refused, or the account cannot pay
-        self._stopped: int | None = None  # the exit status of what has stopped the whole
+        self._has_given_up = False  # the key was refused, the account cannot pay, or the ledger failed
+        self._stopped: int | None = None  # the exit status of the reason to stop
         self._interrupts = 0
         self._closing: asyncio.Task[None] | None = None
 
     async def follow_all(self, items: Items) -> int:
         """Follow each of *items*; returns the exit status."""
         async with AsyncExitStack() as stack:
-            if self._manner.ledger is not None:
-                await stack.enter_async_context(self._manner.ledger)
+            if self._mode.ledger is not None:
+                await stack.enter_async_context(self._mode.ledger)
             self._client = Client(
                 self._provider,
                 limits=self._limits(),
-                ledger=self._manner.ledger,
-                adopt=self._manner.adopts,
-                on_event=self._heard,
+                ledger=self._mode.ledger,
+                adopt=self._mode.adopts,
+                on_event=self._show_event,
             )
             try:
                 with self._display:
@@ -191,23 +199,23 @@ class _Run:
                     except asyncio.CancelledError:
                         self._stopped = self._stopped or INTERRUPTED
             finally:
-                self._tell_left()
-                self._stdout.flush(LAST_WORDS)
-                self._stderr.flush(LAST_WORDS)
-        return worst(self._statuses) if self._stopped is None else self._stopped
+                self._report_left()
+                self._stdout.flush()
+                self._stderr.flush()
+        return worst_status(self._statuses) if self._stopped is None else self._stopped
 
-    def _heard(self, event: Event) -> None:
+    def _show_event(self, event: Event) -> None:
         if event.name is EventName.WAITING:
-            self._mine.add(event.ticket)
+            self._own.add(event.ticket)
         by_id = self._saved_by_id.get(event.ticket)
         if by_id is not None:
             event = evolve(event, task=by_id.task)
-        if event.ticket in self._mine or not self._manner.makes:
-            self._display.heard(event)
+        if event.ticket in self._own or not self._mode.creates:
+            self._display.show_event(event)
 
     def _limits(self) -> dict[str, Limits] | None:
-        """The service's documented limits, with the user's in the place of one of them."""
-        concurrency = self._wishes.concurrency
+        """The documented limits of the service, with the concurrency that the user wants."""
+        concurrency = self._goal.concurrency
         if concurrency is None:
             return None
         profiles = {kind: self._provider.profile(kind) for kind in ("image", "video")}
@@ -218,25 +226,25 @@ class _Run:
     async def _follow_each(self, items: Items) -> None:
         async with self._client, asyncio.TaskGroup() as group:
             self._group = group
-            self._taking = group.create_task(self._take_each(items))
+            self._starting = group.create_task(self._start_each(items))
 
-    async def _take_each(self, items: Items) -> None:
-        """Begin with each item, as far as the window has room."""
+    async def _start_each(self, items: Items) -> None:
+        """Start each item, as soon as the window has room."""
         try:
             async for item in items(self._client):
                 if item.name is None:
                     await self._window.acquire()
-                self._taken += 1
+                self._started += 1
                 following = self._group.create_task(self._follow(item))
                 if item.name is None:
                     following.add_done_callback(lambda _: self._window.release())
         except ClientClosedError:
-            return  # it is told at the end
-        except (BideError, ValueError) as error:  # there are no more of them; what was begun goes on
-            self._tell(error)
+            return  # `_report_left` reports it
+        except (BideError, ValueError) as error:  # no more items will come; those that have started continue
+            self._report_error(error)
 
     async def _follow(self, item: Item) -> None:
-        """One task, from its submission to its results. Whatever goes wrong with it is told and concerns no other."""
+        """Follow one task from its submission to its results. Its errors are reported, and do not stop the others."""
         handle: TaskHandle | None = None
         files: Sequence[SavedFile] = ()
         fault: Exception | None = None
@@ -244,89 +252,91 @@ class _Run:
         try:
             handle = await item.start(self._client)
             self._open[id(item)] = (item, handle)
-            self._display.name(handle, item.label)
-            if self._hopeless and self._manner.makes:
+            self._display.add(handle, item.label)
+            if self._has_given_up and self._mode.creates:
                 await _withdraw(handle)
             await self._wait(handle)
             files = await self._save(handle)
         except ClientClosedError:
-            return  # it is told at the end
+            return  # `_report_left` reports it
         except (BideError, ValueError, TypeError) as error:
             fault = error
-            self._told_or_not_sent(item, handle, error)
+            self._report_or_count(item, handle, error)
         if handle is not None:
-            self._display.ended(handle.ticket)
-            if self._wishes.detach and fault is None:
+            self._display.remove(handle.ticket)
+            if self._goal.detach and fault is None:
                 self._detached += 1
-            elif not handle.task.status.is_final or _is_to_be_saved(fault):
-                self._leave(handle)
+            elif not handle.task.status.is_final or _can_be_saved_later(fault):
+                self._note_left(handle)
         elif item.name is not None:
             self._left.append(item.name)
         del self._open[id(item)]
         await self._print(item, handle, files, fault)
 
     async def _wait(self, handle: TaskHandle) -> None:
-        """Wait until it has succeeded, or was accepted.
+        """Wait until it has succeeded; with --detach, until it is accepted.
 
         Raises:
-            BideError: it has not, or its time is up.
+            BideError: it has failed, or the timeout has passed.
         """
-        wait = handle.accepted if self._wishes.detach else handle.result
+        wait = handle.accepted if self._goal.detach else handle.result
         try:
-            await wait(timeout=self._wishes.timeout)
+            await wait(timeout=self._goal.timeout)
         except WaitTimeoutError:
-            if self._manner.makes:
-                await _settle(handle)
-            if self._wishes.detach and handle.task.status.is_accepted:
+            if self._mode.creates:
+                await _withdraw_or_settle(handle)
+            if self._goal.detach and handle.task.status.is_accepted:
                 return
             if is_withdrawn(handle) or not handle.task.status.is_final:
                 raise
-            await handle.result()  # it has ended meanwhile: what came of it says more
+            await handle.result()  # it has ended meanwhile: its result or error says more than the timeout
 
     async def _save(self, handle: TaskHandle) -> Sequence[SavedFile]:
-        """Bring the files of a task home, if that is wished.
+        """Save the files of a task, if the user wants that.
 
         Raises:
             DownloadError: one of them could not be fetched or written.
         """
-        wishes, task = self._wishes, handle.task
-        if wishes.save is None:
+        goal, task = self._goal, handle.task
+        if goal.save is None:
             return ()
-        if self._manner.ledger is None and _NAMES_A_FILE.fullmatch(task.task_id or ""):
-            # The ticket of a task on no record is another one each time: by its id the next command finds what this one
-            # has begun.
-            task = evolve(task, ticket=str(task.task_id))
-            self._saved_by_id[task.ticket] = handle
-        return await self._client.save(task, wishes.save, overwrite=wishes.overwrite)
+        if self._mode.ledger is None and task.task_id is not None:
+            # Without a record each command makes a new ticket. Named by the task id, the next command finds the part
+            # files of this one.
+            by_id = evolve(task, ticket=task.task_id)
+            self._saved_by_id[by_id.ticket] = handle
+            with suppress(ValueError):  # this id cannot name a file
+                return await self._client.save(by_id, goal.save, overwrite=goal.overwrite)
+        return await self._client.save(task, goal.save, overwrite=goal.overwrite)
 
-    def _leave(self, handle: TaskHandle) -> None:
-        """There is still something to wait for, or to fetch."""
+    def _note_left(self, handle: TaskHandle) -> None:
+        """Note that there is still a task to wait for, or a file to fetch."""
         if handle.task_id is not None:
             self._left.append(handle.task_id)
-        elif self._manner.ledger is not None:
+        elif self._mode.ledger is not None:
             self._kept.append(handle.ticket)
 
-    def _told_or_not_sent(self, item: Item, handle: TaskHandle | None, error: Exception) -> None:
-        """Tell the *error*, unless it is only that the request was withdrawn with others."""
+    def _report_or_count(self, item: Item, handle: TaskHandle | None, error: Exception) -> None:
+        """Report the *error*; a request that was withdrawn with others is only counted."""
         if handle is None and item.name is None:
             self._not_sent += 1
-        elif handle is not None and is_withdrawn(handle) and self._manner.makes:
+        elif handle is not None and is_withdrawn(handle) and self._mode.creates:
             self._not_sent += 1
-            if self._hopeless:
+            if self._has_given_up:
                 return
-        words = in_other_words(item.label, handle, error, self._wishes.timeout, self._manner.place)
-        self._tell(error, words)
+        text = explain(item.label, handle, error, self._goal.timeout, self._mode.place)
+        self._report_error(error, text)
 
-    def _tell(self, error: Exception, text: str | None = None) -> None:
-        """Tell what went wrong. Where the next ones would fare no better, they are not sent."""
-        status = status_of(error)
+    def _report_error(self, error: Exception, text: str | None = None) -> None:
+        """Print what went wrong. If the next requests would fail in the same way, they are not sent."""
+        status = exit_status(error)
         self._statuses.add(status)
-        self._display.say(f"bide: {plain(text or str(error), 2000)}")
-        if (status in (AUTH, LIMITED) or isinstance(error, LedgerError)) and not self._hopeless:
-            self._hopeless = True
-            if self._taking is not None:
-                self._taking.cancel()
-            for _, handle in self._open.values() if self._manner.makes else ():
+        self._display.print_line(f"bide: {one_line(text or str(error), 2000)}")
+        if (status in (AUTH, LIMITED) or isinstance(error, LedgerError)) and not self._has_given_up:
+            self._has_given_up = True
+            if self._starting is not None:
+                self._starting.cancel()
+            for _, handle in self._open.values() if self._mode.creates else ():
                 if handle is not None:
                     self._group.create_task(_withdraw(handle))
 
@@ -335,12 +345,12 @@ class _Run:
     async def _print(
         self, item: Item, handle: TaskHandle | None, files: Sequence[SavedFile], fault: Exception | None
     ) -> None:
-        """Print what became of one task, in one go: an interrupt does not come between."""
+        """Print the outcome of one task in a single write, so that an interrupt cannot split it."""
         task = None if handle is None else handle.task
         lines = [str(file.path) for file in files]
-        if self._wishes.json:
-            lines = [as_json(item.label, task, files, fault)]
-        elif self._wishes.detach and task is not None and fault is None:
+        if self._goal.json:
+            lines = [task_json(item.label, task, files, fault)]
+        elif self._goal.detach and task is not None and fault is None:
             lines = [f"{task.ticket} {task.task_id or '-'}"]
         elif task is not None and fault is None:
             lines += self._addresses(task)
@@ -348,27 +358,31 @@ class _Run:
             await self._write("\n".join(lines))
 
     def _addresses(self, task: Task) -> list[str]:
-        """Where the results are, if they were not saved; and a word on those that are nowhere."""
+        """The addresses of the results, unless they are saved. Prints a message for each result without an address."""
         addresses = []
         for output in task.outputs:
             if output.error is not None:
-                self._display.say(f"bide: {name_of(task)}: a part failed: {plain(str(output.error.message))}")
-            elif self._wishes.save is None and output.url is not None:
-                addresses.append(plain(output.url, 10_000))
-            elif self._wishes.save is None and output.data is not None:
-                self._display.say(f"bide: {name_of(task)}: the file came inline; --save DIR writes it")
-            elif self._wishes.save is None:
-                self._display.say(f"bide: {name_of(task)}: the address of its file has expired")
+                self._display.print_line(
+                    f"bide: {display_name(task)}: a part failed: {one_line(str(output.error.message))}"
+                )
+            elif self._goal.save is None and output.url is not None:
+                addresses.append(one_line(output.url, 10_000))
+            elif self._goal.save is None and output.data is not None:
+                self._display.print_line(
+                    f"bide: {display_name(task)}: the file came inline; --save DIR writes it"
+                )
+            elif self._goal.save is None:
+                self._display.print_line(f"bide: {display_name(task)}: the address of its file has expired")
         return addresses
 
     async def _write(self, line: str) -> None:
-        with self._display.aside() if self._stdout.is_terminal else nullcontext():
+        with self._display.pause() if self._stdout.is_terminal else nullcontext():
             try:
                 await self._stdout.write(line)
             except OSError as fault:
-                # Whoever read has gone, or the disk is full: what was sent goes on, and its ids are told.
+                # The reader has gone, or the disk is full. What was sent continues, and `_report_left` prints its ids.
                 if not isinstance(fault, BrokenPipeError) and self._stopped is None:
-                    self._display.say(f"bide: standard output cannot be written: {fault}")
+                    self._display.print_line(f"bide: standard output cannot be written: {fault}")
                 self._stop(FAILED)
 
     # The end -----------------------------------------------------------------------------------------------
@@ -384,26 +398,26 @@ class _Run:
     def _interrupted(self) -> None:
         self._interrupts += 1
         if self._interrupts > 1:
-            self._display.__exit__(None, None, None)  # the cursor comes back
+            self._display.__exit__(None, None, None)  # shows the cursor again
             self._stderr.flush(0.2)
             os._exit(INTERRUPTED)
         self._stop(INTERRUPTED)
-        self._display.say("bide: stopping: what was sent goes on. Once more ends this at once")
+        self._display.print_line("bide: stopping: what was sent continues. Ctrl-C again ends this at once")
         known = [str(handle.task_id) for _, handle in self._open.values() if handle and handle.task_id]
-        self._tell_how_to_go_on([*self._left, *known])
+        self._print_next_command([*self._left, *known])
 
     def _stop(self, status: int) -> None:
-        """Send nothing more, and wait for nothing but the answers of creates under way."""
+        """Send nothing more, and wait only for the answers of creates under way."""
         if self._stopped is None:
             self._stopped = status
-            self._closing = asyncio.create_task(self._client.aclose(withdraw=self._manner.makes))
+            self._closing = asyncio.create_task(self._client.aclose(withdraw=self._mode.creates))
             self._following.cancel()
 
-    def _tell_left(self) -> None:
-        """Name the tasks that go on, or whose results are still there, and what to do about them."""
+    def _report_left(self) -> None:
+        """Print the tasks that continue, or whose results can still be fetched, and what to do about them."""
         not_sent = self._not_sent
         if self._total is not None:
-            not_sent += self._total - self._taken
+            not_sent += self._total - self._started
         for item, handle in self._open.values():
             if handle is None:
                 if item.name is not None:
@@ -412,65 +426,66 @@ class _Run:
                     not_sent += 1
                 continue
             status = handle.task.status
-            if self._wishes.json:
-                self._stdout.put(as_json(item.label, handle.task, ()))
+            if self._goal.json:
+                self._stdout.put(task_json(item.label, handle.task, ()))
             if handle.task_id is not None or status is TaskStatus.SUCCEEDED:
-                self._leave(handle)
+                self._note_left(handle)
             elif status is TaskStatus.UNKNOWN:
-                advice = what_to_do(handle.ticket, self._manner.place)
-                self._stderr.put(f"bide: {plain(item.label, 60)}: its create may have arrived")
+                advice = settle_advice(handle.ticket, self._mode.place)
+                self._stderr.put(f"bide: {one_line(item.label, 60)}: its create may have arrived")
                 self._stderr.put(f"bide: look in the service's console: {advice}")
-            elif not status.is_final and self._manner.ledger is not None:
+            elif not status.is_final and self._mode.ledger is not None:
                 self._kept.append(handle.ticket)
                 if status is TaskStatus.SUBMITTING:
-                    self._stderr.put(f"bide: {plain(item.label, 60)}: its create may have arrived")
+                    self._stderr.put(f"bide: {one_line(item.label, 60)}: its create may have arrived")
             else:
                 not_sent += 1
         if not_sent:
             self._stderr.put(f"bide: {not_sent} not sent")
-        if len(self._left) + len(self._kept) > self._told_left:
-            self._tell_how_to_go_on(self._left)
+        if len(self._left) + len(self._kept) > self._printed_left:
+            self._print_next_command(self._left)
         if self._detached:
             command = self._command(["resume", "--save", "DIR"])
-            self._display.say(f"bide: {self._detached} run on; to bring them home: {command}")
+            self._display.print_line(f"bide: {self._detached} still running; to get their results: {command}")
 
-    def _tell_how_to_go_on(self, ids: Sequence[str]) -> None:
-        """Name what is left, and how to go on with it."""
-        self._told_left = len(ids) + len(self._kept)
-        if not self._told_left:
+    def _print_next_command(self, ids: Sequence[str]) -> None:
+        """Print what is left, and the command that continues with it."""
+        self._printed_left = len(ids) + len(self._kept)
+        if not self._printed_left:
             return
-        words: list[str] = [self._manner.goes_on]
-        if self._wishes.save is not None:
-            words += ["--save", str(self._wishes.save)]
-        if self._wishes.overwrite:
+        words: list[str] = [self._mode.next_command]
+        if self._goal.save is not None:
+            words += ["--save", str(self._goal.save)]
+        if self._goal.overwrite:
             words.append("--overwrite")
-        if self._wishes.json:
+        if self._goal.json:
             words.append("--json")
         if ids:
-            self._display.say(f"bide: {len(ids)} left as they are: {', '.join(ids)}")
+            self._display.print_line(f"bide: {len(ids)} left at the service: {', '.join(ids)}")
         if self._kept:
-            self._display.say(f"bide: {len(self._kept)} stay on record: {', '.join(self._kept)}")
-        if self._manner.goes_on == "watch":
+            self._display.print_line(f"bide: {len(self._kept)} stay on record: {', '.join(self._kept)}")
+        if self._mode.next_command == "watch":
             words += [*ids, *self._kept]
-        self._display.say(f"bide: to watch on: {self._command(words)}")
+        self._display.print_line(f"bide: to continue: {self._command(words)}")
 
     def _command(self, words: Sequence[str]) -> str:
-        """A command of ours for this service and ledger."""
+        """A `bide` command for this service and ledger."""
         with_service = [*words[:1], "--provider", self._provider.name, *words[1:]]
-        place = self._manner.place
+        place = self._mode.place
         return shlex.join(["bide", *with_service]) if place is None else place.command(*with_service)
 
 
 async def _withdraw(handle: TaskHandle) -> None:
     if handle.task.status is TaskStatus.WAITING:
-        with suppress(BideError):  # it was just being sent, and could not be stopped any more
+        with suppress(BideError):  # it was just being sent, and could not be withdrawn any more
             await handle.cancel()
 
 
-async def _settle(handle: TaskHandle) -> None:
-    """Nobody waits for *handle* any more: withdraw it if it was not sent, else wait for the answer to its create.
+async def _withdraw_or_settle(handle: TaskHandle) -> None:
+    """Withdraw *handle* if it was not sent; else wait for the answer to its create.
 
-    That answer may put it back into the queue, where it would be sent again and paid for, with nobody waiting.
+    That answer may put the request back into the queue. It would be sent again and paid for, though the user's timeout
+    has passed.
     """
     with suppress(BideError):
         async for task in handle.events():
@@ -480,6 +495,6 @@ async def _settle(handle: TaskHandle) -> None:
                 return
 
 
-def _is_to_be_saved(fault: Exception | None) -> bool:
-    """Whether a later command may bring home what this one could not."""
+def _can_be_saved_later(fault: Exception | None) -> bool:
+    """Whether a later command may save what this one could not."""
     return isinstance(fault, DownloadError) and fault.retryable

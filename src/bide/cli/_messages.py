@@ -84,7 +84,9 @@ def settle_advice(ticket: str | None, place: Place | None) -> str:
     )
 
 
-def task_json(label: str, task: Task | None, files: Sequence[SavedFile], fault: Exception | None = None) -> str:
+def task_json(
+    label: str, task: Task | None, files: Sequence[SavedFile], fault: Exception | None = None
+) -> str:
     """One task as one line of JSON."""
     error: dict[str, Any] | None = None
     if fault is not None:

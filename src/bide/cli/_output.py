@@ -1,7 +1,7 @@
 """Writing to standard output and standard error so that a slow reader does not stop the event loop.
 
-A pager that does not scroll blocks the writer. If that stopped the event loop, creates under way would time out, and the
-ids of tasks that are paid for would be lost. So a thread writes, and the loop does not wait for it to end.
+A pager that does not scroll blocks the writer. If that stopped the event loop, creates under way would time out, and
+the ids of tasks that are paid for would be lost. So a thread writes, and the loop does not wait for it to end.
 """
 
 from __future__ import annotations

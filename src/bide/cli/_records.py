@@ -1,4 +1,4 @@
-"""`bide ls`, `settle` and `forget`: the records as a table or JSON lines, and the user's decisions about single ones."""
+"""`bide ls`, `settle` and `forget`: the records as a table or JSON lines, and the user's decisions about them."""
 
 from __future__ import annotations
 

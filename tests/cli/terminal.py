@@ -41,7 +41,7 @@ PROGRAM = "sys.exit(main())"
 
 IMPORTS = """
 import anyio._backends._asyncio, anyio.streams.tls
-import bide.cli._app, bide.cli._doctor, bide.cli._listing, bide.cli._records, bide.cli._tasks
+import bide.cli._app, bide.cli._doctor, bide.cli._records, bide.cli._tasks
 import bide.ledgers.sqlite
 import cyclopts.help, docstring_parser, importlib.readers, rich._emoji_codes, rich.panel, sniffio, zipfile
 """
@@ -194,12 +194,12 @@ def quick(**options: Any) -> Emulator:
 
 def watch_command(err: str) -> list[str]:
     """The last one that was printed."""
-    return shlex.split(re.findall("to watch on: (.*)", err)[-1])
+    return shlex.split(re.findall("to continue: (.*)", err)[-1])
 
 
 def left_ids(err: str) -> list[str]:
     """The tasks that were named last as left running."""
-    return re.findall(r"left as they are: (.*)", err)[-1].strip().split(", ")
+    return re.findall(r"left at the service: (.*)", err)[-1].strip().split(", ")
 
 
 def statuses(emulator: Emulator) -> list[str]:

@@ -236,7 +236,7 @@ async def test_a_reader_that_leaves_early_buys_nothing_more() -> None:
         ([*IMAGE, "[refuse InvalidApiKey]"], 3, "InvalidApiKey"),
         ([*IMAGE, "[refuse Arrearage]"], 4, "Arrearage"),
         ([*IMAGE, "[seconds 60]", "--timeout", "0.5"], 5, "bide resume --provider dashscope"),
-        (["watch", "11111111-2222-3333-4444-555555555555", "--timeout", "0.5"], 5, "it goes on"),
+        (["watch", "11111111-2222-3333-4444-555555555555", "--timeout", "0.5"], 5, "it continues"),
         ([*IMAGE, "[seconds 60]", "[fail InternalError]", "--timeout", "1"], 5, ""),
     ],
 )

@@ -399,7 +399,7 @@ async def test_the_doctor_tells_what_was_learned_of_each_model() -> None:
         in text.out
     )
     assert f"detection delay {whole['lag']:.1f} s on average" in text.out
-    assert "toy \\x1b[31m image: cannot be read, and is learned anew: " in text.out
+    assert "toy \\x1b[31m image: cannot be read, and is learned again: " in text.out
     assert "\x1b" not in text.out
     assert (text.status, text.err) == (0, "")
 

@@ -372,7 +372,7 @@ async def test_what_is_being_submitted_is_cancelled_once_its_create_is_answered(
                     await asyncio.sleep(0.05)
 
     assert (process.returncode, out) == (1, b"")
-    assert b"is being submitted: it is cancelled once" in err
+    assert b"is being submitted: the process that drives it cancels it once" in err
 
 
 # Without a ledger --------------------------------------------------------------------------------------------

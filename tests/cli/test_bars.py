@@ -15,8 +15,8 @@ from rich.console import Console
 
 from bide import Event, EventName, Output, SavedFile, Task, TaskStatus
 from bide.cli import _progress
-from bide.cli._gauge import Files, Gauge
-from bide.cli._out import Stream
+from bide.cli._output import Stream
+from bide.cli._task_progress import FilesProgress, TaskProgress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,10 +37,10 @@ class Followed:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.gauge = Gauge(lambda: self.task)
+        self.progress = TaskProgress(lambda: self.task)
 
     def percent(self, now: float) -> float:
-        percent = self.gauge.percent(now)
+        percent = self.progress.percent(now)
         assert percent is not None
         return percent
 
@@ -59,7 +59,7 @@ def test_an_estimate_moves_evenly_between_two_looks() -> None:
 
 def test_an_estimate_counts_what_was_waited_before_it_was_known() -> None:
     followed = Followed(running())
-    assert followed.gauge.percent(100.0) is None
+    assert followed.progress.percent(100.0) is None
     followed.task = running(eta=30.0)
 
     assert followed.percent(110.0) == pytest.approx(99 / 4)
@@ -91,7 +91,7 @@ def test_no_history_moves_a_bar_backwards_or_to_its_end(
         told = told if progress is None else max(told, progress)
         followed.task = running(eta=eta, progress=told or None)
         for _ in range(2):
-            percent = followed.gauge.percent(now)
+            percent = followed.progress.percent(now)
             now += gap
             if percent is not None:
                 assert shown - 1e-9 <= percent <= max(99, told)
@@ -102,16 +102,16 @@ def test_an_estimate_is_marked_as_one() -> None:
     followed = Followed(running(eta=100.0))
     followed.percent(0.0)
 
-    assert followed.gauge.words(40.0) == "~40 %, about 60 s left"
+    assert followed.progress.text(40.0) == "~40 %, about 60 s left"
     followed.task = running(eta=600.0)
-    assert followed.gauge.words(40.0) == "~40 %, about 10 min left"
+    assert followed.progress.text(40.0) == "~40 %, about 10 min left"
 
 
 def test_once_half_of_such_tasks_have_ended_no_time_is_promised() -> None:
     followed = Followed(running(eta=10.0))
     followed.percent(0.0)
 
-    assert followed.gauge.words(30.0) == "~99 %"
+    assert followed.progress.text(30.0) == "~99 %"
 
 
 # Where progress is told --------------------------------------------------------------------------------------
@@ -120,8 +120,8 @@ def test_once_half_of_such_tasks_have_ended_no_time_is_promised() -> None:
 def test_told_progress_is_shown_as_it_is() -> None:
     followed = Followed(running(progress=30.0, eta=12.0))
 
-    assert followed.gauge.words(0.0) == "30 %, about 12 s left"
-    assert followed.gauge.words(5.0) == "30 %, about 7 s left"
+    assert followed.progress.text(0.0) == "30 %, about 12 s left"
+    assert followed.progress.text(5.0) == "30 %, about 7 s left"
     followed.task = running(progress=45.0)
     assert followed.percent(6.0) == 45
 
@@ -132,9 +132,9 @@ def test_progress_that_is_told_late_does_not_set_the_bar_back() -> None:
     followed.percent(40.0)
     followed.task = running(progress=10.0)
 
-    assert followed.gauge.words(40.0).startswith("~40 %")
+    assert followed.progress.text(40.0).startswith("~40 %")
     followed.task = running(progress=60.0)
-    assert followed.gauge.words(50.0).startswith("60 %")
+    assert followed.progress.text(50.0).startswith("60 %")
 
 
 # The bar of a row --------------------------------------------------------------------------------------------
@@ -144,14 +144,14 @@ def test_progress_that_is_told_late_does_not_set_the_bar_back() -> None:
 def test_what_nobody_knows_is_not_shown(task: Task, percent: float | None) -> None:
     followed = Followed(task)
 
-    assert followed.gauge.percent(0.0) == percent
-    assert followed.gauge.words(0.0) == ""
+    assert followed.progress.percent(0.0) == percent
+    assert followed.progress.text(0.0) == ""
 
 
 def test_what_has_ended_is_full() -> None:
     followed = Followed(Task(ticket="order-1", task_id="t-1", status=TaskStatus.SUCCEEDED))
 
-    assert (followed.gauge.percent(0.0), followed.gauge.words(0.0)) == (100.0, "")
+    assert (followed.progress.percent(0.0), followed.progress.text(0.0)) == (100.0, "")
 
 
 def test_a_bar_follows_its_handle_from_look_to_look() -> None:
@@ -159,14 +159,14 @@ def test_a_bar_follows_its_handle_from_look_to_look() -> None:
     console = Console(force_terminal=True, width=120, record=True, color_system=None)
     followed = Followed(Task(ticket="order-1", task_id="t-1", status=TaskStatus.QUEUED))
     with _progress.Bars(console, 2) as bars:
-        bars.heard(event(EventName.SUBMITTED, followed.task))
-        bars.name(cast("TaskHandle", followed), "a paper [boat]")
+        bars.show_event(event(EventName.SUBMITTED, followed.task))
+        bars.add(cast("TaskHandle", followed), "a paper [boat]")
         followed.task = running(eta=300.0)
-        bars.heard(event(EventName.CHANGED, followed.task))
+        bars.show_event(event(EventName.CHANGED, followed.task))
         bars._progress.refresh()
         followed.task = running(eta=40.0)
         bars._progress.refresh()
-        bars.ended("order-1")
+        bars.remove("order-1")
 
     shown = console.export_text()
     assert "a paper [boat]" in shown
@@ -179,14 +179,14 @@ def test_a_bar_follows_its_handle_from_look_to_look() -> None:
 
 
 def test_the_files_of_a_task_are_one_bar_by_their_bytes() -> None:
-    files = Files(2)
-    files.heard(0, 1_500_000, 6_000_000)
+    files = FilesProgress(2)
+    files.update(0, 1_500_000, 6_000_000)
 
-    assert (files.percent(0.0), files.words(0.0), files.status) == (None, "1.5 MB", "saving 0/2")
-    files.heard(1, 500_000, 2_000_000)
-    assert (files.percent(0.0), files.words(0.0), files.status) == (25.0, "2.0/8.0 MB", "saving 0/2")
-    files.heard(0, 6_000_000, 6_000_000)
-    assert (files.percent(0.0), files.words(0.0), files.status) == (81.25, "6.5/8.0 MB", "saving 1/2")
+    assert (files.percent(0.0), files.text(0.0), files.status) == (None, "1.5 MB", "saving 0/2")
+    files.update(1, 500_000, 2_000_000)
+    assert (files.percent(0.0), files.text(0.0), files.status) == (25.0, "2.0/8.0 MB", "saving 0/2")
+    files.update(0, 6_000_000, 6_000_000)
+    assert (files.percent(0.0), files.text(0.0), files.status) == (81.25, "6.5/8.0 MB", "saving 1/2")
 
 
 @pytest.mark.parametrize(
@@ -200,10 +200,10 @@ def test_the_files_of_a_task_are_one_bar_by_their_bytes() -> None:
     ],
 )
 def test_bytes_are_told_as_a_person_says_them(size: int, total: int | None, words: str) -> None:
-    file = Files(1)
-    file.heard(0, size, total)
+    file = FilesProgress(1)
+    file.update(0, size, total)
 
-    assert (file.words(0.0), file.status) == (words, "saving")
+    assert (file.text(0.0), file.status) == (words, "saving")
 
 
 def saving(task: Task, size: int, total: int | None, output: int = 0) -> Event:
@@ -218,7 +218,7 @@ def test_the_row_of_a_task_goes_on_while_its_files_are_saved() -> None:
     )
     shown = []
     with _progress.Bars(console, None) as bars:
-        bars.name(cast("TaskHandle", followed), "a paper boat")
+        bars.add(cast("TaskHandle", followed), "a paper boat")
         rows = bars._progress.task_ids
         for at, each in [
             (done, event(EventName.FINAL, done)),
@@ -228,12 +228,12 @@ def test_the_row_of_a_task_goes_on_while_its_files_are_saved() -> None:
             (done, saving(done, 4_000_000, 4_000_000)),
         ]:
             followed.task = at
-            bars.heard(each)
+            bars.show_event(each)
             bars._progress.refresh()
             assert bars._progress.task_ids == rows, "it does not vanish and come back"
             shown.append(" ".join(console.export_text().split("boat")[-1].split()))
-        bars.ended("order-1")
-        bars.heard(saving(done, 4_000_000, 4_000_000))
+        bars.remove("order-1")
+        bars.show_event(saving(done, 4_000_000, 4_000_000))
         assert bars._progress.task_ids == rows[:1], "nor does it come back when nobody waits any more"
 
     assert shown[0].endswith("succeeded")
@@ -251,8 +251,8 @@ def test_what_had_ended_before_gets_its_row_when_its_files_come() -> None:
         )
     )
     with _progress.Bars(console, None) as bars:
-        bars.name(cast("TaskHandle", followed), "a paper boat")
-        bars.heard(saving(followed.task, 2_000, None))
+        bars.add(cast("TaskHandle", followed), "a paper boat")
+        bars.show_event(saving(followed.task, 2_000, None))
         bars._progress.refresh()
 
     assert "saving 2.0 kB" in " ".join(console.export_text().split())
@@ -265,8 +265,8 @@ async def test_without_a_terminal_one_line_tells_of_saved_files(tmp_path: Path) 
     with (tmp_path / "err").open("w+") as stream:
         stderr = Stream(stream, "standard error")
         lines = _progress.Lines(stderr)
-        lines.heard(saving(done, 1_000_000, 1_000_000))
-        lines.heard(evolve(event(EventName.SAVED, done), files=files))
+        lines.show_event(saving(done, 1_000_000, 1_000_000))
+        lines.show_event(evolve(event(EventName.SAVED, done), files=files))
         await asyncio.to_thread(stderr.flush, 5.0)
 
     assert (tmp_path / "err").read_text() == "t-1 saved: 2 files, 3.5 MB\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import bide
-from bide.cli._files import opens
+from bide.cli._demo.files import is_readable
 
 CLIP = (Path(bide.__file__).parent / "emulator" / "clip.mp4").read_bytes()
 
@@ -37,9 +37,9 @@ def written(directory: Path, name: str, data: bytes) -> Path:
 
 
 def test_whole_files_open(tmp_path: Path) -> None:
-    assert opens(written(tmp_path, "a.png", png()))
-    assert opens(written(tmp_path, "a.mp4", CLIP))
-    assert opens(written(tmp_path, "b.mp4", CLIP + box(b"free", b"padding")))
+    assert is_readable(written(tmp_path, "a.png", png()))
+    assert is_readable(written(tmp_path, "a.mp4", CLIP))
+    assert is_readable(written(tmp_path, "b.mp4", CLIP + box(b"free", b"padding")))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_whole_files_open(tmp_path: Path) -> None:
     ],
 )
 def test_no_whole_png_no_opening(data: bytes, tmp_path: Path) -> None:
-    assert not opens(written(tmp_path, "a.png", data))
+    assert not is_readable(written(tmp_path, "a.png", data))
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_no_whole_png_no_opening(data: bytes, tmp_path: Path) -> None:
     ],
 )
 def test_no_whole_mp4_no_opening(data: bytes, tmp_path: Path) -> None:
-    assert not opens(written(tmp_path, "a.mp4", data))
+    assert not is_readable(written(tmp_path, "a.mp4", data))
 
 
 def test_a_file_of_another_kind_does_not_count(tmp_path: Path) -> None:
-    assert not opens(written(tmp_path, "a.bin", png()))
+    assert not is_readable(written(tmp_path, "a.bin", png()))

@@ -79,7 +79,7 @@ async def test_the_first_ctrl_c_names_at_once_what_is_known() -> None:
         try:
             await terminal.shows("running")
             terminal.press_ctrl_c()
-            await terminal.shows("to watch on: bide resume --provider dashscope")
+            await terminal.shows("to continue: bide resume --provider dashscope")
             terminal.press_ctrl_c()
             await terminal.ends()
         finally:
@@ -114,7 +114,7 @@ async def test_ctrl_c_in_a_terminal_prints_the_ids_and_the_command_that_watches_
             terminal.kill()
 
         for task in emulator.tasks():
-            assert task.id in terminal.shown.replace("\r\n", "").partition("left as they are: ")[2]
+            assert task.id in terminal.shown.replace("\r\n", "").partition("left at the service: ")[2]
         assert statuses(emulator) == ["RUNNING", "RUNNING"]
 
 

@@ -12,7 +12,7 @@ import pytest
 from attrs import asdict
 
 from bide import Limits, ModelStatistics, SQLiteLedger
-from bide.cli._ledger import Place
+from bide.cli._place import Place
 from bide.emulator import Emulator
 from support.emulated import client_at, emulator_with, image, video
 from support.terminal import IMAGE, KEY, VIDEO, Ended, Terminal, ledger_of, piped, quick, start, timed_out
@@ -49,16 +49,16 @@ def test_the_file_is_the_one_that_is_named_else_the_environment_s_else_the_user_
     monkeypatch.setenv("HOME", str(tmp_path))
     usual = tmp_path / ".local" / "state" / "bide" / "ledger.db"
 
-    assert Place.named(None).path == usual
+    assert Place.from_option(None).path == usual
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
-    assert Place.named(None).path == usual
+    assert Place.from_option(None).path == usual
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    assert Place.named(None).path == tmp_path / "state" / "bide" / "ledger.db"
+    assert Place.from_option(None).path == tmp_path / "state" / "bide" / "ledger.db"
     monkeypatch.setenv("BIDE_LEDGER", "~/mine.db")
-    assert Place.named(None).path == tmp_path / "mine.db"
-    assert Place.named(None).command("ls", "--all") == "bide ls --all"
-    assert Place.named(Path("x.db")).path == Path.cwd() / "x.db"
-    assert Place.named(Path("my x.db")).command("ls", "--all") == "bide ls --ledger 'my x.db' --all"
+    assert Place.from_option(None).path == tmp_path / "mine.db"
+    assert Place.from_option(None).command("ls", "--all") == "bide ls --all"
+    assert Place.from_option(Path("x.db")).path == Path.cwd() / "x.db"
+    assert Place.from_option(Path("my x.db")).command("ls", "--all") == "bide ls --ledger 'my x.db' --all"
 
 
 def test_without_a_home_a_file_has_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_without_a_home_a_file_has_to_be_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Path, "home", homeless)
 
     with pytest.raises(ValueError, match="--ledger"):
-        Place.named(None)
+        Place.from_option(None)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ async def test_ids_are_watched_though_the_ledger_cannot_be_read(tmp_path: Path) 
         ended = await piped(emulator, "watch", task_id, "--ledger", str(tmp_path / "text.db"))
 
     assert ended.status == 0
-    assert "going on without it" in ended.err
+    assert "continuing without it" in ended.err
     assert len(ended.lines) == 1
 
 
@@ -204,7 +204,7 @@ async def test_what_is_open_is_listed_without_a_key() -> None:
         "PROMPT",
     ]
     assert line.split()[:5] == [ticket, line.split()[1], "video", "wan2.6-t2v", task_id]
-    assert "nobody" in line
+    assert "none" in line
     assert "一只纸船" in line
 
 
@@ -362,7 +362,7 @@ async def test_the_doctor_tells_how_everything_is() -> None:
     assert f"chmod 600 {ledger_of(emulator)}" in text.out
     assert "sound" in text.out
     assert f"pid {os.getpid()}" in text.out
-    assert "1 open that nobody drives: bide resume" in text.out
+    assert "1 open that no process drives: bide resume" in text.out
     assert "video, key" in text.out
     assert "1 slots in use, paused for" in text.out
     assert f"bide settle {ticket} ITS_ID" in text.out
@@ -397,11 +397,11 @@ async def test_the_doctor_tells_what_was_learned_of_each_model() -> None:
     assert "not a learned pace" in toy["problem"] or "another form" in toy["problem"]
     assert [asdict(model) for model in models] == told
     assert (
-        f"learned  {' '.join(whole['name'].split())}: 2 tasks seen, half within {whole['median']:.1f} s, 90 % within"
+        f"learned  {' '.join(whole['name'].split())}: 2 tasks, half within {whole['median']:.1f} s, 90 % within"
         in text.out
     )
-    assert f"seen {whole['lag']:.1f} s after their end on average" in text.out
-    assert "toy \\x1b[31m image: cannot be read, and is learned anew: " in text.out
+    assert f"detection delay {whole['lag']:.1f} s on average" in text.out
+    assert "toy \\x1b[31m image: cannot be read, and is learned again: " in text.out
     assert "\x1b" not in text.out
     assert (text.status, text.err) == (0, "")
 

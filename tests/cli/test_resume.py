@@ -13,7 +13,7 @@ import pytest
 
 from bide import Client, Limits, SQLiteLedger
 from bide.cli import _tasks
-from bide.cli._files import opens
+from bide.cli._demo.files import is_readable
 from bide.emulator import Emulator
 from support.emulated import calls, client_at, emulator_with, image, provider_at, video
 from support.terminal import (
@@ -87,7 +87,7 @@ async def test_what_a_killed_command_has_left_is_brought_home_and_not_bought_aga
         assert ended.status == 0, ended.err
         assert sorted(ended.lines) == sorted(str(path) for path in (tmp_path / "out").iterdir())
         assert len(ended.lines) == 4
-        assert all(opens(Path(line)) for line in ended.lines)
+        assert all(is_readable(Path(line)) for line in ended.lines)
         assert emulator.stats()["creates"] == 4, (
             "the one that waited is sent by bide resume; none is sent twice"
         )
@@ -185,7 +185,7 @@ async def test_ctrl_c_leaves_the_tasks_and_what_waits_on_record() -> None:
         listed = await piped(emulator, "ls", "--json")
 
         assert waiting in terminal.shown
-        assert "to watch on: bide resume --provider dashscope" in terminal.shown
+        assert "to continue: bide resume --provider dashscope" in terminal.shown
         assert [json.loads(line)["status"] for line in listed.lines] == ["running", "waiting"]
         assert statuses(emulator) == ["RUNNING"]
 
@@ -216,7 +216,9 @@ async def test_detach_ends_when_all_are_accepted() -> None:
 
         assert ended.status == 0
         assert {line.split()[1] for line in ended.lines} == {task.id for task in emulator.tasks()}
-        assert "2 run on; to bring them home: bide resume --provider dashscope --save DIR" in ended.err
+        assert (
+            "2 still running; to get their results: bide resume --provider dashscope --save DIR" in ended.err
+        )
         assert statuses(emulator) == ["RUNNING", "RUNNING"]
 
 
@@ -380,7 +382,7 @@ async def test_a_ticket_is_cancelled_wherever_it_is() -> None:
 
 
 async def test_what_is_being_submitted_is_cancelled_once_its_create_is_answered() -> None:
-    hasty = f"import {_tasks.__name__} as tasks; tasks.CANCEL_PATIENCE = 0.5\n"
+    hasty = f"import {_tasks.__name__} as tasks; tasks.CANCEL_SECONDS = 0.5\n"
     async with emulator_with(image_seconds=60, queue_seconds=60) as emulator:
         async with client_at(emulator, ledger=ledger_at(emulator)) as client:
             emulator.fault(on="create", delay=50)
@@ -392,7 +394,7 @@ async def test_what_is_being_submitted_is_cancelled_once_its_create_is_answered(
             await until(lambda: statuses(emulator) == ["CANCELED"])
 
     assert (process.returncode, out) == (1, b"")
-    assert b"is being submitted: it is cancelled once" in err
+    assert b"is being submitted: the process that drives it cancels it once" in err
 
 
 # Without a ledger --------------------------------------------------------------------------------------------

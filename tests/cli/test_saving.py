@@ -15,7 +15,7 @@ from bide import Client, Pace, SQLiteLedger
 from bide._downloads import download
 from bide._downloads.part_file import PartFile
 from bide.cli import main
-from bide.cli._files import opens
+from bide.cli._demo.files import is_readable
 from support.emulated import calls, emulator_with, image, provider_at, video
 from support.terminal import (
     IMAGE,
@@ -164,7 +164,7 @@ async def test_an_inline_result_that_could_not_be_written_stays_on_record(tmp_pa
     assert process.returncode == 1
     assert b"No space left on device" in err
     assert f"1 stay on record: {path.name.removesuffix('-0.png')}" in err.decode()
-    assert opens(path)
+    assert is_readable(path)
 
 
 async def test_an_interrupted_download_goes_on_from_its_part_file(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ async def test_an_interrupted_download_goes_on_from_its_part_file(tmp_path: Path
     assert left
     assert all(name.startswith(".") for name in left), "what is not whole has no name yet"
     assert second.status == 0, second.err
-    assert opens(Path(second.out.strip()))
+    assert is_readable(Path(second.out.strip()))
     assert (rest.status, [path.name for path in tmp_path.iterdir()]) == (206, [Path(second.out.strip()).name])
     assert (first.sent or 0) + (rest.sent or 0) < 1.4 * size, "beyond the size is what was in the sockets"
 
@@ -204,9 +204,9 @@ async def test_files_of_a_task_on_no_record_are_found_by_its_id_and_overwritten_
     assert (refused.status, refused.out) == (1, "")
     assert f"{task.task_id}: " in refused.err
     assert "with --overwrite to replace it" in refused.err
-    assert "left as they are" not in refused.err, "the same command would fare no better"
+    assert "left at the service" not in refused.err, "the same command would fare no better"
     assert (written.status, written.lines) == (0, [str(path)])
-    assert opens(path)
+    assert is_readable(path)
 
 
 async def test_a_task_on_record_for_another_key_is_asked_for_by_its_id(tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ async def test_the_exit_status_says_what_was_wrong(words: list[str], status: int
     ("words", "asked", "says"),
     [
         ([*IMAGE, "[seconds 60]"], 1, "bide resume --provider dashscope"),
-        (["watch", "11111111-2222-3333-4444-555555555555"], 1, "it goes on"),
+        (["watch", "11111111-2222-3333-4444-555555555555"], 1, "it continues"),
         ([*IMAGE, "[seconds 60]", "[fail InternalError]"], 2, "InternalError"),
     ],
 )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bide.cli import _app, _doctor, _listing, _records, _services, _tasks
+from bide.cli import _app, _doctor, _records, _services, _tasks
 from support.emulated import emulator_with
 from support.forked_programs import nursery_for
 from support.waits import end_of, until
@@ -54,7 +54,7 @@ forward."""
 PROGRAM = "sys.exit(main())"
 """After the prelude: `bide`, but for that."""
 
-COMMANDS = [_app, _doctor, _listing, _records, _tasks]
+COMMANDS = [_app, _doctor, _records, _tasks]
 IMPORTS = f"""
 import anyio._backends._asyncio, anyio.streams.tls
 import bide.ledgers.sqlite, {", ".join(each.__name__ for each in COMMANDS)}
@@ -245,12 +245,12 @@ def quick(**options: Any) -> Emulator:
 
 def watch_command(err: str) -> list[str]:
     """The last one that was printed."""
-    return shlex.split(re.findall("to watch on: (.*)", err)[-1])
+    return shlex.split(re.findall("to continue: (.*)", err)[-1])
 
 
 def left_ids(err: str) -> list[str]:
     """The tasks that were named last as left running."""
-    return re.findall(r"left as they are: (.*)", err)[-1].strip().split(", ")
+    return re.findall(r"left at the service: (.*)", err)[-1].strip().split(", ")
 
 
 def statuses(emulator: Emulator) -> list[str]:

@@ -1,4 +1,11 @@
-"""The command line. Needs the extra "cli"; `bide emulator` and `bide demo` need "emulator" as well."""
+"""The `bide` command: image, video, watch, resume and the rest, built on the public names of the library alone.
+
+Command-line arguments, the environment and standard input enter. Results go to standard output, all other messages to
+standard error, and `main` returns an exit status. `_app` has the commands and their options, `_tasks` and `_records`
+carry them out, and `_follow` follows many tasks to their ends.
+
+It needs the extra "cli"; `bide emulator` and `bide demo` need the extra "emulator" as well.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _EXTRAS = {"cyclopts": "cli", "rich": "cli", "aiohttp": "cli,emulator"}
-"""What installs each optional library."""
+"""The extras that install each optional library."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,17 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes the program's own.
 
     Returns:
-        The exit status: 0 ok, 1 a task (or the command) failed, 2 it cannot be run like that, 3 the key was refused,
-        4 rate or billing, 5 timeout, 130 interrupted.
+        The exit status: 0 success, 1 a task (or the command) failed, 2 wrong usage, 3 the key was refused, 4 rate limit
+        or billing, 5 timeout, 130 interrupted.
     """
-    if sys.stderr is None:  # closed by the caller: what is for it must not go to standard output instead
-        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the program runs
+    if sys.stderr is None:  # the caller has closed it; messages must not go to standard output instead
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open until the program ends
     try:
         from bide.cli._app import run
 
         return run(sys.argv[1:] if arguments is None else arguments)
     except ImportError as error:
-        library = _missing_extra(error)
+        library = _missing_library(error)
         if library is None:
             raise
         print(
@@ -45,12 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _missing_extra(error: ImportError) -> str | None:
+def _missing_library(error: ImportError) -> str | None:
     """The optional library that is not installed; None if something else is wrong."""
-    found: BaseException | None = error
-    while found is not None:
-        name = (found.name or "").partition(".")[0] if isinstance(found, ModuleNotFoundError) else ""
+    cause: BaseException | None = error
+    while cause is not None:
+        name = (cause.name or "").partition(".")[0] if isinstance(cause, ModuleNotFoundError) else ""
         if name in _EXTRAS:
             return name
-        found = found.__cause__
+        cause = cause.__cause__
     return None

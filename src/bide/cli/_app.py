@@ -1,4 +1,4 @@
-"""The commands and their options. Annotations are read at run time here, so this file does not postpone them."""
+"""The commands and their options. cyclopts reads the annotations at run time, so this file does not postpone them."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -8,33 +8,32 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from bide import ImageRequest, Request, VideoRequest, __version__
-from bide.cli import _ledger_app
-from bide.cli._ledger import Place
+from bide.cli._messages import FAILED, USAGE
 from bide.cli._options import (
-    NO_FOLLOWING,
-    NO_MAKING,
-    Following,
+    DEFAULT_CREATION,
+    DEFAULT_FOLLOWING,
+    CreationOptions,
+    FollowingOptions,
+    JSONOption,
     LedgerOption,
-    Making,
     ServiceOption,
-    refuse,
-    told,
+    print_error,
+    run_or_explain,
 )
-from bide.cli._services import model_or_refusal, provider_named
+from bide.cli._place import Place
+from bide.cli._services import choose_provider, require_model
 
 app = App(
     name="bide",
     version=__version__,
     help="Await slow generations: image and video tasks behind create-and-poll APIs. Keys are read from "
-    "$DASHSCOPE_API_KEY and $DIEYUYUN_API_KEY. What is made is on record in the ledger, a file: --ledger PATH, else "
-    "$BIDE_LEDGER, else $XDG_STATE_HOME/bide/ledger.db (usually ~/.local/state/bide/ledger.db). Exit codes: 0 ok, "
-    "1 a task failed, 2 usage, 3 the key was refused, 4 rate or billing, 5 timeout, 130 interrupted. BIDE_LOG=debug "
-    "shows every step.",
+    "$DASHSCOPE_API_KEY and $DIEYUYUN_API_KEY. Tasks are recorded in the ledger, a file: --ledger PATH, else "
+    "$BIDE_LEDGER, else $XDG_STATE_HOME/bide/ledger.db (usually ~/.local/state/bide/ledger.db). Exit codes: 0 success, "
+    "1 a task failed, 2 wrong usage, 3 the key was refused, 4 rate limit or billing, 5 timeout, 130 interrupted. "
+    "BIDE_LOG=debug shows every step.",
     help_format="plaintext",
 )
-app.register_install_completion_command(help="Complete commands and options in this shell from now on.")
-for _command in _ledger_app.COMMANDS:
-    app.command(_command)
+app.register_install_completion_command(help="Let this shell complete commands and options from now on.")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -42,8 +41,11 @@ def run(arguments: Sequence[str]) -> int:
     try:
         status = app(arguments, exit_on_error=False, result_action="return_value")
     except CycloptsError:
-        return 2  # the error has been shown
+        return USAGE  # cyclopts has printed the error
     return status if isinstance(status, int) else 0
+
+
+# Creating and following tasks --------------------------------------------------------------------------------
 
 
 @app.command
@@ -52,15 +54,15 @@ def image(
     size: str | None = None,
     n: Annotated[int, Parameter(name=["-n", "--number"])] = 1,
     start: Annotated[tuple[str, ...], Parameter(name="--image", negative="")] = (),
-    making: Making = NO_MAKING,
+    creation: CreationOptions = DEFAULT_CREATION,
 ) -> int:
     """Make images: prints the address of each, or with --save the path of its file.
 
-    Each prompt is a task; many are sent as the key's limits allow. Ctrl-C leaves the tasks alone, and so does the
-    end of the program, whatever it is: bide resume goes on with them.
+    Each prompt is a task. Tasks are sent as fast as the key's limits allow. Ctrl-C, or any other end of the program,
+    does not stop the tasks: bide resume continues with them.
 
     Args:
-        prompts: What to show. Without any, they are read from --file or standard input, one a line.
+        prompts: What to show. Without any, prompts are read from --file or standard input, one a line.
         size: Such as 1024x1024.
         n: Images for each prompt.
         start: The address of an image to start from; may be given several times.
@@ -68,7 +70,7 @@ def image(
     return _generate(
         "image",
         prompts,
-        making,
+        creation,
         lambda prompt, model: ImageRequest(prompt, model=model, size=size, n=n, images=start),
     )
 
@@ -81,17 +83,17 @@ def video(
     duration: float | None = None,
     n: Annotated[int, Parameter(name=["-n", "--number"])] = 1,
     start: Annotated[str | None, Parameter(name="--image")] = None,
-    making: Making = NO_MAKING,
+    creation: CreationOptions = DEFAULT_CREATION,
 ) -> int:
     """Make videos: prints the address of each, or with --save the path of its file.
 
-    Each prompt is a task; many are sent as the key's limits allow. Ctrl-C leaves the tasks alone, and so does the
-    end of the program, whatever it is: bide resume goes on with them.
+    Each prompt is a task. Tasks are sent as fast as the key's limits allow. Ctrl-C, or any other end of the program,
+    does not stop the tasks: bide resume continues with them.
 
     Args:
-        prompts: What to show. Without any, they are read from --file or standard input, one a line.
+        prompts: What to show. Without any, prompts are read from --file or standard input, one a line.
         size: Such as 1280x720.
-        resolution: Such as 720P, for models that take that instead.
+        resolution: Such as 720P, for models that take a resolution instead of a size.
         duration: Seconds of video.
         n: Videos for each prompt, each a task of its own.
         start: The address of the first frame.
@@ -99,7 +101,7 @@ def video(
     return _generate(
         "video",
         prompts,
-        making,
+        creation,
         lambda prompt, model: VideoRequest(
             prompt, model=model, size=size, resolution=resolution, duration=duration, image=start
         ),
@@ -108,31 +110,138 @@ def video(
 
 
 @app.command
-def watch(*ids: str, following: Following = NO_FOLLOWING) -> int:
-    """Wait for tasks that exist already: prints the addresses of their results, or with --save the files' paths.
+def watch(*ids: str, following: FollowingOptions = DEFAULT_FOLLOWING) -> int:
+    """Wait for existing tasks: prints the addresses of their results, or with --save the paths of the files.
 
     Args:
-        ids: The tasks' ids, as the service gave them, or tickets of what is on record.
+        ids: Task ids from the service, or tickets from the ledger.
     """
     from bide.cli import _tasks
 
-    return told(
+    return run_or_explain(
         lambda: _tasks.watch(
-            provider_named(following.provider), ids, following.wishes(), Place.named(following.ledger)
+            choose_provider(following.provider), ids, following.goal(), Place.from_option(following.ledger)
         )
     )
 
 
 @app.command
 def cancel(*ids: str, provider: ServiceOption = None, ledger: LedgerOption = None) -> int:
-    """Cancel tasks where the service allows that, and print the ids; exits with 1 if it is too late for one.
+    """Cancel tasks where the service allows that, and print their ids; exits with 1 if it is too late for one.
 
     Args:
-        ids: The tasks' ids, as the service gave them, or tickets of what is on record.
+        ids: Task ids from the service, or tickets from the ledger.
     """
     from bide.cli import _tasks
 
-    return told(lambda: _tasks.cancel(provider_named(provider), ids, Place.named(ledger)))
+    return run_or_explain(lambda: _tasks.cancel(choose_provider(provider), ids, Place.from_option(ledger)))
+
+
+def _generate(
+    kind: str,
+    prompts: Sequence[str],
+    creation: CreationOptions,
+    request: Callable[[str, str], Request],
+    times: int = 1,
+) -> int:
+    """Submit a request for each prompt, so many *times*, and follow it."""
+    from bide.cli import _tasks
+
+    def generate() -> int:
+        provider = choose_provider(creation.provider)
+        model = require_model(creation.model, provider, kind)
+        goal = creation.goal(creation.concurrency, detach=creation.detach)
+        place = Place.from_option(creation.ledger)
+        return _tasks.generate(
+            provider, lambda prompt: request(prompt, model), prompts, creation.file, goal, place, times=times
+        )
+
+    return run_or_explain(generate)
+
+
+# The ledger --------------------------------------------------------------------------------------------------
+
+
+@app.command
+def ls(
+    *,
+    everything: Annotated[bool, Parameter(name="--all", negative="")] = False,
+    json: JSONOption = False,
+    ledger: LedgerOption = None,
+) -> int:
+    """List the recorded tasks that are open, or whose create is unknown. Needs no key.
+
+    Args:
+        everything: List those that have ended too, as long as the ledger keeps them.
+        json: Print one JSON object for each, a line each.
+    """
+    from bide.cli import _records
+
+    return run_or_explain(lambda: _records.ls(Place.from_option(ledger), everything=everything, as_json=json))
+
+
+@app.command
+def resume(*, concurrency: int | None = None, following: FollowingOptions = DEFAULT_FOLLOWING) -> int:
+    """Continue all open tasks of the key, and take over those that no process drives: send what was not sent yet.
+
+    Prints what image and video would have printed. With --save, results that were never saved are fetched first; the
+    ones that expire soonest come first. Ctrl-C does not stop the tasks.
+
+    Args:
+        concurrency: Tasks in flight at most, if some have to be sent. The default is the documented limit of the
+            service, if there is one.
+    """
+    from bide.cli import _tasks
+
+    return run_or_explain(
+        lambda: _tasks.resume(
+            choose_provider(following.provider),
+            following.goal(concurrency),
+            Place.from_option(following.ledger),
+        )
+    )
+
+
+@app.command
+def settle(ticket: str, task_id: str, /, *, ledger: LedgerOption = None) -> int:
+    """Say which task an unknown create has made, so that it can be watched again. Needs no key.
+
+    Args:
+        ticket: The ticket, as bide ls or bide doctor show it.
+        task_id: The id of the task, as the service's console shows it.
+    """
+    from bide.cli import _records
+
+    return run_or_explain(lambda: _records.settle(Place.from_option(ledger), ticket, task_id))
+
+
+@app.command
+def forget(*tickets: str, ledger: LedgerOption = None) -> int:
+    """Remove records that have ended, are unknown or overdue, and withdraw those that wait. Needs no key.
+
+    Args:
+        tickets: The tickets, as bide ls shows them.
+    """
+    from bide.cli import _records
+
+    return run_or_explain(lambda: _records.forget(Place.from_option(ledger), tickets))
+
+
+@app.command
+def doctor(*, json: JSONOption = False, ledger: LedgerOption = None) -> int:
+    """Check the ledger: its file, its users, what it learned, and what you have to decide. Needs no key.
+
+    Exits with 1 if the file is damaged or cannot be used.
+
+    Args:
+        json: Print one JSON object.
+    """
+    from bide.cli import _doctor
+
+    return run_or_explain(lambda: _doctor.doctor(Place.from_option(ledger), as_json=json))
+
+
+# On this machine ---------------------------------------------------------------------------------------------
 
 
 @app.command
@@ -163,14 +272,14 @@ def emulator(
         asset_port: The port of the result files; 0 is a free one.
         image_seconds: SECONDS from an image's create to its end.
         video_seconds: SECONDS from a video's create to its end.
-        queue_seconds: SECONDS of that in the service's queue.
+        queue_seconds: How many of these SECONDS a task spends in the service's queue.
         speed: Divides all of these.
         seed: For durations and random failures.
         failure_share: The share of tasks, from 0 to 1, that fail.
-        limits: Refuse what the services' documents say they refuse.
+        limits: Refuse what the documents of the services say they refuse.
         image_concurrency: Images that a key may have in flight, on both services.
         video_concurrency: Videos that a key may have in flight, on both services.
-        queries_per_second: Status queries that a key may make, on both services.
+        queries_per_second: Status queries a second that a key may make, on both services.
         retry_after: The Retry-After of a create that a limit refuses, in seconds.
     """
     from bide.cli import _emulator
@@ -198,48 +307,26 @@ def emulator(
             )
         )
     except ValueError as error:
-        return refuse(error, 2)
+        return print_error(error, USAGE)
     except OSError as error:
-        return refuse(error, 1)
+        return print_error(error, FAILED)
 
 
 @app.command
 def demo(*, output: Path = Path("demo-output"), speed: float = 1.0) -> int:
-    """Bring 12 images and 6 videos home from the emulator, through keys that allow 3 at a time each.
+    """Make 12 images and 6 videos at the emulator and save them, with keys that allow 3 of each at a time.
 
-    Exits with 1 if anything is refused, lost or broken on the way.
+    Exits with 1 if a create or poll is refused, or a file is missing or broken.
 
     Args:
         output: The directory for the 18 files.
-        speed: Makes the tasks that much shorter, and the looks at them that much denser.
+        speed: Makes the tasks this many times shorter, and the polls this many times more frequent.
     """
-    from bide.cli import _demo
+    from bide.cli._demo import command
 
     try:
-        return _demo.run(output, speed=speed)
+        return command.run(output, speed=speed)
     except ValueError as error:
-        return refuse(error, 2)
+        return print_error(error, USAGE)
     except OSError as error:
-        return refuse(error, 1)
-
-
-def _generate(
-    kind: str,
-    prompts: Sequence[str],
-    making: Making,
-    request: Callable[[str, str], Request],
-    times: int = 1,
-) -> int:
-    """Submit a request for each prompt, so many *times*, and follow it."""
-    from bide.cli import _tasks
-
-    def run() -> int:
-        provider = provider_named(making.provider)
-        model = model_or_refusal(making.model, provider, kind)
-        wishes = making.wishes(making.concurrency, detach=making.detach)
-        place = Place.named(making.ledger)
-        return _tasks.generate(
-            provider, lambda prompt: request(prompt, model), prompts, making.file, wishes, place, times=times
-        )
-
-    return told(run)
+        return print_error(error, FAILED)

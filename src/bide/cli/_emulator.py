@@ -1,4 +1,4 @@
-"""`bide emulator`: both services until a signal ends them."""
+"""`bide emulator`: serve both services until a signal ends the program."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LimitsByService(TypedDict):
 def limits_by_service(
     *, documented: bool, images: int | None, videos: int | None, queries_per_second: int | None
 ) -> LimitsByService:
-    """The documented limits, or none, with the given figures in their places.
+    """The documented limits, or none; a figure that is given replaces the documented one.
 
     Raises:
         ValueError: a figure is below 1.
@@ -29,7 +29,7 @@ def limits_by_service(
         if figure is not None and figure < 1:
             raise ValueError(f"a limit is at least 1, not {figure}; --no-limits lifts the documented ones")
 
-    def adapted(base: ServiceLimits) -> ServiceLimits:
+    def adapt(base: ServiceLimits) -> ServiceLimits:
         return ServiceLimits(
             concurrency={
                 "image": images or base.in_flight("image"),
@@ -40,8 +40,8 @@ def limits_by_service(
         )
 
     return {
-        "dieyuyun_limits": adapted(UNLIMITED),
-        "dashscope_limits": adapted(DOCUMENTED_DASHSCOPE if documented else UNLIMITED),
+        "dieyuyun_limits": adapt(UNLIMITED),
+        "dashscope_limits": adapt(DOCUMENTED_DASHSCOPE if documented else UNLIMITED),
     }
 
 
@@ -50,25 +50,23 @@ async def serve(**settings: Any) -> int:
 
     Raises:
         ValueError: a setting is out of its range.
-        OSError: a port is taken.
+        OSError: a port is in use.
     """
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        # Windows has no such handlers: Ctrl-C raises KeyboardInterrupt there, which ends it too.
+        # Windows has no such handlers: there Ctrl-C raises KeyboardInterrupt, which ends the program too.
         with suppress(NotImplementedError):
             loop.add_signal_handler(number, ended.set)
     async with Emulator(**settings) as emulator:
-        print(
-            f"Dieyuyun and DashScope are emulated on this machine. Ctrl-C ends them.\n\n{pointers(emulator)}"
-        )
+        print(f"Dieyuyun and DashScope are emulated on this machine. Ctrl-C ends them.\n\n{usage(emulator)}")
         print(f"\nTheir counters: {emulator.dieyuyun_url}/_emulator/stats", flush=True)
         await ended.wait()
     return 0
 
 
-def pointers(emulator: Emulator) -> str:
-    """How to point one's own code at a running *emulator*."""
+def usage(emulator: Emulator) -> str:
+    """How to use a running *emulator* from your code."""
     return (
         "Point your code at them; any key will do:\n\n"
         f"  export DIEYUYUN_BASE_URL={emulator.dieyuyun_url} DIEYUYUN_API_KEY=any\n"

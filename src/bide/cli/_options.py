@@ -1,4 +1,4 @@
-"""Options that several commands take. Annotations are read at run time here, so this file does not postpone them."""
+"""Options that several commands take. cyclopts reads the annotations at run time: this file does not postpone them."""
 
 import sys
 from collections.abc import Callable
@@ -9,8 +9,8 @@ from typing import Annotated, TypeAlias
 from cyclopts import Parameter
 
 from bide import LedgerError
-from bide.cli import _exits
-from bide.cli._run import Wishes
+from bide.cli import _messages
+from bide.cli._follow import Goal
 from bide.cli._services import NoKeyError, ServiceName
 
 LedgerOption: TypeAlias = Annotated[
@@ -29,8 +29,8 @@ JSONOption: TypeAlias = Annotated[bool, Parameter(name="--json", negative="")]
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Following:
-    """What every command that follows tasks takes."""
+class FollowingOptions:
+    """The options of every command that follows tasks."""
 
     provider: ServiceOption = None
     ledger: LedgerOption = None
@@ -43,23 +43,21 @@ class Following:
     ] = False
     overwrite: Annotated[
         bool,
-        Parameter(help="With --save, fetch and write files anew that are there already.", negative=""),
+        Parameter(help="With --save, fetch and write files again that exist already.", negative=""),
     ] = False
     timeout: Annotated[
-        float | None, Parameter(help="Seconds to wait for each task; it goes on after that.")
+        float | None, Parameter(help="Seconds to wait for each task; the task continues after that.")
     ] = None
 
-    def wishes(self, concurrency: int | None = None, *, detach: bool = False) -> Wishes:
-        """What is wanted of each task."""
-        return Wishes(
-            self.save, self.json, self.timeout, concurrency, detach=detach, overwrite=self.overwrite
-        )
+    def goal(self, concurrency: int | None = None, *, detach: bool = False) -> Goal:
+        """What the user wants of each task."""
+        return Goal(self.save, self.json, self.timeout, concurrency, detach=detach, overwrite=self.overwrite)
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Making(Following):
-    """What every command that makes tasks takes besides."""
+class CreationOptions(FollowingOptions):
+    """The further options of every command that creates tasks."""
 
     model: Annotated[
         str | None, Parameter(help="The service's name of the model. Never guessed, since it sets the price.")
@@ -71,35 +69,35 @@ class Making(Following):
     concurrency: Annotated[
         int | None,
         Parameter(
-            help="Tasks in flight at most; by default what the service's documents allow, if they say."
+            help="Tasks in flight at most; by default the documented limit of the service, if there is one."
         ),
     ] = None
     detach: Annotated[
         bool,
         Parameter(
-            help='End when all are accepted, and print "TICKET TASK_ID" for each: bide resume brings them home.',
+            help='End when all are accepted, and print "TICKET TASK_ID" for each: bide resume gets the results.',
             negative="",
         ),
     ] = False
 
 
-NO_MAKING = Making()
-NO_FOLLOWING = Following()
+DEFAULT_CREATION = CreationOptions()
+DEFAULT_FOLLOWING = FollowingOptions()
 
 
-def told(command: Callable[[], int]) -> int:
-    """Run *command*; what it cannot even begin with is told on standard error."""
+def run_or_explain(command: Callable[[], int]) -> int:
+    """Run *command*; if it cannot start, print why on standard error. Returns the exit status."""
     try:
         return command()
     except NoKeyError as error:
-        return refuse(error, _exits.AUTH)
+        return print_error(error, _messages.AUTH)
     except LedgerError as error:
-        return refuse(error, _exits.FAILED)
+        return print_error(error, _messages.FAILED)
     except (ValueError, TypeError, OSError) as error:
-        return refuse(error, _exits.USAGE)
+        return print_error(error, _messages.USAGE)
 
 
-def refuse(error: Exception, status: int) -> int:
-    """Tell *error*; returns the exit *status*."""
+def print_error(error: Exception, status: int) -> int:
+    """Print *error* on standard error; returns the exit *status*."""
     print(f"bide: {error}", file=sys.stderr)
     return status

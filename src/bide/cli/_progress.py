@@ -1,4 +1,4 @@
-"""What goes on, on standard error: bars on a terminal, a line for each step that matters elsewhere."""
+"""The progress display on standard error: bars on a terminal, and elsewhere a line for each important step."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn
 
 from bide import EventName
-from bide.cli._gauge import Files, Gauge, GaugeBar, GaugeText, amount
-from bide.cli._text import plain
+from bide.cli._messages import display_name
+from bide.cli._output import one_line, size_text
+from bide.cli._task_progress import FilesProgress, PercentColumn, PercentTextColumn, TaskProgress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from bide import Event, Task, TaskHandle
-    from bide.cli._out import Stream
+    from bide.cli._output import Stream
 
-LABEL = 32
-"""Characters of a prompt that a bar shows."""
-LEAST_ROWS = 3
+LABEL_CHARACTERS = 32
+"""Characters of a prompt that a row shows."""
+MIN_ROWS = 3
 
 
 class Display(Protocol):
-    """Where a command shows what goes on."""
+    """Where a command shows the progress of its tasks."""
 
     def __enter__(self) -> Self: ...
 
@@ -36,55 +37,55 @@ class Display(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def name(self, handle: TaskHandle, label: str) -> None:
-        """Call its task so, and show where it stands."""
+    def add(self, handle: TaskHandle, label: str) -> None:
+        """Show the task of *handle* under this *label*."""
 
-    def heard(self, event: Event) -> None:
-        """Something has happened: the `on_event` of the client."""
+    def show_event(self, event: Event) -> None:
+        """Show an event: the `on_event` of the client."""
 
-    def say(self, line: str) -> None:
-        """A line for the user."""
+    def print_line(self, line: str) -> None:
+        """Print a line for the user."""
 
-    def aside(self) -> AbstractContextManager[None]:
-        """Make room for results on the same terminal."""
+    def pause(self) -> AbstractContextManager[None]:
+        """Stop while something else is written to the same terminal."""
         ...
 
-    def ended(self, ticket: str) -> None:
-        """Nobody waits for *ticket* any more."""
+    def remove(self, ticket: str) -> None:
+        """The command is done with *ticket*."""
 
 
 def display(total: int | None, stderr: Stream) -> Display:
-    """Bars if standard error is a terminal and no log is printed between them, lines if not.
+    """Bars if standard error is a terminal and $BIDE_LOG is not set, since a log would break them; else lines.
 
     Args:
-        total: how many tasks there will be; None if that is not known.
+        total: the number of tasks; None if that is not known.
     """
     console = Console(stderr=True)
     return Bars(console, total) if console.is_terminal and not os.environ.get("BIDE_LOG") else Lines(stderr)
 
 
 class Bars:
-    """A bar for all, and one for each task under way, as far as the screen has room: until its files are saved."""
+    """A row for all tasks, and one for each accepted task until its files are saved, as far as the screen has room."""
 
     def __init__(self, console: Console, total: int | None) -> None:
         self._progress = Progress(
-            # Both show the words of others: prompts, and what the service says.
+            # No markup: both texts come from others, prompts from the user and errors from the service.
             TextColumn("{task.description}", markup=False),
-            GaugeBar(),
+            PercentColumn(),
             TextColumn("{task.fields[status]}", markup=False),
-            GaugeText(),
+            PercentTextColumn(),
             console=console,
             transient=True,
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._all = self._progress.add_task("all", total=total, status="", gauge=None)
-        self._most_rows = max(LEAST_ROWS, console.height - 4)
+        self._all = self._progress.add_task("all", total=total, status="", progress=None)
+        self._most_rows = max(MIN_ROWS, console.height - 4)
         self._labels: dict[str, str] = {}
         self._paused_until: float | None = None
         self._handles: dict[str, TaskHandle] = {}
-        self._rows: dict[str, tuple[TaskID, Gauge]] = {}
-        self._files: dict[str, Files] = {}
+        self._rows: dict[str, tuple[TaskID, TaskProgress]] = {}
+        self._files: dict[str, FilesProgress] = {}
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -95,18 +96,18 @@ class Bars:
     ) -> None:
         self._progress.stop()
 
-    def name(self, handle: TaskHandle, label: str) -> None:
-        """Call its task so, and show where it stands."""
+    def add(self, handle: TaskHandle, label: str) -> None:
+        """Show its task under this *label*, as soon as it is accepted."""
         ticket = handle.ticket
-        self._labels[ticket], self._handles[ticket] = plain(label, LABEL), handle
+        self._labels[ticket], self._handles[ticket] = one_line(label, LABEL_CHARACTERS), handle
         self._show(handle.task)
         if ticket in self._rows:
             self._progress.update(self._rows[ticket][0], description=self._labels[ticket])
 
-    def heard(self, event: Event) -> None:
-        """Move the bar of a task."""
+    def show_event(self, event: Event) -> None:
+        """Update the row of its task."""
         if event.name is EventName.PAUSED:
-            self._progress.update(self._all, status=f"paused for {event.seconds:.0f} s: {_why(event)}")
+            self._progress.update(self._all, status=f"paused for {event.seconds:.0f} s: {_reason(event)}")
             self._paused_until = time.monotonic() + (event.seconds or 0.0)
         elif self._paused_until is not None and time.monotonic() > self._paused_until:
             self._paused_until = None
@@ -119,45 +120,47 @@ class Bars:
     def _show(self, task: Task) -> None:
         ticket, handle = task.ticket, self._handles.get(task.ticket)
         if task.status.is_accepted:
-            self._give_a_row(task)
+            self._add_row(task)
         if ticket in self._rows and ticket not in self._files:
-            row, gauge = self._rows[ticket]
-            # A look that has told nothing but the time that is left makes no event: the handle has it.
-            gauge.newest = lambda: task if handle is None else handle.task
+            row, progress = self._rows[ticket]
+            # A poll that brings nothing but a new ETA makes no event, so read the handle.
+            progress.newest = lambda: task if handle is None else handle.task
             self._progress.update(row, status=task.status)
 
     def _show_files(self, event: Event) -> None:
-        """The row of the task goes on, by the bytes of its files."""
+        """Show the bytes of its files in the row of the task."""
         task, ticket = event.task, event.ticket
-        if ticket in self._handles:  # else nobody waits for it any more
-            self._give_a_row(task)
+        if ticket in self._handles:  # else the command is done with it
+            self._add_row(task)
         if ticket in self._rows:
-            files = self._files.setdefault(ticket, Files(sum(each.error is None for each in task.outputs)))
-            files.heard(event.output or 0, event.bytes or 0, event.total)
-            self._progress.update(self._rows[ticket][0], gauge=files, status=files.status)
+            files = self._files.setdefault(
+                ticket, FilesProgress(sum(each.error is None for each in task.outputs))
+            )
+            files.update(event.output or 0, event.bytes or 0, event.total)
+            self._progress.update(self._rows[ticket][0], progress=files, status=files.status)
 
-    def _give_a_row(self, task: Task) -> None:
+    def _add_row(self, task: Task) -> None:
         if task.ticket not in self._rows and len(self._rows) < self._most_rows:
             label = self._labels.get(task.ticket) or task.task_id or task.ticket
-            gauge = Gauge(lambda: task)
-            row = self._progress.add_task(label, total=None, status=task.status, gauge=gauge)
-            self._rows[task.ticket] = (row, gauge)
+            progress = TaskProgress(lambda: task)
+            row = self._progress.add_task(label, total=None, status=task.status, progress=progress)
+            self._rows[task.ticket] = (row, progress)
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print above the bars."""
         self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Take the bars away for as long as something else is written to their terminal."""
+    def pause(self) -> Iterator[None]:
+        """Hide the bars while something else is written to the same terminal."""
         self._progress.stop()
         try:
             yield
         finally:
             self._progress.start()
 
-    def ended(self, ticket: str) -> None:
-        """Take the bar away, and count."""
+    def remove(self, ticket: str) -> None:
+        """Remove its row, and count it as done."""
         self._labels.pop(ticket, None)
         self._handles.pop(ticket, None)
         self._files.pop(ticket, None)
@@ -168,8 +171,8 @@ class Bars:
 
 
 class Lines:
-    """A line when a task is accepted, since it may cost from then on, one for each pause, one at its end, and one when
-    its files are saved."""
+    """A line when a task is accepted (it may cost money from then on), when creates are paused, when a task ends, and
+    when its files are saved."""
 
     def __init__(self, stderr: Stream) -> None:
         self._stderr = stderr
@@ -182,41 +185,37 @@ class Lines:
     ) -> None:
         pass
 
-    def aside(self) -> AbstractContextManager[None]:
-        """There is nothing in the way."""
+    def pause(self) -> AbstractContextManager[None]:
+        """Lines need no pause."""
         return nullcontext()
 
-    def name(self, handle: TaskHandle, label: str) -> None:
-        """Nobody is shown it."""
+    def add(self, handle: TaskHandle, label: str) -> None:
+        """Lines show ids, not labels."""
 
-    def heard(self, event: Event) -> None:
-        """Print the step, if it is one that matters."""
+    def show_event(self, event: Event) -> None:
+        """Print a line for an important step."""
         if event.name is EventName.SUBMITTED:
-            self.say(f"{event.task_id} accepted")
+            self.print_line(f"{event.task_id} accepted")
         elif event.name is EventName.PAUSED:
-            self.say(f"paused for {event.seconds:.0f} s: {_why(event)}")
+            self.print_line(f"paused for {event.seconds:.0f} s: {_reason(event)}")
         elif event.name is EventName.FINAL:
-            self.say(_end(event.task))
+            self.print_line(f"{display_name(event.task)} {event.task.status}")
         elif event.name is EventName.SAVED:
-            self.say(_saved(event))
+            self.print_line(_saved_line(event))
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print it."""
         self._stderr.put(line)
 
-    def ended(self, ticket: str) -> None:
-        """It has been told."""
+    def remove(self, ticket: str) -> None:
+        """The line about its end is printed already."""
 
 
-def _why(event: Event) -> str:
-    return plain(str(event.error or ""), 120)
+def _reason(event: Event) -> str:
+    return one_line(str(event.error or ""), 120)
 
 
-def _end(task: Task) -> str:
-    return f"{task.task_id or task.ticket} {task.status}"
-
-
-def _saved(event: Event) -> str:
+def _saved_line(event: Event) -> str:
     count = len(event.files)
-    size = amount(sum(file.size for file in event.files))
-    return f"{event.task_id or event.ticket} saved: {count} file{'s' if count > 1 else ''}, {size}"
+    size = size_text(sum(file.size for file in event.files))
+    return f"{display_name(event.task)} saved: {count} file{'s' if count > 1 else ''}, {size}"

@@ -1,4 +1,4 @@
-"""Where prompts come from: the command's words, a file of lines, or standard input."""
+"""Reading prompts: from the command's arguments, a file of lines, or standard input."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
-AHEAD = 10
-"""Lines that are read before anybody asks for them."""
-LONGEST = 100_000
-"""Characters of a line."""
+LINES_AHEAD = 10
+"""Lines of standard input that are read before they are needed."""
+MAX_LINE_CHARACTERS = 100_000
 
 
-def prompts_from(words: Sequence[str], file: Path | None) -> tuple[AsyncIterator[str], int | None]:
-    """The prompts, and how many there are (None: that is not known before their end).
+def read_prompts(words: Sequence[str], file: Path | None) -> tuple[AsyncIterator[str], int | None]:
+    """The prompts, and their number (None: it is known only at their end).
 
     Raises:
-        ValueError: there are none, or they are given twice.
+        ValueError: there are none, or both *words* and *file* are given.
         OSError: *file* cannot be read.
     """
     if words and file is not None:
@@ -31,11 +30,11 @@ def prompts_from(words: Sequence[str], file: Path | None) -> tuple[AsyncIterator
     if blank:
         raise ValueError(f"a prompt is blank: {blank[0]!r}")
     if words:
-        return _of(words), len(words)
+        return _iterate(words), len(words)
     if file is not None and str(file) != "-":
-        found = _lines_of(file)
-        return _of(found), len(found)
-    # Where the caller has closed standard input (a service, `<&-`), Python has None in its place.
+        found = _read_lines(file)
+        return _iterate(found), len(found)
+    # sys.stdin is None if the program was started with standard input closed (a service, `<&-`).
     if sys.stdin is None or (file is None and sys.stdin.isatty()):
         raise ValueError(
             "no prompts: give them as arguments, with --file FILE (one a line), or on standard input"
@@ -43,8 +42,8 @@ def prompts_from(words: Sequence[str], file: Path | None) -> tuple[AsyncIterator
     return _standard_input(), None
 
 
-def _lines_of(file: Path) -> list[str]:
-    """The lines of *file* that are not blank: those that standard input would have."""
+def _read_lines(file: Path) -> list[str]:
+    """The lines of *file* that are not blank: the same lines that standard input would give."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as fault:
@@ -55,33 +54,33 @@ def _lines_of(file: Path) -> list[str]:
     return found
 
 
-async def _of(prompts: Sequence[str]) -> AsyncIterator[str]:
+async def _iterate(prompts: Sequence[str]) -> AsyncIterator[str]:
     for prompt in prompts:
         yield prompt
 
 
 async def _standard_input() -> AsyncIterator[str]:
-    """Lines of standard input, read by a thread that nobody has to wait for: it may never get another line.
+    """Lines of standard input. A daemon thread reads them, since the next line may never come.
 
     Raises:
-        ValueError: it is no text, or has no line.
+        ValueError: it is no text, or has no lines.
     """
     loop = asyncio.get_running_loop()
     lines: asyncio.Queue[str | ValueError | None] = asyncio.Queue()
-    room = threading.Semaphore(AHEAD)
+    room = threading.Semaphore(LINES_AHEAD)
 
     def read() -> None:
-        with suppress(RuntimeError):  # the loop has ended: nobody wants more
+        with suppress(RuntimeError):  # the loop has ended, and no more lines are needed
             try:
-                while line := sys.stdin.readline(LONGEST + 1):
-                    if len(line) > LONGEST:
-                        raise ValueError(f"a line has more than {LONGEST} characters")
+                while line := sys.stdin.readline(MAX_LINE_CHARACTERS + 1):
+                    if len(line) > MAX_LINE_CHARACTERS:
+                        raise ValueError(f"a line has more than {MAX_LINE_CHARACTERS} characters")
                     room.acquire()
                     loop.call_soon_threadsafe(lines.put_nowait, line)
                 loop.call_soon_threadsafe(lines.put_nowait, None)
             except ValueError as fault:
-                told = ValueError(f"standard input cannot be read as text: {fault}")
-                loop.call_soon_threadsafe(lines.put_nowait, told)
+                error = ValueError(f"standard input cannot be read as text: {fault}")
+                loop.call_soon_threadsafe(lines.put_nowait, error)
 
     threading.Thread(target=read, name="bide prompts", daemon=True).start()
     found = False

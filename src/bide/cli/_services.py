@@ -1,4 +1,4 @@
-"""The service that a command speaks to."""
+"""The service that a command uses."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ EXAMPLES = {
     ("dashscope", "image"): "wan2.5-t2i-preview",
     ("dashscope", "video"): "wan2.6-t2v",
 }
-"""Models that the services' documents name."""
+"""Models that the documents of the services name."""
 
 
 class NoKeyError(ValueError):
     """No API key is set."""
 
 
-def provider_named(name: ServiceName | None) -> Provider:
+def choose_provider(name: ServiceName | None) -> Provider:
     """The service of that *name*; None is the one whose key is in the environment.
 
     Raises:
         NoKeyError: no key is set.
-        ValueError: keys of both are set, and none was named.
+        ValueError: keys of both services are set, and *name* is None.
     """
     known: dict[str, Provider] = {"dieyuyun": Dieyuyun(), "dashscope": DashScope()}
     with_key = [each for each, provider in known.items() if any(map(os.environ.get, provider.key_variables))]
@@ -37,19 +37,19 @@ def provider_named(name: ServiceName | None) -> Provider:
         raise ValueError("keys of both services are set: say --provider dieyuyun or --provider dashscope")
     chosen = name or (with_key[0] if with_key else None)
     if chosen is None or chosen not in with_key:
-        wanted = known.values() if chosen is None else [known[chosen]]
-        variables = " or ".join(f"${provider.key_variables[0]}" for provider in wanted)
+        missing = known.values() if chosen is None else [known[chosen]]
+        variables = " or ".join(f"${provider.key_variables[0]}" for provider in missing)
         raise NoKeyError(f"no API key: set {variables}")
     return known[chosen]
 
 
-def model_or_refusal(model: str | None, provider: Provider, kind: str) -> str:
-    """*model*, which has to be named.
+def require_model(model: str | None, provider: Provider, kind: str) -> str:
+    """*model*, which the user has to name.
 
     Raises:
         ValueError: it is None.
     """
     if model is not None:
         return model
-    example = EXAMPLES.get((provider.name, kind), "as the service's documents call it")
+    example = EXAMPLES.get((provider.name, kind), "NAME, as the documents of the service give it")
     raise ValueError(f"name the model, since it sets the price: --model {example}")

@@ -1,4 +1,4 @@
-"""`bide image`, `video`, `watch`, `cancel` and `resume`: what their words mean for the library."""
+"""`bide image`, `video`, `watch`, `resume` and `cancel`: how each uses the library."""
 
 from __future__ import annotations
 
@@ -10,31 +10,29 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bide import BideError, Client, LedgerError, TaskStatus
-from bide.cli._exits import FAILED, OK, status_of, worst
-from bide.cli._ledger import Found, Place, find, prompt_of
-from bide.cli._out import Stream
-from bide.cli._prompts import prompts_from
-from bide.cli._run import LAST_WORDS, Item, Manner, keep_the_log_quiet, run
-from bide.cli._text import plain
+from bide.cli._follow import Item, Mode, follow
+from bide.cli._messages import FAILED, OK, exit_status, worst_status
+from bide.cli._output import Stream, one_line, silence_log
+from bide.cli._place import Place, find_records, prompt_of
+from bide.cli._prompts import read_prompts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
     from bide import Provider, Request, TaskHandle
-    from bide.cli._run import Wishes
+    from bide.cli._follow import Goal
     from bide.ledgers import Record
 
 
-MOST_TIMES = 100
-"""Tasks of one prompt."""
-CANCEL_PATIENCE = 15.0
-"""Seconds that a cancel may wait for the answer of a create under way."""
-REMEMBERED = 24 * 3600.0
-"""Seconds after its end for which a service may still know a task: DashScope's documents name them for its ids."""
+MAX_TASKS_PER_PROMPT = 100
+CANCEL_SECONDS = 15.0
+"""How long a cancel waits for the answer to a create under way."""
+TASK_KEPT_SECONDS = 24 * 3600.0
+"""How long after its end a service may still know a task; DashScope's documents say so of its task ids."""
 
 
-# Making ------------------------------------------------------------------------------------------------------
+# Creating ----------------------------------------------------------------------------------------------------
 
 
 def generate(
@@ -42,7 +40,7 @@ def generate(
     request: Callable[[str], Request],
     words: Sequence[str],
     file: Path | None,
-    wishes: Wishes,
+    goal: Goal,
     place: Place,
     *,
     times: int = 1,
@@ -50,14 +48,14 @@ def generate(
     """Submit a request for each prompt, so many *times*, and follow it; returns the exit status.
 
     Raises:
-        ValueError, TypeError: there are no prompts, or the options make no request. Nothing was sent.
+        ValueError, TypeError: there are no prompts, or the options do not fit the request. Nothing was sent.
         OSError: *file* cannot be read.
         LedgerError: the ledger cannot be opened. Nothing was sent.
     """
-    if not 1 <= times <= MOST_TIMES:
-        raise ValueError(f"-n is from 1 to {MOST_TIMES}, not {times}")
-    prompts, total = prompts_from(words, file)
-    for word in words or ["any"]:  # options that make no request are told before anything is sent
+    if not 1 <= times <= MAX_TASKS_PER_PROMPT:
+        raise ValueError(f"-n is from 1 to {MAX_TASKS_PER_PROMPT}, not {times}")
+    prompts, total = read_prompts(words, file)
+    for word in words or ["any"]:  # so wrong options are reported before anything is sent
         provider.create_call(request(word), "check")
 
     async def items(_client: Client) -> AsyncIterator[Item]:
@@ -66,13 +64,13 @@ def generate(
                 yield Item(prompt, partial(_submit, request, prompt))
 
     try:
-        manner = Manner("resume", place, place.ledger(), makes=True)
+        mode = Mode("resume", place, place.ledger(), creates=True)
     except ImportError as error:  # Windows, or a Python that was built without SQLite
-        if wishes.detach:
+        if goal.detach:
             raise ValueError(f"--detach needs a ledger: {error}") from None
-        print(f"bide: {error}; going on without a ledger: a crash loses what runs", file=sys.stderr)
-        manner = Manner("watch", makes=True)
-    return run(provider, wishes, items, None if total is None else total * times, manner)
+        print(f"bide: {error}; continuing without a ledger: a crash loses the running tasks", file=sys.stderr)
+        mode = Mode("watch", creates=True)
+    return follow(provider, goal, items, None if total is None else total * times, mode)
 
 
 async def _submit(request: Callable[[str], Request], prompt: str, client: Client) -> TaskHandle:
@@ -82,38 +80,38 @@ async def _submit(request: Callable[[str], Request], prompt: str, client: Client
 # Watching ----------------------------------------------------------------------------------------------------
 
 
-def watch(provider: Provider, words: Sequence[str], wishes: Wishes, place: Place) -> int:
-    """Follow tasks that exist already, by id or ticket; returns the exit status.
+def watch(provider: Provider, words: Sequence[str], goal: Goal, place: Place) -> int:
+    """Follow existing tasks, by id or ticket; returns the exit status.
 
-    What is on record is followed there. Other ids need no ledger: they are not put on record.
+    A task on record is followed through the ledger. Other ids need no ledger, and are not put on record.
 
     Raises:
         ValueError: no ids were given.
     """
     _check(words)
-    # Files are named, and found again, by what is on record.
-    found = _found(place, words, ended=wishes.save is not None)
+    # With --save, ended tasks are looked up too: the record gives the files their names.
+    records = _records_named(place, words, ended=goal.save is not None)
 
     async def items(_: Client) -> AsyncIterator[Item]:
         for word in dict.fromkeys(words):
-            record = found.tickets.get(word)
+            record = records.get(word)
             if record is None:
                 yield Item(word, partial(_attach, word), word)
             else:
                 yield Item(_label(record), partial(_attach_record, record, word), word)
 
-    manner = Manner("watch")
-    if found.tickets:
-        # What waits with nobody to send it would be waited for in vain.
-        waits = any(record.task.status is TaskStatus.WAITING for record in found.tickets.values())
-        manner = Manner("watch", place, place.ledger(), adopts=waits)
-    return run(provider, wishes, items, len(set(words)), manner)
+    mode = Mode("watch")
+    if records:
+        # A waiting record that no process drives would never be sent: adopt it.
+        waits = any(record.task.status is TaskStatus.WAITING for record in records.values())
+        mode = Mode("watch", place, place.ledger(), adopts=waits)
+    return follow(provider, goal, items, len(set(words)), mode)
 
 
-def resume(provider: Provider, wishes: Wishes, place: Place) -> int:
-    """Follow all that is open on the ledger; returns the exit status.
+def resume(provider: Provider, goal: Goal, place: Place) -> int:
+    """Follow all open records of the ledger; returns the exit status.
 
-    With `save` what was never saved is fetched before that, the most urgent first.
+    With `goal.save`, results that were never saved are fetched first, in the order in which they expire.
 
     Raises:
         LedgerError: the ledger cannot be opened.
@@ -127,53 +125,53 @@ def resume(provider: Provider, wishes: Wishes, place: Place) -> int:
 
     async def items(client: Client) -> AsyncIterator[Item]:
         nonlocal count
-        is_open = {handle.ticket: handle for handle in await client.resume()}
-        records = await ledger.records(all=True) if wishes.save is not None else ()
-        unsaved = [record for record in records if record.unsaved and record.ticket not in is_open]
+        open_handles = {handle.ticket: handle for handle in await client.resume()}
+        records = await ledger.records(all=True) if goal.save is not None else ()
+        unsaved = [record for record in records if record.unsaved and record.ticket not in open_handles]
         now = time.time()
-        for record in sorted(unsaved, key=lambda each: _expires(each, now)):
-            handle = None if _is_lost(record, now) else await _on_record(client, record)
+        for record in sorted(unsaved, key=lambda each: _first_expiry(each, now)):
+            handle = None if _is_lost(record, now) else await _handle_of(client, record)
             if handle is not None:
                 count += 1
-                yield Item(_label(record), partial(_given, handle), record.task.task_id or record.ticket)
-        for handle in is_open.values():
+                yield Item(_label(record), partial(_return, handle), record.task.task_id or record.ticket)
+        for handle in open_handles.values():
             count += 1
             label = getattr(handle.request, "prompt", None) or handle.task_id or handle.ticket
-            yield Item(label, partial(_given, handle), handle.task_id or handle.ticket)
+            yield Item(label, partial(_return, handle), handle.task_id or handle.ticket)
         lost.extend(
             [
                 record.task.task_id or record.ticket
                 for record in unsaved
-                if _is_lost(record, now) and await _on_record(client, record) is not None
+                if _is_lost(record, now) and await _handle_of(client, record) is not None
             ]
         )
 
-    status = run(provider, wishes, items, None, Manner("resume", place, ledger, adopts=True))
+    status = follow(provider, goal, items, None, Mode("resume", place, ledger, adopts=True))
     if status == OK and not count:
         print(f"bide: nothing is open for this key in {place.path}", file=sys.stderr)
     if lost:
-        ids = plain(", ".join(lost), 2000)
+        ids = one_line(", ".join(lost), 2000)
         print(f"bide: {len(lost)} expired unsaved: {ids}", file=sys.stderr)
     return status
 
 
-async def _on_record(client: Client, record: Record) -> TaskHandle | None:
-    """The handle of *record*; None if it is of another service or key, or was just removed, since it is old."""
+async def _handle_of(client: Client, record: Record) -> TaskHandle | None:
+    """The handle of *record*; None if it belongs to another service or key, or was just removed as too old."""
     try:
         return await client.attach(ticket=record.ticket)
     except (ValueError, LookupError):
         return None
 
 
-def _expires(record: Record, now: float) -> float:
-    """When the first of its unsaved results is lost that can be fetched yet."""
+def _first_expiry(record: Record, now: float) -> float:
+    """When the first of its unsaved results expires that can still be fetched."""
     return min((moment for moment in record.losses if moment > now), default=math.inf)
 
 
 def _is_lost(record: Record, now: float) -> bool:
-    """Whether its addresses have expired, and its service has forgotten the task, so that it gives no fresh ones."""
+    """Whether its addresses have expired, and the service no longer knows the task and so gives no new ones."""
     ended = record.task.finished_at or record.added_at
-    is_forgotten = ended is not None and now - ended.timestamp() > REMEMBERED
+    is_forgotten = ended is not None and now - ended.timestamp() > TASK_KEPT_SECONDS
     return is_forgotten and all(moment <= now for moment in record.losses)
 
 
@@ -188,13 +186,13 @@ async def _attach(task_id: str, client: Client) -> TaskHandle:
 async def _attach_record(record: Record, word: str, client: Client) -> TaskHandle:
     try:
         return await client.attach(ticket=record.ticket)
-    except ValueError:  # it was made with another key, of the same account perhaps
+    except ValueError:  # it was created with another key, perhaps of the same account
         if word == record.ticket or not record.task.status.is_final:
             raise
         return await client.attach(word)
 
 
-async def _given(handle: TaskHandle, _: Client) -> TaskHandle:
+async def _return(handle: TaskHandle, _: Client) -> TaskHandle:
     return handle
 
 
@@ -208,16 +206,18 @@ def cancel(provider: Provider, words: Sequence[str], place: Place) -> int:
         ValueError: no ids were given.
     """
     _check(words)
-    keep_the_log_quiet()
-    return asyncio.run(_cancel_all(provider, words, _found(place, words), place))
+    silence_log()
+    return asyncio.run(_cancel_all(provider, words, _records_named(place, words), place))
 
 
-async def _cancel_all(provider: Provider, words: Sequence[str], found: Found, place: Place) -> int:
+async def _cancel_all(
+    provider: Provider, words: Sequence[str], records: Mapping[str, Record], place: Place
+) -> int:
     stdout, stderr = Stream(sys.stdout, "standard output"), Stream(sys.stderr, "standard error")
     statuses = set()
     for word in dict.fromkeys(words):
-        record = found.tickets.get(word)
-        # What the service has is cancelled there, whoever drives it; what it has not, on the ledger.
+        record = records.get(word)
+        # An accepted task is cancelled at the service, whichever process drives it; any other in the ledger.
         on_ledger = record is not None and not record.task.status.is_accepted
         ledger = place.ledger() if on_ledger else None
         try:
@@ -226,7 +226,7 @@ async def _cancel_all(provider: Provider, words: Sequence[str], found: Found, pl
                     handle = await client.attach(ticket=record.ticket)
                 else:
                     handle = await client.attach(word if record is None else record.task.task_id)
-                async with asyncio.timeout(CANCEL_PATIENCE if ledger is not None else None):
+                async with asyncio.timeout(CANCEL_SECONDS if ledger is not None else None):
                     is_cancelled = await handle.cancel()
                 if is_cancelled:
                     stdout.put(word)
@@ -236,16 +236,16 @@ async def _cancel_all(provider: Provider, words: Sequence[str], found: Found, pl
                 statuses.add(FAILED)
         except TimeoutError:
             stderr.put(
-                f"bide: {word} is being submitted: it is cancelled once its create is answered, by whoever drives it "
-                f"({place.command('resume')} if nobody does)"
+                f"bide: {word} is being submitted: the process that drives it cancels it once its create is answered "
+                f"({place.command('resume')} if no process drives it)"
             )
             statuses.add(FAILED)
         except (BideError, ValueError, LookupError) as error:
-            stderr.put(f"bide: {plain(str(error), 2000)}")
-            statuses.add(status_of(error))
+            stderr.put(f"bide: {one_line(str(error), 2000)}")
+            statuses.add(exit_status(error))
     for stream in (stdout, stderr):
-        stream.flush(LAST_WORDS)
-    return worst(statuses)
+        stream.flush()
+    return worst_status(statuses)
 
 
 def _check(words: Sequence[str]) -> None:
@@ -253,13 +253,13 @@ def _check(words: Sequence[str]) -> None:
         raise ValueError("give at least one task id, as the service gave it, or ticket")
 
 
-def _found(place: Place, words: Sequence[str], *, ended: bool = False) -> Found:
-    """What is on record of *words*. A ledger that cannot be read is told: ids do not need it."""
+def _records_named(place: Place, words: Sequence[str], *, ended: bool = False) -> dict[str, Record]:
+    """The records of *words*. Reports a ledger that cannot be read, and continues: task ids do not need it."""
     if not place.exists:
-        return Found({})
-    keep_the_log_quiet()
+        return {}
+    silence_log()
     try:
-        return asyncio.run(find(place.ledger(), words, ended=ended))
+        return asyncio.run(find_records(place.ledger(), words, ended=ended))
     except (LedgerError, ImportError) as error:
-        print(f"bide: {plain(str(error), 2000)}; going on without it", file=sys.stderr)
-        return Found({})
+        print(f"bide: {one_line(str(error), 2000)}; continuing without it", file=sys.stderr)
+        return {}

@@ -9,19 +9,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bide.emulator._answers import Answer
-from bide.emulator._asset_faults import RandomCuts, misled
-from bide.emulator._files import Span
-from bide.emulator._media import mp4, png
+from bide.emulator._faults import RandomCuts, misled
+from bide.emulator._files import Span, mp4, png
 from bide.emulator._tasks import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bide.emulator._answers import Call
-    from bide.emulator._clock import Clock
     from bide.emulator._faults import Fault
     from bide.emulator._files import ResultFile
-    from bide.emulator._settings import Settings
+    from bide.emulator._settings import Clock, Settings
     from bide.emulator._tasks import EmulatedTask
 
 _PATH = re.compile(r"/(\w+)/([^/]+)/(\d{1,3})\.(png|mp4)")

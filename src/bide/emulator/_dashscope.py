@@ -8,16 +8,16 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bide.emulator._answers import Answer, RefusalError
-from bide.emulator._books import new_id
-from bide.emulator._orders import orders_in
+from bide.emulator._prompt_orders import orders_in
 from bide.emulator._service import Reason, Route, Service, count_of, size_of
+from bide.emulator._state import new_id
 from bide.emulator._tasks import EmulatedTask, Failure, Phase, Work
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bide.emulator._answers import Call
-    from bide.emulator._books import Account
+    from bide.emulator._state import Account
 
 NAME = "dashscope"
 

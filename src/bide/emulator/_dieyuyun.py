@@ -9,15 +9,15 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bide.emulator._answers import Answer, RefusalError
-from bide.emulator._books import Books, new_id
-from bide.emulator._orders import orders_in
+from bide.emulator._prompt_orders import orders_in
 from bide.emulator._service import Reason, Route, Service, count_of, size_of
+from bide.emulator._state import Books, new_id
 from bide.emulator._tasks import EmulatedTask, Failure, Phase, Work
 
 if TYPE_CHECKING:
     from bide.emulator._answers import Call
     from bide.emulator._assets import Assets
-    from bide.emulator._books import Account
+    from bide.emulator._state import Account
 
 NAME = "dieyuyun"
 FAILURES = (Failure("upstream_error", "The upstream provider returned an error"),)

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from bide.emulator import _dashscope, _dieyuyun
 from bide.emulator._answers import Answer, Call, RefusalError
 from bide.emulator._assets import Assets
-from bide.emulator._books import Books
-from bide.emulator._clock import Clock
 from bide.emulator._control import Control
 from bide.emulator._dashscope import DashScope
 from bide.emulator._dieyuyun import Dieyuyun, DieyuyunStyle
@@ -18,7 +16,8 @@ from bide.emulator._durations import Duration, sampler
 from bide.emulator._faults import Fault, Faults
 from bide.emulator._limits import DOCUMENTED_DASHSCOPE, UNLIMITED, ServiceLimits
 from bide.emulator._server import Delivery, Handler, Listener, Meter
-from bide.emulator._settings import Settings, fingerprint
+from bide.emulator._settings import Clock, Settings, fingerprint
+from bide.emulator._state import Books
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -16,8 +16,8 @@ from bide.emulator._answers import Answer, Call
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from bide.emulator._clock import Clock
     from bide.emulator._faults import Fault
+    from bide.emulator._settings import Clock
 
 LARGEST_BODY = 64 * 2**20
 """Bytes. Pictures may come inside a create as base64."""

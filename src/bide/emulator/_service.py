@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from bide.emulator._answers import Answer, RefusalError
-from bide.emulator._media import LONGEST_SIDE
+from bide.emulator._files import LONGEST_SIDE
 from bide.emulator._settings import fingerprint
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from bide.emulator._answers import Call
     from bide.emulator._assets import Assets
-    from bide.emulator._books import Account, Books
+    from bide.emulator._state import Account, Books
     from bide.emulator._tasks import EmulatedTask, Work
 
 Action: TypeAlias = "Callable[[Call, Account], Answer]"

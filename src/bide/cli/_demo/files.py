@@ -1,4 +1,4 @@
-"""Do the files open? A reader's checks of PNG and MP4, from the formats' specifications."""
+"""Whether a PNG or MP4 file is complete: the checks of a reader, from the specifications of the formats."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _PATH_TO_SAMPLES = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
 
 
-def opens(path: Path) -> bool:
-    """Whether the file at *path* is, from its first byte to its last, the PNG or MP4 that its name says."""
+def is_readable(path: Path) -> bool:
+    """Whether the file at *path* is a complete PNG or MP4, as its suffix says."""
     data = path.read_bytes()
     try:
         return {".png": is_png, ".mp4": is_mp4}[path.suffix](data)
@@ -26,7 +26,7 @@ def opens(path: Path) -> bool:
 
 
 def is_png(data: bytes) -> bool:
-    """Whether *data* is a whole PNG (not interlaced): sound chunks, and as many pixels as its header says.
+    """Whether *data* is a complete PNG (not interlaced): valid chunks, and as many pixels as its header says.
 
     Raises:
         struct.error, zlib.error: it is not.
@@ -44,7 +44,7 @@ def is_png(data: bytes) -> bool:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and body of each chunk. Ends with `struct.error` where one is cut off or its checksum is wrong."""
+    """Kind and body of each chunk. Raises `struct.error` if a chunk is cut off or its checksum is wrong."""
     at = len(_SIGNATURE)
     while at < len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -57,7 +57,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def is_mp4(data: bytes) -> bool:
-    """Whether *data* is a whole MP4: boxes to the last byte, a duration, and media where its tables say.
+    """Whether *data* is a complete MP4: boxes up to the last byte, a duration, and media where its tables say.
 
     Raises:
         struct.error: it is not.
@@ -72,12 +72,12 @@ def is_mp4(data: bytes) -> bool:
     _, entries, first_chunk = struct.unpack_from(">III", data, offsets)
     header, _ = _box(data, b"mvhd", *_box(data, b"moov", 0, len(data)))
     scale, duration = struct.unpack_from(">II", data, header + 12)
-    in_media = any(kind == b"mdat" and begin <= first_chunk < stop for kind, begin, stop in boxes)
+    in_media = any(kind == b"mdat" and first <= first_chunk < stop for kind, first, stop in boxes)
     return bool(entries and scale and duration) and in_media
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, begin and end of the body of each box. Ends with `struct.error` where they do not fill the space."""
+    """Kind, start and end of the body of each box. Raises `struct.error` if the boxes do not fill the space."""
     while start < end:
         size, kind = struct.unpack_from(">I4s", data, start)
         if not 8 <= size <= end - start:
@@ -87,8 +87,8 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def _box(data: bytes, name: bytes, start: int, end: int) -> tuple[int, int]:
-    """Begin and end of the body of the first box of this *name*."""
-    for kind, begin, stop in _boxes(data, start, end):
+    """Start and end of the body of the first box of this *name*."""
+    for kind, first, stop in _boxes(data, start, end):
         if kind == name:
-            return begin, stop
+            return first, stop
     raise struct.error(f"no {name!r} box")

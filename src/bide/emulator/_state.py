@@ -10,14 +10,13 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from bide.emulator._limits import ServiceLimits, Window
-from bide.emulator._orders import orders_in
+from bide.emulator._prompt_orders import orders_in
 from bide.emulator._tasks import EmulatedTask, Failure, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from bide.emulator._clock import Clock
-    from bide.emulator._settings import Settings
+    from bide.emulator._settings import Clock, Settings
 
 GIVEN_UP_AFTER = 3 * 3600.0
 """Seconds after which DashScope gives a task up as `InternalError.Timeout`; taken for both services."""

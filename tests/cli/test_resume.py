@@ -26,6 +26,7 @@ from support.terminal import (
     ledger_of,
     left_ids,
     on_record,
+    pass_time,
     piped,
     quick,
     start,
@@ -383,12 +384,15 @@ async def test_what_is_being_submitted_is_cancelled_once_its_create_is_answered(
     hasty = f"import {_tasks.__name__} as tasks; tasks.CANCEL_PATIENCE = 0.5\n"
     async with emulator_with(image_seconds=60, queue_seconds=60) as emulator:
         async with client_at(emulator, ledger=ledger_at(emulator)) as client:
-            emulator.fault(on="create", delay=50)
+            emulator.fault(on="create", delay=40)
             handle = await client.submit(image())
             await until(emulator.tasks)
             process = await start(emulator, "cancel", handle.ticket, before=hasty)
-            out, err = await asyncio.wait_for(process.communicate(), A_MINUTE)
-            advance(50)
+            assert process.stderr is not None
+            err = await asyncio.wait_for(process.stderr.readuntil(b"\n"), A_MINUTE)
+            pass_time(process)
+            out, _ = await asyncio.wait_for(process.communicate(), A_MINUTE)
+            advance(40)
             await until(lambda: statuses(emulator) == ["CANCELED"])
 
     assert (process.returncode, out) == (1, b"")

@@ -26,6 +26,7 @@ from support.terminal import (
     ledger_of,
     left_ids,
     on_record,
+    pass_time,
     piped,
     quick,
     start,
@@ -63,6 +64,12 @@ def is_followed(emulator: Emulator) -> bool:
     """Whether a command waits for what another process drives."""
     with closing(sqlite3.connect(ledger_of(emulator))) as connection:
         return (1,) in connection.execute("SELECT followed FROM records").fetchall()
+
+
+def is_cancelling(emulator: Emulator) -> bool:
+    """Whether a command has asked another process for a cancel."""
+    with closing(sqlite3.connect(ledger_of(emulator))) as connection:
+        return (1,) in connection.execute("SELECT cancelling FROM records").fetchall()
 
 
 # After a crash -----------------------------------------------------------------------------------------------
@@ -385,12 +392,17 @@ async def test_what_is_being_submitted_is_cancelled_once_its_create_is_answered(
     hasty = f"import {_tasks.__name__} as tasks; tasks.CANCEL_SECONDS = 0.5\n"
     async with emulator_with(image_seconds=60, queue_seconds=60) as emulator:
         async with client_at(emulator, ledger=ledger_at(emulator)) as client:
-            emulator.fault(on="create", delay=50)
+            emulator.fault(on="create", delay=40)
             handle = await client.submit(image())
             await until(emulator.tasks)
             process = await start(emulator, "cancel", handle.ticket, before=hasty)
+            await until(lambda: is_cancelling(emulator))
+            await asyncio.sleep(
+                1.0
+            )  # its patience is over, and its grace has begun; if not, it takes that long
+            pass_time(process)
             out, err = await asyncio.wait_for(process.communicate(), A_MINUTE)
-            advance(50)
+            advance(40)
             await until(lambda: statuses(emulator) == ["CANCELED"])
 
     assert (process.returncode, out) == (1, b"")

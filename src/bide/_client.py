@@ -1,4 +1,4 @@
-"""`Client`: submit requests to one service and await what comes of them."""
+"""`Client`: submit requests to one service and await their results."""
 
 from __future__ import annotations
 
@@ -53,39 +53,42 @@ if TYPE_CHECKING:
 class Client:
     """Submits requests to one service, keeps within what its keys allow, and brings the results home.
 
-    Use it as `async with Client(...)`, or end it with `aclose()`. It belongs to the event loop that it is first
-    used in, and to one process.
+    Use it as `async with Client(...)`, or end it with `aclose()`. It belongs to one process, and to the event loop in
+    which it is used first.
 
     Args:
         provider: `DashScope()`, `Dieyuyun()` or a `Provider` of your own.
-        api_key: one key or several (they are taken to be of one account); None reads the provider's environment
-            variable, such as $DASHSCOPE_API_KEY.
+        api_key: one key, or several keys of one account; None reads the provider's environment variable, such as
+            $DASHSCOPE_API_KEY.
         limits: what each key may do: one `Limits` for every kind of work, or a mapping from kind ("image",
-            "video") to `Limits`. What is left out is the provider's documented default.
+            "video") to `Limits`. A kind that is left out has the limits that the service documents.
         queries_per_second: status queries that the account may make in any second, lists and cancels included;
-            None is the provider's documented default, `math.inf` no limit.
-        deadlines: how long a wait may last by state; None is `Deadlines()`.
-        pace: when tasks are looked at; None is `Pace()`, which decides by what was learned. `Pace.fixed(3.0)` does not.
+            None is the limit that the service documents, `math.inf` is no limit.
+        deadlines: how many seconds a wait may last in each state; None is `Deadlines()`.
+        pace: when tasks are polled; None is `Pace()`, which learns from the durations of earlier tasks.
+            `Pace.fixed(3.0)` polls every 3 s.
         ledger: where records are kept; None is the running loop's own `MemoryLedger`. With a `SQLiteLedger` they
-            outlive the process, and all processes on the file share limits and tickets.
-        adopt: whether to take over, now and later, what other clients of the key leave open on the ledger, closed or
-            dead. Without it (for programs that run a short while) only `resume` does that; what was sent already is
-            watched if `attach` asks for it, or while requests of this client wait for its slots.
-        http_client: an `httpx.AsyncClient` of yours (or one used alike, such as httpx2's) to send the API's calls
-            with. It is not closed, carries at most 10 requests at once, and never downloads: its headers could leak.
-        transport: an httpx transport to send with, such as `httpx.MockTransport` in tests.
+            outlive the process, and all processes that use the file share limits and tickets.
+        adopt: whether this client takes over, now and later, what other clients of the key leave open on the ledger
+            when they are closed or die. Without it (for programs that run for a short while) only `resume` takes that
+            over; tasks that were sent already are polled if `attach` asks for them, or while requests of this client
+            wait for their slots.
+        http_client: an `httpx.AsyncClient` of yours (or one with the same methods, such as httpx2's) that sends the
+            calls to the API. bide does not close it, sends at most 10 requests at once through it, and downloads
+            nothing with it: its headers could leak.
+        transport: an httpx transport that sends all requests, such as `httpx.MockTransport` in tests.
         proxy: URL of a proxy; None takes the environment's ($HTTPS_PROXY, $NO_PROXY).
-        on_event: called with an `Event` for each thing that happens to a submission, in the loop and at once: it must
-            return soon. What it raises is logged. Hand over with `queue.put_nowait` to do more.
-        save_to: a directory to which each result of this client's tasks is saved as soon as it is there, whoever waits,
-            since results expire; what fails is tried again. Leaving the `async with` block waits for what is on its
-            way, `aclose` for its *grace*. On a durable ledger it saves what others have left unsaved, too.
-        downloads: how many files at once, how large, from where; None is `Downloads()`.
+        on_event: called in the loop with an `Event` for each thing that happens to a submission. It must return soon;
+            to do more, pass `queue.put_nowait` and read the queue elsewhere. What it raises is logged.
+        save_to: a directory to which the client saves each result as soon as it is there, since results expire. What
+            fails is tried again. Leaving the `async with` block waits for the downloads under way; `aclose` gives them
+            its *grace*. On a durable ledger the client saves there what other clients have left unsaved, too.
+        downloads: how many files at once, how large, from which hosts; None is `Downloads()`.
 
     $BIDE_LOG (debug, info, warning or error) shows what happens on standard error, or in the application's own log.
 
     Raises:
-        TypeError, ValueError: no key, an unusable key, arguments of a wrong type or that exclude each other.
+        TypeError, ValueError: there is no key, the key is unusable, or arguments have a wrong type or exclude each other.
 
     Example:
         async with Client(DashScope()) as client:
@@ -110,7 +113,7 @@ class Client:
         save_to: str | os.PathLike[str] | None = None,
         downloads: Downloads | None = None,
     ) -> None:
-        # First of all: what is raised below can be shown with the locals of this frame.
+        # Wrap the key first: a traceback of an error below may show the locals of this frame.
         keys, api_key = secrets_of(api_key), None
         if isinstance(provider, str | type) or not hasattr(provider, "create_call"):
             raise TypeError(
@@ -168,7 +171,7 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and self._engine is not None and self._engine.background.is_inherited:
-            return  # a forked child leaves: the client is its parent's, and the error its own
+            return  # a forked child leaves the block with an error of its own; the client is its parent's
         try:
             if error is None and self._engine is not None and not self._closed:
                 await self._engine.saver.settle()
@@ -180,17 +183,17 @@ class Client:
     async def submit(self, request: Request, *, ticket: str | None = None) -> TaskHandle:
         """Put *request* on record and return its handle at once.
 
-        Waiting for a slot, the create call and the polling go on behind it. Cancelling this call withdraws the
-        request if it has not been sent.
+        The client waits for a slot, sends the create call and polls in the background. Cancelling this call withdraws
+        the request if it has not been sent.
 
         Args:
             ticket: an id of your own (letters, digits, "." "_" "-"; it names files) that makes the call idempotent:
-                the same ticket gives the same handle, for as long as the task is open or somebody holds its handle
-                (on a durable ledger: in all its processes, as long as the record is kept).
+                the same ticket gives the same handle, for as long as the task is open or you hold its handle (on a
+                durable ledger: in all its processes, as long as the record is kept).
 
         Raises:
             TypeError, ValueError: the request cannot be sent to this service, or *ticket* names another request.
-            LedgerError: it could not be put on record; nothing will be sent.
+            LedgerError: the request could not be put on record; nothing will be sent.
             ClientClosedError: the client is closed.
         """
         handle, _ = await self._submit(request, ticket)
@@ -199,10 +202,10 @@ class Client:
     async def run(self, request: Request, *, timeout: float | None = None) -> Task:
         """`submit` and `result` in one.
 
-        Cancelling this, or running out of *timeout* seconds, withdraws the request if it has not been sent.
+        If you cancel this, or *timeout* seconds pass, the request is withdrawn if it has not been sent.
 
         Raises:
-            BideError: whatever `TaskHandle.result` raises.
+            BideError: the same errors as `TaskHandle.result`.
         """
         engine = await self._started()
         handle, submission = await self._submit(request)
@@ -225,16 +228,16 @@ class Client:
     async def gather(
         self, *requests: Request, return_exceptions: bool = False
     ) -> list[Task] | list[Task | BideError]:
-        """Submit all *requests* and wait for all of them; the results stand in the order of the requests.
+        """Submit all *requests* and wait for all of them. The results have the order of the requests.
 
-        Cancelling this withdraws what has not been sent; so does the first error, unless it is to be returned:
-        tasks that were sent go on, and the error's notes name them.
+        Cancelling this withdraws the requests that have not been sent. So does the first error, unless errors are
+        returned. Tasks that were sent go on; the error's notes name them.
 
         Args:
             return_exceptions: return errors in the places of results instead of raising the first one.
 
         Raises:
-            BideError: whatever `TaskHandle.result` raises, of the first that failed.
+            BideError: the error of the first task that failed, as from `TaskHandle.result`.
             TypeError, ValueError: one of the requests cannot be sent to this service; none was submitted.
         """
         engine = await self._started()
@@ -267,14 +270,15 @@ class Client:
     def as_completed(
         self, requests: Iterable[Request] | AsyncIterable[Request], *, window: int = 100
     ) -> AsCompleted:
-        """Submit *requests* bit by bit; an async iterator that yields each handle when its task is final.
+        """An async iterator that submits *requests* gradually and yields each handle when its task is final.
 
-        It pulls requests only while it is itself awaited, and holds at most *window* open handles, so *requests* may
-        be endless. Look at `handle.task.status`, or await `handle.result()` for the task or its error.
+        It takes a request from *requests* only while it is itself awaited, and holds at most *window* open handles, so
+        *requests* may be endless. `handle.task.status` shows how a task has ended; `handle.result()` returns the task
+        or raises its error.
 
         Raises:
-            BideError: while iterated: what waiters of a task are told while it goes on, such as
-                `AuthenticationError`. Iterating again goes on.
+            BideError: while iterated: an error that does not end the task, such as `AuthenticationError`. Iterate again
+                to go on.
             ValueError: *window* is less than 1.
         """
         if window < 1:
@@ -286,20 +290,21 @@ class Client:
     ) -> TaskHandle:
         """A handle for a task that was made elsewhere, or for a submission that is on record.
 
-        With *task_id* alone: a task that the ledger need not know; the first look at it comes at once. With *ticket*
-        alone: what was submitted with it, here or in another process on the ledger. A task that another process drives
-        is followed through the ledger, without looks of our own: its states are seen, but no progress between them.
-        With both: the submission of *ticket* ended as `unknown`, and you have found its task at the service; it is
-        open again and watched.
+        With *task_id* alone: a task that the ledger need not know; it is polled at once. With *ticket* alone: the
+        submission of that ticket, here or in another process on the ledger. A task that another process drives is
+        followed through the ledger and not polled: its states show here, but no progress between them. With both: the
+        submission of *ticket* ended as `unknown`, and you have found its task at the service; it is open again, and
+        polled.
 
         Args:
-            task_id: as the service gave it.
-            ticket: as `submit` took or gave it.
-            kind: "image" or "video": a task made elsewhere counts as a slot of that kind then. None counts as none.
+            task_id: the service's id.
+            ticket: the ticket that you gave to `submit`, or that `handle.ticket` shows.
+            kind: "image" or "video": a task that was made elsewhere then uses a slot of that kind. With None it uses
+                none.
 
         Raises:
-            ValueError: *task_id* cannot be one; *ticket* belongs to another service or key; or, with both, the
-                submission is not `unknown`, or the task is another one's.
+            ValueError: *task_id* is not a possible id; *ticket* belongs to another service or key; or, with both, the
+                submission is not `unknown`, or the task belongs to another ticket.
             LookupError: *ticket* is on no record.
             NotFoundError: several keys are held and none of them knows the task.
             LedgerError: records cannot be read.
@@ -332,12 +337,12 @@ class Client:
         return TaskHandle.of(engine, await engine.attach(record))
 
     async def resume(self) -> list[TaskHandle]:
-        """The handles of all open submissions that the ledger has for the keys of this client, oldest first (and before
-        them those that have just ended, since taking them over showed that nobody knows whether they were made).
+        """The handles of all open submissions that the ledger has for the keys of this client, oldest first.
 
-        What a closed client, or a process that died, has left is taken over: what waits is submitted, what was
-        accepted is watched, and where nobody knows whether a create arrived it is looked up, else told as `unknown`.
-        What another live process drives is followed through the ledger.
+        This client takes over what a closed client, or a process that died, has left: it submits what waits and polls
+        what was accepted. A create whose answer was lost is looked up in the service's list; one that is not found
+        ends as `unknown`, and its handle comes before the others. What another live process drives is followed through
+        the ledger.
 
         Raises:
             LedgerError: records cannot be read or written.
@@ -358,12 +363,12 @@ class Client:
     ) -> list[SavedFile]:
         """Write the files of a succeeded *task* to *directory* as `{ticket}-{index}.{ext}`, each whole or not at all.
 
-        Parts that failed are left out. Each file is streamed to a hidden part file and renamed when it is whole and on
-        disk. A broken connection is made anew and goes on where it broke off; an address that does not work any more
-        is asked for once more; what a cancel, a failure or a crash leaves is taken up by the next `save`. What was
-        saved there already is found and not fetched again. The key is not sent with a download.
+        Outputs that failed are left out. Each file is streamed to a hidden part file, which is renamed when it is whole
+        and on disk. After a broken connection the download resumes where it broke off; if an address has stopped
+        working, the service is asked for a new one; the next `save` resumes what a cancel, a failure or a crash has
+        left. A file that was saved there before is not fetched again. The key is not sent with a download.
 
-        Cancelling this stops the download, unless somebody else waits for the same file.
+        Cancelling this stops the download, unless another caller waits for the same file.
 
         Args:
             output: save only this one of `task.outputs`, from 0.
@@ -378,7 +383,7 @@ class Client:
         return await engine.saver.save(task, directory, output=output, overwrite=overwrite)
 
     async def statistics(self) -> Statistics:
-        """What this client is doing, and what it has done: slots, queue, calls, 429s, pauses, ends."""
+        """What this client is doing, and what it has done: slots, queue, calls, 429s, pauses, final states."""
         return await statistics_of(await self._started(), self._settings.limits_of)
 
     # The end -----------------------------------------------------------------------------------------------
@@ -386,16 +391,16 @@ class Client:
     async def aclose(self, grace: float = 10.0, *, withdraw: bool = False) -> None:
         """End the client: admit nothing more, let creates under way finish, hand over what is open.
 
-        Waits fail with `ClientClosedError`. Tasks at the service go on; a warning of the logger "bide" names their
-        ids (on a durable ledger, an information). What was never sent is withdrawn; on a durable ledger it stays, and
-        another client that holds the key goes on with all of it at once. May be called twice, from any task of the
-        loop; a cancel does not cut it short.
+        Waits fail with `ClientClosedError`. Tasks at the service go on; the logger "bide" names their ids in a warning
+        (on a durable ledger, at level INFO). Requests that were never sent are withdrawn; on a durable ledger they
+        stay, and another client that holds the key goes on with them at once. You may call this twice, and from any
+        task of the loop. A cancel does not cut it short.
 
         Args:
-            grace: seconds that creates under way may take to be answered; after that they end as `unknown` (on a
-                durable ledger they are left for another client to look up). What `save_to` is saving has what is left
-                of them; what has come of a file by then stays for the next `save`.
-            withdraw: withdraw what was never sent on a durable ledger too.
+            grace: seconds that the service may take to answer creates under way. After that they end as `unknown`; on
+                a durable ledger they are left for another client to look up. The downloads of `save_to` have the rest
+                of these seconds; the next `save` resumes those that are not finished by then.
+            withdraw: on a durable ledger, too, withdraw requests that were never sent.
         """
         self._closed = True
         if self._engine is None and self._starting is not None:
@@ -410,7 +415,7 @@ class Client:
     # Inside ------------------------------------------------------------------------------------------------
 
     async def _started(self) -> Engine:
-        """The engine; made at the first use, since it belongs to the loop."""
+        """The engine. It is made at the first use, since it belongs to the running loop."""
         if self._engine is None:
             self._engine = await self._start()
         if self._closed:
@@ -466,7 +471,7 @@ class Client:
                 f"not a ticket: {excerpt(repr(ticket), 80)}; expected 1 to 128 letters, digits, '.', '_' or '-', "
                 f"starting with a letter or digit, since files are named by it"
             )
-        # The provider may refuse the request: better now than behind the caller's back.
+        # If the provider refuses the request, it does so now, while the caller can still act on it.
         self._settings.provider.create_call(request, ticket)
         return Record(
             ticket=ticket,

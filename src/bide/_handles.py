@@ -105,8 +105,8 @@ class TaskHandle:
             TaskFailedError: the service reports a failure; `.code`, `.message` and `.retryable` say which.
             TaskCancelledError, TaskExpiredError: it ended without a result.
             APIError, TransportError: the create was refused, or no connection works. Nothing was made.
-            AuthenticationError: the key may no longer ask for the task; it is on record and looked at again.
-            SubmissionUnknownError: the create may have arrived, and nobody can say whether it did.
+            AuthenticationError: the key may no longer query the task, which stays on record and is polled again.
+            SubmissionUnknownError: the create may have arrived; it is unknown whether it did.
             WaitTimeoutError: *timeout* seconds passed, or a deadline did. The task goes on; call again to wait on.
             ClientClosedError: the client was closed meanwhile; the message names the id.
         """
@@ -117,20 +117,21 @@ class TaskHandle:
     def events(self) -> TaskEvents:
         """An async iterator of snapshots: the one now, then every change, the last one included.
 
-        A change is one of status, progress, outputs or error. A slow reader misses snapshots between, never the
-        last. It raises what `result` raises while the task goes on (such as `AuthenticationError`), but ends
-        quietly with the final snapshot, whatever that is. Leaving the loop early needs no clean-up.
+        A change is a change of status, progress, outputs or error. A slow reader misses snapshots in between, never
+        the last one. While the task goes on, the iterator raises the same errors as `result` (such as
+        `AuthenticationError`). It ends after the final snapshot, also of a task that failed, and does not raise then.
+        You may leave the loop early.
         """
         return TaskEvents(self._engine, self._submission)
 
     async def refresh(self) -> Task:
-        """Look at the task now and return the newest snapshot; a look under way is shared.
+        """Poll the task now and return the newest snapshot; a poll under way is shared.
 
-        While nothing has been accepted yet there is nothing to look at, and an ended task is not asked for again
-        (`client.attach(task_id)` does that): the snapshot is returned as it is.
+        A request that was not accepted yet, and a task that has ended, are not polled: the last snapshot is returned
+        (`client.attach(task_id)` polls an ended task again).
 
         Raises:
-            APIError, TransportError, UnexpectedReplyError: this look failed. The task is not ended by that.
+            APIError, TransportError, UnexpectedReplyError: this poll failed. That does not end the task.
             ClientClosedError: the client is closed.
         """
         self._engine.background.check()
@@ -138,17 +139,17 @@ class TaskHandle:
         return self.task
 
     async def cancel(self) -> bool:
-        """Stop the task where the service allows it. Its slot is free once the service says that it has ended.
+        """Stop the task where the service allows it. Its slot is free once the service reports that it has ended.
 
-        A request that still waits is withdrawn without a call. One that is being submitted is cancelled as soon
-        as it is known to have been refused or accepted, even if this wait is cancelled meanwhile.
+        A request that still waits is withdrawn without a call. One that is being submitted is cancelled as soon as the
+        service has answered its create, even if this wait is cancelled meanwhile.
 
         Returns:
-            True if the task is cancelled or the service has taken the cancel; False if it is too late for that
-            (it has ended, or the service does not stop a task in this state: DashScope cancels PENDING alone).
+            True if the task is cancelled or the service has accepted the cancel; False if it is too late: the task has
+            ended, or the service does not cancel it in this state (DashScope cancels tasks in state PENDING only).
 
         Raises:
-            APIError, TransportError: the service could not be asked; the task goes on.
+            APIError, TransportError: the cancel call failed; the task goes on.
             ClientClosedError: the client is closed.
         """
         self._engine.background.check()
@@ -161,8 +162,8 @@ class TaskHandle:
 
         Raises:
             DownloadError: a file could not be fetched or written.
-            BideError: whatever `result` raises.
-            TypeError, ValueError: *directory* or *output* is not what it should be.
+            BideError: the same errors as `result`.
+            TypeError, ValueError: *directory* or *output* is wrong.
         """
         folder_of(directory)
         check_output(output)
@@ -171,17 +172,17 @@ class TaskHandle:
         return await self._engine.saver.save(task, directory, output=output, overwrite=overwrite)
 
     def as_curl(self, *, create: bool = False) -> str:
-        """The status query of this task as a curl command, for a support ticket: asking costs nothing.
+        """The status query of this task as a curl command, for a support ticket. To run it costs nothing.
 
         The key is left out: the command takes it from the provider's environment variable (with several keys, set the
-        one that the task was made with). Signatures in addresses, and inline files, are left out too. Nothing is
-        sent, and the client may be closed.
+        one that the task was made with). Signatures in addresses, and inline files, are left out too. This sends
+        nothing, and works after the client was closed.
 
         Args:
             create: give the create call instead. **Running that makes, and bills, a new task.**
 
         Raises:
-            ValueError: there is no task id yet to ask for; or *create*, and the task was made elsewhere.
+            ValueError: there is no task id yet; or *create* is true, and the task was made elsewhere.
         """
         return self._engine.account.as_curl(self.task, self.request, create=create)
 
@@ -227,7 +228,7 @@ class TaskEvents:
 class AsCompleted:
     """The iterator of `client.as_completed()`: yields each handle when its task is final.
 
-    A class and not a generator, so that leaving the loop early breaks nothing: what was submitted goes on.
+    It is a class and not a generator, so that leaving the loop early breaks nothing: what was submitted goes on.
     """
 
     def __init__(
@@ -252,7 +253,9 @@ class AsCompleted:
 
     async def __anext__(self) -> TaskHandle:
         if self._is_stepping:
-            raise RuntimeError("this iterator is awaited by another task: give each its own as_completed()")
+            raise RuntimeError(
+                "another asyncio task awaits this iterator: make an as_completed() for each task"
+            )
         self._is_stepping = True
         try:
             return await self._step()
@@ -282,7 +285,7 @@ class AsCompleted:
         self._open.add(submission)
 
     async def _fill(self) -> None:
-        """Pull requests and submit them, until the window is full or the source has nothing at once."""
+        """Take requests and submit them, until the window is full or the source has none at hand."""
         while len(self._open) < self._window:
             if self._pulled is None:
                 self._pulled = await self._pull_one()
@@ -290,7 +293,7 @@ class AsCompleted:
                 return
             if self._submitting is None:
                 self._submitting = asyncio.ensure_future(self._submit(self._pulled))
-            # A step that is cancelled here leaves the submission alone: it may be sent by now. The next one takes it.
+            # A cancel here must not touch the submission, which may be sent by now: the next step takes it.
             try:
                 submitted = await asyncio.shield(self._submitting)
             except asyncio.CancelledError:
@@ -302,7 +305,7 @@ class AsCompleted:
             self._add(*submitted)
 
     async def _pull_one(self) -> Request | None:
-        """The next request; None if the source has none at once, or none any more."""
+        """The next request; None if the source has none at hand, or has ended."""
         if self._source is None:
             return None
         if isinstance(self._source, Iterator):
@@ -310,7 +313,7 @@ class AsCompleted:
         if self._pull is None:
             self._pull = asyncio.ensure_future(anext(self._source))
             self._pull.add_done_callback(lambda _: self._open.poke())
-            # A source that has one at hand answers within a step of the loop.
+            # A source that has a request at hand answers within one step of the loop.
             await asyncio.sleep(0)
         if not self._pull.done():
             return None

@@ -88,7 +88,7 @@ class Client:
     $BIDE_LOG (debug, info, warning or error) shows what happens on standard error, or in the application's own log.
 
     Raises:
-        TypeError, ValueError: there is no key, the key is unusable, or arguments have a wrong type or exclude each other.
+        TypeError, ValueError: no key, an unusable key, or arguments of a wrong type or that exclude each other.
 
     Example:
         async with Client(DashScope()) as client:

@@ -213,10 +213,10 @@ class AwayLedger(MemoryLedger):
     durable = True  # type: ignore[assignment]  # a property there
     looks = 0
 
-    async def saved(self, ticket: str, files: Any) -> Any:
+    async def record_files(self, ticket: str, files: Any) -> Any:
         raise ConnectionError("the database is away")
 
-    async def unsaved(self, origin: str, keys: Any) -> Any:
+    async def unsaved_records(self, origin: str, keys: Any) -> Any:
         self.looks += 1
         raise ConnectionError("the database is away")
 

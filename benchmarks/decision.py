@@ -6,13 +6,13 @@ import time
 from random import Random
 from typing import TYPE_CHECKING
 
-from bide._polling.durations import RING, Learned
-from bide._polling.pace import Look, Pace, Sight, finished, next_poll
+from bide._polling.durations import ENDS_KEPT, Durations
+from bide._polling.pace import Observed, Pace, PollTerms, next_poll, sample_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PACE, LOOK = Pace(), Look(floor=1.0)
+PACE, LOOK = Pace(), PollTerms(floor=1.0)
 DECISIONS, ROUNDS = 200, 7
 
 
@@ -20,51 +20,53 @@ def microseconds() -> dict[str, float]:
     """By what is known of the task; and for the first decision after a lesson, which has to be taken in."""
     learned = taught()
     times = {
-        name: _microseconds(lambda sight=sight: next_poll(PACE, sight, learned, LOOK))
-        for name, sight in (("queued", queued()), ("running", running()), ("with progress", progressed()))
+        name: _microseconds(lambda observed=observed: next_poll(PACE, observed, learned, LOOK))
+        for name, observed in (("queued", queued()), ("running", running()), ("with progress", progressed()))
     }
     return times | {"after a lesson": _microseconds(lambda: _after_a_lesson(learned))}
 
 
-def taught() -> Learned:
+def taught() -> Durations:
     """What a full ring of tasks has taught, each with a bar."""
     dice = Random(1)
-    learned = Learned.documented(10, 30)
-    for _ in range(2 * RING):
+    learned = Durations.documented(10, 30)
+    for _ in range(2 * ENDS_KEPT):
         wait, run = dice.expovariate(1), dice.lognormvariate(2.8, 0.3)
-        sight = Sight()
+        observed = Observed()
         for share in (0.2, 0.4, 0.6, 0.8):
-            sight.looked(wait + share * run, running=True, progress=100 * share ** dice.uniform(0.9, 1.1))
-        learned.learn(finished(sight, wait + run + 0.5, wait, wait + run))
+            observed.note_poll(
+                wait + share * run, running=True, progress=100 * share ** dice.uniform(0.9, 1.1)
+            )
+        learned.learn(sample_of(observed, wait + run + 0.5, wait, wait + run))
     return learned
 
 
-def queued() -> Sight:
+def queued() -> Observed:
     """A task that was last seen in the service's queue."""
-    sight = Sight()
-    sight.looked(1.0, running=False)
-    return sight
+    observed = Observed()
+    observed.note_poll(1.0, running=False)
+    return observed
 
 
-def running() -> Sight:
+def running() -> Observed:
     """A task at work that shows no progress."""
-    sight = queued()
-    sight.looked(5.0, running=True, started=1.5)
-    return sight
+    observed = queued()
+    observed.note_poll(5.0, running=True, started=1.5)
+    return observed
 
 
-def progressed() -> Sight:
+def progressed() -> Observed:
     """A task at work that shows some."""
-    sight = queued()
-    sight.looked(5.0, running=True, progress=30.0)
-    sight.looked(9.0, running=True, progress=55.0)
-    return sight
+    observed = queued()
+    observed.note_poll(5.0, running=True, progress=30.0)
+    observed.note_poll(9.0, running=True, progress=55.0)
+    return observed
 
 
-def _after_a_lesson(learned: Learned) -> None:
-    sight = progressed()
-    learned.learn(finished(sight, 17.0, 1.0, 16.0))
-    next_poll(PACE, sight, learned, LOOK)
+def _after_a_lesson(learned: Durations) -> None:
+    observed = progressed()
+    learned.learn(sample_of(observed, 17.0, 1.0, 16.0))
+    next_poll(PACE, observed, learned, LOOK)
 
 
 def _microseconds(decide: Callable[[], object]) -> float:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from attrs import frozen
 
-from bide._polling.durations import duration_of, learned_from
+from bide._polling.durations import duration_of, durations_from
 from bide._text import excerpt
 from bide.ledgers._lanes import cap
 from bide.models import TaskStatus
@@ -120,7 +120,7 @@ class ModelStatistics:
     @classmethod
     def _read(cls, name: str, text: str) -> Self:
         try:
-            learned = learned_from(text)
+            learned = durations_from(text)
         except ValueError as fault:
             return cls(name, problem=excerpt(str(fault), 300))
         return cls(

@@ -353,7 +353,7 @@ async def test_a_fault_of_one_step_keeps_no_other_from_its_result(path: Path) ->
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """What could not be recorded is tried again soon."""
     monkeypatch.setattr(_submission, "RETRY_SECONDS", 0.2)
-    monkeypatch.setattr(_polling, "RERECORD", 0.2)
+    monkeypatch.setattr(_polling, "RERECORD_SECONDS", 0.2)
 
 
 async def lock(path: Path) -> sqlite3.Connection:

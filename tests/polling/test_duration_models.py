@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from bide import ImageRequest, LedgerError, MemoryLedger, Pace, RawRequest, Request, VideoRequest
-from bide._polling.duration_models import MOST_MODELS, Experience, Model, variant_of
-from bide._polling.durations import Learned, Lesson, learned_from, plain_of
+from bide._polling.duration_models import MOST_MODELS, DurationModel, DurationModels, variant_of
+from bide._polling.durations import Durations, Sample, durations_from, plain_of
 from bide.ledgers import SQLiteLedger
 from support.emulated import image, video
 from support.toy import TimedService, ToyService
@@ -50,21 +50,21 @@ class WatchedLedger(MemoryLedger):
 
 def on(
     ledger: MemoryLedger | SQLiteLedger, origin: str = "toy@https://toy.example", news: Any = None
-) -> Experience:
+) -> DurationModels:
     def spawn(work: Any) -> None:
         running.add(task := asyncio.ensure_future(work))
         task.add_done_callback(running.discard)
 
     running: set[asyncio.Future[None]] = set()
-    return Experience(ledger, origin, spawn, news or (lambda model: None))
+    return DurationModels(ledger, origin, spawn, news or (lambda model: None))
 
 
-def lesson(run: float = 12.0) -> Lesson:
-    return Lesson(1.0, run, 0.5, 0.5)
+def lesson(run: float = 12.0) -> Sample:
+    return Sample(1.0, run, 0.5, 0.5)
 
 
 async def seen_in(ledger: MemoryLedger | SQLiteLedger) -> dict[str, int]:
-    return {name: learned_from(text).seen for name, text in (await ledger.read_learned()).items()}
+    return {name: durations_from(text).seen for name, text in (await ledger.read_learned()).items()}
 
 
 # When it is written ----------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ async def test_a_thousand_ends_are_written_in_a_few_steps() -> None:
     assert len(ledger.learns) == 1
     [text] = (await ledger.read_learned()).values()
     assert len(text) < 10_000
-    assert len(learned_from(text).ends) == 128
+    assert len(durations_from(text).ends) == 128
 
 
 # Whose it is -----------------------------------------------------------------------------------------------------
@@ -179,9 +179,9 @@ async def test_what_others_have_learned_is_told_once_it_is_known() -> None:
 
 
 async def seeded(ledger: MemoryLedger | SQLiteLedger, name: str, runs: list[float]) -> None:
-    learned = Learned.documented(10, 30)
+    learned = Durations.documented(10, 30)
     for run in runs:
-        learned.learn(Lesson(0.5, run, 0.5, 0.5))
+        learned.learn(Sample(0.5, run, 0.5, 0.5))
     await ledger.learn({name: lambda before: plain_of(learned)})
 
 
@@ -207,7 +207,7 @@ async def test_a_new_client_begins_with_what_is_on_record() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "[]", '{"form": 99}', '{"form": 1, "seen": -1}'])
-async def test_what_cannot_be_read_is_dropped_with_a_warning_and_learned_anew(
+async def test_what_cannot_be_read_is_dropped_with_a_warning_and_learned_again(
     text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     ledger = MemoryLedger()
@@ -221,7 +221,7 @@ async def test_what_cannot_be_read_is_dropped_with_a_warning_and_learned_anew(
     assert await seen_in(ledger) == {NAME: 2}
     warnings = [each.getMessage() for each in caplog.records if "cannot be read" in each.getMessage()]
     assert warnings
-    assert all(NAME in warning and "learned anew" in warning for warning in warnings)
+    assert all(NAME in warning and "learned again" in warning for warning in warnings)
 
 
 @pytest.mark.parametrize("fault", [LedgerError("the disk is full"), RuntimeError("boom")], ids=str)
@@ -359,7 +359,7 @@ async def test_who_looks_by_the_clock_teaches_durations_and_no_lateness() -> Non
     async with TimedService().client(ledger=ledger, pace=Pace.fixed(9.0)) as client:
         await client.gather(*(image("12") for _ in range(12)))
     [text] = (await ledger.read_learned()).values()
-    learned = learned_from(text)
+    learned = durations_from(text)
 
     assert (learned.seen, learned.late) == (12, 0.0)
     assert learned.lag > 3
@@ -406,7 +406,7 @@ async def test_a_variant_decides_with_its_own_times_once_they_are_clearly_narrow
     assert short.best() is short.learned
     assert long.best() is long.learned
     assert short.parent is long.parent
-    assert isinstance(short.parent, Model)
+    assert isinstance(short.parent, DurationModel)
     assert short.parent.learned.seen == 40
 
 

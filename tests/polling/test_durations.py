@@ -1,4 +1,4 @@
-"""What finished tasks teach: what is kept of it, for how long, and how it is written down."""
+"""What ended tasks teach: what is kept of it, for how long, and how it is written down."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bide._polling.durations import (
-    LONGEST,
-    RATIOS,
-    RING,
+    ENDS_KEPT,
+    LONGEST_SECONDS,
+    RATIOS_KEPT,
     STAGES,
-    Learned,
-    Lesson,
-    Points,
+    Distribution,
+    Durations,
+    Sample,
     duration_of,
-    learned_from,
+    durations_from,
     plain_of,
     smooth,
     stage_of,
@@ -28,23 +28,23 @@ from bide._polling.durations import (
 unhurried = settings(deadline=None, max_examples=60)
 wild = st.floats(-10, 1e4) | st.floats(allow_nan=False, allow_infinity=False)
 ratios = st.lists(st.tuples(st.integers(0, STAGES - 1), wild), max_size=3).map(tuple)
-lessons = st.builds(Lesson, queue=wild, run=wild, lag=wild, late=st.none() | wild, ratios=ratios)
+lessons = st.builds(Sample, queue=wild, run=wild, lag=wild, late=st.none() | wild, ratios=ratios)
 
 
 @st.composite
-def experiences(draw: st.DrawFn) -> Learned:
-    learned = Learned.documented(draw(wild), draw(wild))
+def experiences(draw: st.DrawFn) -> Durations:
+    learned = Durations.documented(draw(wild), draw(wild))
     for lesson in draw(st.lists(lessons, max_size=15)) * draw(st.sampled_from([1, 10])):
         learned.learn(lesson)
     return learned
 
 
-def lesson(run: float, queue: float = 1.0, *, lag: float = 0.5, late: float | None = 0.5) -> Lesson:
-    return Lesson(queue, run, lag, late)
+def lesson(run: float, queue: float = 1.0, *, lag: float = 0.5, late: float | None = 0.5) -> Sample:
+    return Sample(queue, run, lag, late)
 
 
-def taught(*runs: float, prior: tuple[float, float] = (10, 30)) -> Learned:
-    learned = Learned.documented(*prior)
+def taught(*runs: float, prior: tuple[float, float] = (10, 30)) -> Durations:
+    learned = Durations.documented(*prior)
     for run in runs:
         learned.learn(lesson(run))
     return learned
@@ -55,9 +55,9 @@ def taught(*runs: float, prior: tuple[float, float] = (10, 30)) -> Learned:
 
 @unhurried
 @given(experiences())
-def test_what_was_written_is_read_back_to_a_thousandth(learned: Learned) -> None:
+def test_what_was_written_is_read_back_to_a_thousandth(learned: Durations) -> None:
     text = plain_of(learned)
-    back = learned_from(text)
+    back = durations_from(text)
 
     assert plain_of(back) == text
     assert back.seen == learned.seen
@@ -70,19 +70,20 @@ def test_what_was_written_is_read_back_to_a_thousandth(learned: Learned) -> None
 
 @unhurried
 @given(experiences())
-def test_what_is_kept_is_bounded_and_so_is_its_text(learned: Learned) -> None:
-    assert len(learned.ends) <= RING
-    assert all(len(rests) <= RATIOS for rests in learned.rests)
+def test_what_is_kept_is_bounded_and_so_is_its_text(learned: Durations) -> None:
+    assert len(learned.ends) <= ENDS_KEPT
+    assert all(len(rests) <= RATIOS_KEPT for rests in learned.rests)
     assert len(learned.prior) == 8
     assert all(
-        math.isfinite(x) and 0 <= x <= LONGEST for x in (learned.lag, learned.late, *sum(learned.ends, ()))
+        math.isfinite(x) and 0 <= x <= LONGEST_SECONDS
+        for x in (learned.lag, learned.late, *sum(learned.ends, ()))
     )
     assert len(plain_of(learned)) < 10_000
 
 
 def test_what_was_read_goes_on_learning_as_before() -> None:
     learned = taught(*map(float, range(10, 200)))
-    back = learned_from(plain_of(learned))
+    back = durations_from(plain_of(learned))
     for each in (learned, back):
         each.learn(lesson(33.0))
 
@@ -108,13 +109,13 @@ GOOD = json.loads(plain_of(taught(12.0, 15.0, 20.0)))
 )  # fmt: skip
 def test_a_text_with_a_wrong_part_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - whichever of them it is
-        learned_from(json.dumps({**GOOD, **change}))
+        durations_from(json.dumps({**GOOD, **change}))
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_a_text_that_lacks_a_part_is_refused(name: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - json's or ours
-        learned_from(json.dumps({key: value for key, value in GOOD.items() if key != name}))
+        durations_from(json.dumps({key: value for key, value in GOOD.items() if key != name}))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_a_text_that_lacks_a_part_is_refused(name: str) -> None:
 )  # fmt: skip
 def test_what_is_no_json_of_ours_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - json's or ours
-        learned_from(text)
+        durations_from(text)
 
 
 @unhurried
@@ -137,19 +138,19 @@ def test_what_is_no_json_of_ours_is_refused(text: str) -> None:
 def test_any_other_json_is_refused_or_read_and_never_anything_else(value: Any, name: str) -> None:
     text = json.dumps({**GOOD, name: value} if name else value)
     try:
-        learned = learned_from(text)
+        learned = durations_from(text)
     except ValueError:
         return
 
-    assert plain_of(learned_from(plain_of(learned))) == plain_of(learned)
+    assert plain_of(durations_from(plain_of(learned))) == plain_of(learned)
     assert learned.totals().xs
 
 
 def test_too_long_lists_are_cut_to_what_is_remembered() -> None:
     long = {"seen": 5000, "ends": [[1, run] for run in range(5000)], "rests": [[1.0] * 5000] * STAGES}
-    learned = learned_from(json.dumps({**GOOD, **long}))
+    learned = durations_from(json.dumps({**GOOD, **long}))
 
-    assert [len(learned.ends), *map(len, learned.rests)] == [RING, *[RATIOS] * STAGES]
+    assert [len(learned.ends), *map(len, learned.rests)] == [ENDS_KEPT, *[RATIOS_KEPT] * STAGES]
     assert learned.ends[-1] == (1, 4999)
 
 
@@ -157,7 +158,7 @@ def test_a_prior_is_no_longer_than_ours() -> None:
     """A text of anybody's: what is kept and computed with must stay small."""
     text = json.dumps({**GOOD, "prior": [5.0] * 100_000})
     try:
-        learned = learned_from(text)
+        learned = durations_from(text)
     except ValueError:
         return
 
@@ -168,12 +169,12 @@ def test_a_prior_is_no_longer_than_ours() -> None:
 # What is learned -------------------------------------------------------------------------------------------------
 
 
-def share(points: Points, part: float) -> float:
+def share(points: Distribution, part: float) -> float:
     return points.xs[int(len(points.xs) * part)]
 
 
 def test_nothing_learned_is_what_is_documented() -> None:
-    times = Learned.documented(60, 300).totals()
+    times = Durations.documented(60, 300).totals()
 
     assert share(times, 0.1) == pytest.approx(60, rel=0.2)
     assert share(times, 0.5) == pytest.approx(math.sqrt(60 * 300), rel=0.1)
@@ -182,11 +183,11 @@ def test_nothing_learned_is_what_is_documented() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0, 0), (-5, 10), (30, 10), (1e300, 1e308), (20, 20)])
 def test_odd_documents_are_no_error(low: float, high: float) -> None:
-    assert all(0 < x < math.inf for x in Learned.documented(low, high).totals().xs)
+    assert all(0 < x < math.inf for x in Durations.documented(low, high).totals().xs)
 
 
 def test_each_task_takes_the_place_of_one_documented_time() -> None:
-    learned, left = Learned.documented(10, 30), []
+    learned, left = Durations.documented(10, 30), []
     for _ in range(10):
         left.append(sum(x < 1000 for x in learned.totals().xs) // 5)
         learned.learn(lesson(1e5))
@@ -222,7 +223,7 @@ def test_samples_are_smoothed_less_the_more_there_are() -> None:
 
 
 def test_points_know_their_sums_and_how_wide_they_lie() -> None:
-    points = Points([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])
+    points = Distribution([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])
 
     assert points.xs == [1, 2, 3, 4, 5, 6]
     assert points.sums == [0, 1, 3, 6, 10, 15, 21]
@@ -241,7 +242,7 @@ def test_a_lesson_that_cannot_tell_whose_fault_it_was_leaves_the_lateness() -> N
 
 
 def test_lateness_is_a_slow_average() -> None:
-    learned = Learned.documented(10, 30)
+    learned = Durations.documented(10, 30)
     learned.learn(lesson(12.0, late=4.0))
     assert learned.late == pytest.approx(2.0), "the first counts as much as having learned nothing"
 
@@ -257,13 +258,13 @@ def test_times_out_of_all_reason_are_brought_to_the_next_that_is() -> None:
     for run, queue in ((-5.0, -7.0), (1e300, 1e300), (0.0, 0.0)):
         learned.learn(lesson(run, queue, lag=-3.0, late=1e300))
 
-    assert list(learned.ends) == [(0, 0.05), (LONGEST, LONGEST), (0, 0.05)]
-    assert 0 <= learned.lag <= learned.late <= LONGEST
+    assert list(learned.ends) == [(0, 0.05), (LONGEST_SECONDS, LONGEST_SECONDS), (0, 0.05)]
+    assert 0 <= learned.lag <= learned.late <= LONGEST_SECONDS
 
 
 def test_a_variant_counts_once_it_has_been_seen_often_and_is_clearly_narrower() -> None:
     parent = taught(*[10.0 + i for i in range(64)])
-    variant, verdicts = Learned(parent.prior), []
+    variant, verdicts = Durations(parent.prior), []
     for number in range(20):
         verdicts.append(variant.is_clearer_than(parent))
         variant.learn(lesson(20.0 + number / 10))
@@ -274,7 +275,7 @@ def test_a_variant_counts_once_it_has_been_seen_often_and_is_clearly_narrower() 
 
 def test_a_few_tasks_of_a_variant_that_lie_near_each_other_by_chance_do_not_count() -> None:
     parent = taught(*[10.0 * 1.1 ** (number % 8) for number in range(64)])
-    variant = Learned(parent.prior)
+    variant = Durations(parent.prior)
     for number in range(16):
         variant.learn(lesson(12.0 * 1.1 ** (number % 5)))
     soon = variant.is_clearer_than(parent)
@@ -286,7 +287,7 @@ def test_a_few_tasks_of_a_variant_that_lie_near_each_other_by_chance_do_not_coun
 
 def test_a_variant_as_wide_as_all_never_counts() -> None:
     parent = taught(*[10.0 + i for i in range(64)])
-    variant = Learned(parent.prior)
+    variant = Durations(parent.prior)
     for number in range(64):
         variant.learn(lesson(10.0 + number))
 
@@ -301,11 +302,11 @@ def test_progress_has_four_stages_and_the_last_percent(progress: float, stage: i
 
 
 def test_promises_count_from_the_eighth_on() -> None:
-    learned = Learned.documented(10, 30)
+    learned = Durations.documented(10, 30)
     known = []
     for _ in range(9):
         known.append(learned.ratios(2) is not None)
-        learned.learn(Lesson(1, 12, 0.5, 0.5, ((2, 1.5),)))
+        learned.learn(Sample(1, 12, 0.5, 0.5, ((2, 1.5),)))
 
     assert known == [False] * 8 + [True]
     assert learned.ratios(1) is None
@@ -324,5 +325,5 @@ def test_the_points_are_made_again_after_some_more_tasks_have_ended() -> None:
 
 
 def test_a_duration_is_told_of_what_is_remembered_alone() -> None:
-    assert duration_of(Learned.documented(10, 30), 0.5) is None
+    assert duration_of(Durations.documented(10, 30), 0.5) is None
     assert [duration_of(taught(9.0, 19.0, 29.0), part) for part in (0.0, 0.5, 0.9, 1.0)] == [10, 20, 30, 30]

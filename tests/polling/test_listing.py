@@ -285,7 +285,7 @@ async def test_a_task_older_than_a_list_reaches_back_is_looked_at_singly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Instead of 23 h, which no task of the emulator lives.
-    monkeypatch.setattr(lister, "LONGEST_WINDOW", 600.0)
+    monkeypatch.setattr(lister, "LONGEST_WINDOW_SECONDS", 600.0)
     async with service_with(video_seconds=900) as emulator:
         async with listing(emulator) as client:
             handles = await begun(client, 4)

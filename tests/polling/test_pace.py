@@ -9,19 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bide import Pace
-from bide._polling.durations import Learned, Lesson
+from bide._polling.durations import Durations, Sample
 from bide._polling.pace import (
-    LONGEST_BACKOFF,
-    Look,
-    Sight,
+    LONGEST_BACKOFF_SECONDS,
+    Observed,
+    PollTerms,
     after_fault,
     bounds,
     eta,
-    finished,
+    forecast,
     next_list,
     next_poll,
-    outlook,
-    unseen_now,
+    sample_of,
+    unseen_seconds,
 )
 
 pytestmark = pytest.mark.no_cover  # tracing doubles its time, and other tests run the same lines
@@ -36,7 +36,7 @@ wild = ages | finite
 chances = st.floats(0, 1)
 spans = st.floats(1e-3, 1e4)
 lessons = st.builds(
-    Lesson,
+    Sample,
     queue=wild,
     run=wild,
     lag=wild,
@@ -46,22 +46,22 @@ lessons = st.builds(
 
 
 @st.composite
-def experiences(draw: st.DrawFn) -> Learned:
+def experiences(draw: st.DrawFn) -> Durations:
     """What any finite lessons have taught, up to more than are remembered."""
-    learned = Learned.documented(draw(wild), draw(wild))
+    learned = Durations.documented(draw(wild), draw(wild))
     for lesson in draw(st.lists(lessons, max_size=12)) * draw(st.sampled_from([1, 2, 15])):
         learned.learn(lesson)
     return learned
 
 
 @st.composite
-def sights(draw: st.DrawFn, ages: st.SearchStrategy[float] = ages) -> Sight:
+def sights(draw: st.DrawFn, ages: st.SearchStrategy[float] = ages) -> Observed:
     """A task after any looks, in any order of ages."""
-    sight = Sight()
+    observed = Observed()
     look = st.tuples(ages, st.booleans(), st.none() | st.floats(0, 100) | wild, st.none() | wild)
     for age, running, progress, started in draw(st.lists(look, max_size=6)):
-        sight.looked(age, running=running, progress=progress, started=started)
-    return sight
+        observed.note_poll(age, running=running, progress=progress, started=started)
+    return observed
 
 
 paces = st.builds(
@@ -71,34 +71,34 @@ paces = st.builds(
     st.none() | spans,
     st.just(()) | st.lists(spans, max_size=3),
 )
-views = st.builds(Look, st.floats(0, 60), st.floats(0, 100) | finite, chances)
+views = st.builds(PollTerms, st.floats(0, 60), st.floats(0, 100) | finite, chances)
 
 
 @unhurried
-@given(pace=paces, sight=sights(wild), learned=experiences(), look=views)
+@given(pace=paces, observed=sights(wild), learned=experiences(), look=views)
 def test_no_look_comes_under_the_floor_or_over_the_cap_whatever_has_happened(
-    pace: Pace, sight: Sight, learned: Learned, look: Look
+    pace: Pace, observed: Observed, learned: Durations, look: PollTerms
 ) -> None:
-    following = next_poll(pace, sight, learned, look)
+    following = next_poll(pace, observed, learned, look)
     floor = max(look.floor, pace.floor or 0.0)
-    cap = max(5.0, sight.seen / 2) if pace.cap is None else pace.cap
+    cap = max(5.0, observed.seen / 2) if pace.cap is None else pace.cap
 
     assert math.isfinite(following)
-    assert following >= sight.seen + floor
+    assert following >= observed.seen + floor
     if pace.gaps:
         cap = max(pace.gaps)
-        assert following <= sight.seen + max(floor, cap * 1.025)
+        assert following <= observed.seen + max(floor, cap * 1.025)
     else:
-        assert following <= sight.seen + max(floor, cap)
-    assert bounds(pace, sight.seen, look.floor) == (floor, max(floor, cap))
+        assert following <= observed.seen + max(floor, cap)
+    assert bounds(pace, observed.seen, look.floor) == (floor, max(floor, cap))
 
 
 @unhurried
-@given(prices=st.tuples(spans, spans), sight=sights(), learned=experiences(), look=views)
+@given(prices=st.tuples(spans, spans), observed=sights(), learned=experiences(), look=views)
 def test_a_dearer_look_never_comes_sooner(
-    prices: tuple[float, float], sight: Sight, learned: Learned, look: Look
+    prices: tuple[float, float], observed: Observed, learned: Durations, look: PollTerms
 ) -> None:
-    cheap, dear = (next_poll(Pace(price), sight, learned, look) for price in sorted(prices))
+    cheap, dear = (next_poll(Pace(price), observed, learned, look) for price in sorted(prices))
 
     assert dear >= cheap - 1e-6 * max(1.0, cheap)
 
@@ -106,29 +106,31 @@ def test_a_dearer_look_never_comes_sooner(
 @unhurried
 @given(
     pressures=st.tuples(st.floats(0, 9), st.floats(0, 9)),
-    sight=sights(),
+    observed=sights(),
     learned=experiences(),
     floor=st.floats(0, 10),
     price=spans,
 )
 def test_the_more_requests_wait_for_the_slots_the_sooner_is_the_look(
-    pressures: tuple[float, float], sight: Sight, learned: Learned, floor: float, price: float
+    pressures: tuple[float, float], observed: Observed, learned: Durations, floor: float, price: float
 ) -> None:
-    calm, pressed = (next_poll(Pace(price), sight, learned, Look(floor, each)) for each in sorted(pressures))
+    calm, pressed = (
+        next_poll(Pace(price), observed, learned, PollTerms(floor, each)) for each in sorted(pressures)
+    )
 
     assert pressed <= calm + 1e-6 * max(1.0, calm)
 
 
 @unhurried
 @given(
-    sight=sights(),
+    observed=sights(),
     learned=experiences(),
     gaps=st.lists(st.floats(0, 1e4), min_size=3, max_size=3, unique=True),
 )
 def test_what_is_expected_unseen_begins_at_nothing_and_grows_ever_faster(
-    sight: Sight, learned: Learned, gaps: list[float]
+    observed: Observed, learned: Durations, gaps: list[float]
 ) -> None:
-    ahead = outlook(sight, learned)
+    ahead = forecast(observed, learned)
     low, middle, high = sorted(gaps)
     (first, _), (second, slope), (third, _) = (ahead.unseen(ahead.since + gap) for gap in (low, middle, high))
     slack = 1e-9 * max(1.0, abs(ahead.since - ahead.origin) + high + ahead.points.xs[-1])
@@ -148,9 +150,9 @@ def test_what_is_expected_unseen_begins_at_nothing_and_grows_ever_faster(
     cap=st.floats(0.1, 100),
 )
 def test_a_list_comes_no_later_than_the_first_of_the_single_looks_that_it_replaces(
-    tasks: list[tuple[Sight, Learned, float]], price: float, floor: float, cap: float
+    tasks: list[tuple[Observed, Durations, float]], price: float, floor: float, cap: float
 ) -> None:
-    ends = [(outlook(sight, learned), sight.seen + later) for sight, learned, later in tasks]
+    ends = [(forecast(observed, learned), observed.seen + later) for observed, learned, later in tasks]
     together = next_list(ends, price, floor, cap)
 
     assert floor <= together <= max(floor, cap)
@@ -158,15 +160,15 @@ def test_a_list_comes_no_later_than_the_first_of_the_single_looks_that_it_replac
 
 
 @unhurried
-@given(sight=sights(), age=ages, started=st.none() | wild, ended=st.none() | wild)
+@given(observed=sights(), age=ages, started=st.none() | wild, ended=st.none() | wild)
 def test_an_end_lies_between_the_last_two_looks_whatever_is_told(
-    sight: Sight, age: float, started: float | None, ended: float | None
+    observed: Observed, age: float, started: float | None, ended: float | None
 ) -> None:
-    lesson = finished(sight, age, started, ended)
-    end, last = lesson.queue + lesson.run, max(age, sight.seen)
+    lesson = sample_of(observed, age, started, ended)
+    end, last = lesson.queue + lesson.run, max(age, observed.seen)
     slack = 1e-9 * max(1.0, last)
 
-    assert sight.sure - slack <= end <= last + slack
+    assert observed.sure - slack <= end <= last + slack
     assert lesson.lag == pytest.approx(last - end, abs=4 * slack)
     assert lesson.queue >= 0
     assert lesson.run >= 0
@@ -174,21 +176,21 @@ def test_an_end_lies_between_the_last_two_looks_whatever_is_told(
 
 
 @unhurried
-@given(sight=sights(), learned=experiences(), age=ages)
+@given(observed=sights(), learned=experiences(), age=ages)
 def test_the_time_that_is_left_is_a_finite_number_of_seconds(
-    sight: Sight, learned: Learned, age: float
+    observed: Observed, learned: Durations, age: float
 ) -> None:
-    left = eta(sight, learned, age)
+    left = eta(observed, learned, age)
 
     assert math.isfinite(left)
     assert left >= 0
-    assert math.isfinite(unseen_now(sight, learned, age))
+    assert math.isfinite(unseen_seconds(observed, learned, age))
 
 
 @unhurried
-@given(sight=sights(), learned=experiences(), later=st.floats(0, 1e5))
-def test_how_likely_it_has_ended_is_a_share(sight: Sight, learned: Learned, later: float) -> None:
-    ahead = outlook(sight, learned)
+@given(observed=sights(), learned=experiences(), later=st.floats(0, 1e5))
+def test_how_likely_it_has_ended_is_a_share(observed: Observed, learned: Durations, later: float) -> None:
+    ahead = forecast(observed, learned)
 
     assert (
         -1e-9 <= ahead.ended(ahead.since + later / 2) <= ahead.ended(ahead.since + later) + 1e-9 <= 1 + 2e-9
@@ -203,4 +205,4 @@ def test_failed_looks_back_off_within_bounds_and_obey_retry_after(
     wait = after_fault(3.0, failures, retry_after, chance)
 
     assert wait >= max(3.0, retry_after or 0)
-    assert wait <= max(LONGEST_BACKOFF, retry_after or 0) * 1.05
+    assert wait <= max(LONGEST_BACKOFF_SECONDS, retry_after or 0) * 1.05

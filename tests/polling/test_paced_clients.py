@@ -22,7 +22,7 @@ from bide import (
     TaskExpiredError,
     TaskFailedError,
 )
-from bide._polling.durations import Learned, Lesson, learned_from, plain_of
+from bide._polling.durations import Durations, Sample, durations_from, plain_of
 from support.emulated import image, now, video
 from support.toy import TimedService, Toy, ToyService
 
@@ -30,18 +30,18 @@ DONE, RUNNING = {"status": "succeeded"}, {"status": "running"}
 HERE = "toy@https://toy.example"
 
 
-async def learned_in(ledger: MemoryLedger) -> dict[str, Learned]:
+async def learned_in(ledger: MemoryLedger) -> dict[str, Durations]:
     return {
-        name.removeprefix(f"{HERE}  "): learned_from(text)
+        name.removeprefix(f"{HERE}  "): durations_from(text)
         for name, text in (await ledger.read_learned()).items()
     }
 
 
 async def seeded(ledger: MemoryLedger, model: str, runs: list[float], queue: float = 0.5) -> None:
     """Let tasks of *model* have taken so long."""
-    learned = Learned.documented(10, 30)
+    learned = Durations.documented(10, 30)
     for run in runs:
-        learned.learn(Lesson(queue, run, 0.5, 0.5))
+        learned.learn(Sample(queue, run, 0.5, 0.5))
     await ledger.learn({f"{HERE}  {model}": lambda before: plain_of(learned)})
 
 
@@ -117,7 +117,7 @@ class DatedToy(Toy):
 
 @pytest.mark.parametrize("toy", [Toy(), DatedToy()], ids=["untold", "told"])
 async def test_an_end_that_nobody_could_look_at_in_time_teaches_no_lateness(toy: Toy) -> None:
-    """Looks failed for a long time, or the client was away: the pace is not to blame."""
+    """Looks failed for a long time, or the client was away: the pace is not to lateness."""
     ledger = MemoryLedger()
     service = ToyService(queries=[RUNNING, httpx.Response(503, headers={"Retry-After": "900"}), DONE])
     async with service.client(toy, ledger=ledger) as client:

@@ -322,14 +322,14 @@ async def test_a_scheduler_that_stumbles_tells_who_waits_and_goes_on(monkeypatch
         await handle.accepted()
         poller = client._engine.poller  # type: ignore[union-attr]
         broken = iter([True])
-        start = poller._start_looks
+        start = poller._start_due
 
         def stumble() -> float:
             if next(broken, False):
                 raise RuntimeError("a bug of ours")
             return start()
 
-        monkeypatch.setattr(poller, "_start_looks", stumble)
+        monkeypatch.setattr(poller, "_start_due", stumble)
         with pytest.raises(UnexpectedReplyError, match="a bug of ours"):
             await handle.result()
 

@@ -39,7 +39,7 @@ async def test_one_as_completed_is_not_for_two_tasks() -> None:
         first = asyncio.create_task(anext(completed))
         await asyncio.sleep(0)
 
-        with pytest.raises(RuntimeError, match="awaited by another task"):
+        with pytest.raises(RuntimeError, match="another asyncio task awaits"):
             await anext(completed)
         await first
 

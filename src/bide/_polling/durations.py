@@ -1,7 +1,7 @@
-"""What the tasks of a model have taught: how long such tasks take, and how far their progress can be believed.
+"""How long the tasks of a model take, as ended tasks have shown, and how far their progress can be believed.
 
-There is one `Learned` for each (provider, kind, model), and for each variant of its requests; the end of a task changes
-it by a `Lesson`. No clock, no I/O; as text it lives in the ledger. `_pace` decides with it.
+There is one `Durations` for each (provider, kind, model), and for each variant of its requests. The end of a task adds
+a `Sample` to it. No clock, no I/O; as text it lives in the ledger. The pace decides with it.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-RING, RATIOS = 128, 64
-"""The tasks that are remembered of a model, and the promises of each stage of progress, so that drift is forgotten."""
-ENOUGH = 8
-"""Promises of a stage, or tasks of a variant, from which on they count."""
+ENDS_KEPT, RATIOS_KEPT = 128, 64
+"""Ended tasks that are remembered of a model, and ratios of each stage of progress: older ones are forgotten."""
+FEWEST_SAMPLES = 8
+"""Ratios of a stage, or tasks of a variant, from which on they are used."""
 PRIORS = 8
-SLOWLY = 0.03
-CLEARLY, CHANCE = 0.8, 1.5
-"""A variant counts once its times spread by less than this part of the spread of all, and by how much less where the
-tasks are few (in parts of the root of their number)."""
-SHORTEST, LONGEST = 0.05, 1e7
+LEAST_WEIGHT = 0.03
+CLEAR_SHARE, CHANCE_MARGIN = 0.8, 1.5
+"""A variant is used once its durations spread by less than this share of the spread of all. Where its tasks are few,
+the share is smaller by the margin divided by the root of their number."""
+SHORTEST_SECONDS, LONGEST_SECONDS = 0.05, 1e7
 STAGES = 5
 
 
 def stage_of(progress: float) -> int:
-    """The quarter of the way; the last percent is a stage of its own, where many bars wait."""
+    """The quarter of the progress; the last percent is a stage of its own, where many services wait."""
     return 4 if progress >= 99 else int(progress // 25)
 
 
-class Lesson(NamedTuple):
+class Sample(NamedTuple):
     """What the end of one task teaches.
 
     Attributes:
         queue, run: its seconds in the service's queue and at work.
-        lag: seconds from its end to its being known.
-        late: those of them for which the pace is to blame, in floors; None where that cannot be told.
-        ratios: for each hint its stage, and the real rest in parts of the promised one.
+        lag: the detection delay: seconds from its end to the poll that has shown it.
+        late: the part of the lag that the pace has caused, in floors; None where that is unknown.
+        ratios: for each hint its stage, and the real remaining time divided by the promised one.
     """
 
     queue: float
@@ -52,32 +52,33 @@ class Lesson(NamedTuple):
     ratios: tuple[tuple[int, float], ...] = ()
 
 
-class Learned:
+class Durations:
     """What is known of the tasks of one provider, kind and model (and of one variant of its requests).
 
     Attributes:
-        prior: run times to begin with; each task that ends takes the place of one.
+        prior: run times to start with; each task that ends takes the place of one.
         seen: tasks that have ended.
-        lag: a slow average of the seconds from an end to its being known.
-        late: the same of those for which the pace is to blame, in floors.
+        lag: a slow average of the detection delay, in seconds.
+        late: a slow average of the part that the pace has caused, in floors.
         ends: of the last tasks, the seconds (in the queue, at work).
-        rests: for each stage of progress, real rests in parts of the promised ones.
+        rests: for each stage of progress, real remaining times divided by the promised ones.
     """
 
     def __init__(self, prior: Sequence[float]) -> None:
-        self.prior = tuple(map(_bounded, prior))
+        self.prior = tuple(map(_bound, prior))
         self.seen = 0
         self.lag = 0.0
         self.late = 0.0
-        self.ends: deque[tuple[float, float]] = deque(maxlen=RING)
-        self.rests: tuple[deque[float], ...] = tuple(deque(maxlen=RATIOS) for _ in range(STAGES))
-        self._made: dict[object, Points] = {}
-        self._made_of = 0
+        self.ends: deque[tuple[float, float]] = deque(maxlen=ENDS_KEPT)
+        self.rests: tuple[deque[float], ...] = tuple(deque(maxlen=RATIOS_KEPT) for _ in range(STAGES))
+        self._computed: dict[object, Distribution] = {}
+        self._computed_at = 0
 
     @classmethod
     def documented(cls, low: float, high: float) -> Self:
-        """Nothing is learned yet, but 10 % and 90 % of such tasks are documented to take *low* and *high* seconds."""
-        low, high = _bounded(low), _bounded(high)
+        """Nothing is learned yet; the service documents that 10 % and 90 % of such tasks take *low* and *high*
+        seconds."""
+        low, high = _bound(low), _bound(high)
         middle, width = (
             math.sqrt(low * high),
             math.log(max(high, low) / low) / (2 * NormalDist().inv_cdf(0.9)),
@@ -86,89 +87,94 @@ class Learned:
             [middle * math.exp(width * NormalDist().inv_cdf((i + 0.5) / PRIORS)) for i in range(PRIORS)]
         )
 
-    def is_clearer_than(self, parent: Learned) -> bool:
-        """Whether this variant's own tasks tell clearly more than those of all variants. Few spread less by chance."""
-        few = CHANCE / math.sqrt(max(1, len(self.ends)))
-        return self.seen >= 2 * ENOUGH and self.totals().width() < (CLEARLY - few) * parent.totals().width()
+    def is_clearer_than(self, parent: Durations) -> bool:
+        """Whether this variant's own tasks are clearly a better guide than those of all variants. A few tasks may
+        spread less by chance."""
+        few = CHANCE_MARGIN / math.sqrt(max(1, len(self.ends)))
+        return (
+            self.seen >= 2 * FEWEST_SAMPLES
+            and self.totals().width() < (CLEAR_SHARE - few) * parent.totals().width()
+        )
 
-    def learn(self, lesson: Lesson) -> None:
-        """A task has ended."""
+    def learn(self, sample: Sample) -> None:
+        """Add the *sample* of a task that has ended."""
         self.seen += 1
-        self.ends.append((_bounded(lesson.queue, 0.0), _bounded(lesson.run)))
-        weight = max(SLOWLY, 1 / (self.seen + 1))  # while there are few, each counts as much as the others do
-        self.lag += (_bounded(lesson.lag, 0.0) - self.lag) * weight
-        if lesson.late is not None:
-            self.late += (_bounded(lesson.late, 0.0) - self.late) * weight
-        for stage, ratio in lesson.ratios:
-            self.rests[stage].append(_bounded(ratio, 1e-3, 1e4))
-        if self.seen - self._made_of > len(self.ends) // 16:
-            self._made.clear()
-            self._made_of = self.seen
+        self.ends.append((_bound(sample.queue, 0.0), _bound(sample.run)))
+        weight = max(LEAST_WEIGHT, 1 / (self.seen + 1))  # while there are few, all count alike
+        self.lag += (_bound(sample.lag, 0.0) - self.lag) * weight
+        if sample.late is not None:
+            self.late += (_bound(sample.late, 0.0) - self.late) * weight
+        for stage, ratio in sample.ratios:
+            self.rests[stage].append(_bound(ratio, 1e-3, 1e4))
+        if self.seen - self._computed_at > len(self.ends) // 16:
+            self._computed.clear()
+            self._computed_at = self.seen
 
-    # When tasks end, in points. They are made when first asked for, and again after some more have ended.
+    # When tasks end, as distributions. They are computed at the first use, and again after some more tasks have ended.
 
-    def totals(self) -> Points:
+    def totals(self) -> Distribution:
         """Seconds from the create to the end."""
         return self._points("totals", lambda: [*self._priors(), *(queue + run for queue, run in self.ends)])
 
-    def runs(self) -> Points:
+    def runs(self) -> Distribution:
         """Seconds from the start to the end."""
         return self._points("runs", lambda: [*self._priors(), *(run for _, run in self.ends)])
 
-    def ratios(self, stage: int) -> Points | None:
-        """Real rests in parts of those that progress promised at this *stage*; None where too few are known."""
+    def ratios(self, stage: int) -> Distribution | None:
+        """Real remaining times divided by the promised ones of this *stage*; None where too few are known."""
         rests = self.rests[stage]
-        return self._points(stage, lambda: rests) if len(rests) >= ENOUGH else None
+        return self._points(stage, lambda: rests) if len(rests) >= FEWEST_SAMPLES else None
 
-    def waits_and_runs(self, age: float) -> Points:
+    def waits_and_runs(self, age: float) -> Distribution:
         """Seconds from the create to the end of tasks that are still queued at *age*."""
         waits = sorted(queue for queue, _ in self.ends if queue > age)
-        if len(waits) < len(BEYOND):  # longer than almost all before it: a heavy tail
-            waits += [age + part * max(age, 1.0) for part in BEYOND]
+        if len(waits) < len(TAIL_POINTS):  # longer than almost all before it: use a heavy tail
+            waits += [age + part * max(age, 1.0) for part in TAIL_POINTS]
         runs = self.runs().xs
-        some = [runs[int(len(runs) * part)] for part in SOME]
-        return Points([wait + run for wait in waits[:: -(-len(waits) // 64)] for run in some])
+        some = [runs[int(len(runs) * part)] for part in NINE_SHARES]
+        return Distribution([wait + run for wait in waits[:: -(-len(waits) // 64)] for run in some])
 
     def queue_spread(self) -> float:
         """Half the width of the middle two thirds of the queue times."""
-        if "queues" not in self._made:
-            self._made["queues"] = Points([queue for queue, _ in self.ends] or [0.0])
-        return self._made["queues"].spread(-1.0)
+        if "queues" not in self._computed:
+            self._computed["queues"] = Distribution([queue for queue, _ in self.ends] or [0.0])
+        return self._computed["queues"].spread(-1.0)
 
     def _priors(self) -> Iterable[float]:
-        """What is left of the prior: from its middle and its ends alternately, so that its width stays."""
-        return [self.prior[i] for i in LEAVING[min(self.seen, PRIORS) :] if i < len(self.prior)]
+        """What is left of the prior. Values leave it from the middle and the ends alternately, so that its width
+        stays."""
+        return [self.prior[i] for i in ORDER_OF_LEAVING[min(self.seen, PRIORS) :] if i < len(self.prior)]
 
-    def _points(self, name: object, values: Callable[[], Iterable[float]]) -> Points:
-        points = self._made.get(name)
+    def _points(self, name: object, values: Callable[[], Iterable[float]]) -> Distribution:
+        points = self._computed.get(name)
         if points is None:
-            points = self._made[name] = smooth(list(values()))
+            points = self._computed[name] = smooth(list(values()))
         return points
 
 
-BEYOND = (0.11, 0.43, 1.0, 2.33, 9.0)
+TAIL_POINTS = (0.11, 0.43, 1.0, 2.33, 9.0)
 """A Lomax distribution at 10, 30, 50, 70 and 90 %."""
-SOME = tuple((i + 0.5) / 9 for i in range(9))
-LEAVING = (5, 2, 7, 0, 4, 1, 6, 3)
+NINE_SHARES = tuple((i + 0.5) / 9 for i in range(9))
+ORDER_OF_LEAVING = (5, 2, 7, 0, 4, 1, 6, 3)
 
 
-def _bounded(value: float, least: float = SHORTEST, most: float = LONGEST) -> float:
+def _bound(value: float, least: float = SHORTEST_SECONDS, most: float = LONGEST_SECONDS) -> float:
     return min(max(value, least), most)
 
 
-class Points:
-    """Sorted numbers with their running sums, so that A costs two bisections."""
+class Distribution:
+    """Sorted numbers with their running sums, so that the pace needs two bisections for a decision."""
 
     __slots__ = ("middle", "sums", "xs")
 
     def __init__(self, numbers: Iterable[float]) -> None:
         self.xs = sorted(numbers)
         self.sums = [0.0, *accumulate(self.xs)]
-        self.middle = max(self.xs[len(self.xs) // 2], SHORTEST)
+        self.middle = max(self.xs[len(self.xs) // 2], SHORTEST_SECONDS)
 
-    def times(self, factor: float) -> Points:
+    def times(self, factor: float) -> Distribution:
         """The same points with each multiplied by *factor*."""
-        return Points(x * factor for x in self.xs)
+        return Distribution(x * factor for x in self.xs)
 
     def spread(self, beyond: float) -> float:
         """Half the width of the middle two thirds of what lies beyond a number; infinity where that is too little."""
@@ -181,14 +187,15 @@ class Points:
     def width(self) -> float:
         """How far apart the 10 % and the 90 % points are, as a ratio."""
         return math.log(
-            max(self.xs[int(len(self.xs) * 0.9)], SHORTEST) / max(self.xs[len(self.xs) // 10], SHORTEST)
+            max(self.xs[int(len(self.xs) * 0.9)], SHORTEST_SECONDS)
+            / max(self.xs[len(self.xs) // 10], SHORTEST_SECONDS)
         )
 
 
 KERNEL = tuple(NormalDist().inv_cdf(part) for part in (0.1, 0.3, 0.5, 0.7, 0.9))
 
 
-def smooth(numbers: Sequence[float]) -> Points:
+def smooth(numbers: Sequence[float]) -> Distribution:
     """*numbers* above 0, each as five points of a normal kernel in log time, as wide as Silverman's rule says."""
     numbers = sorted(numbers)
     logs = [math.log(number) for number in numbers]
@@ -197,7 +204,9 @@ def smooth(numbers: Sequence[float]) -> Points:
     deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in logs) / len(logs))
     width = 0.9 * (min(deviation, quarter) or deviation) * len(logs) ** -0.2
     # Five rising runs, which a sort only has to merge.
-    return Points(number * factor for factor in [math.exp(width * z) for z in KERNEL] for number in numbers)
+    return Distribution(
+        number * factor for factor in [math.exp(width * z) for z in KERNEL] for number in numbers
+    )
 
 
 # Its plain form ------------------------------------------------------------------------------------------------
@@ -205,57 +214,59 @@ def smooth(numbers: Sequence[float]) -> Points:
 FORM = 1
 
 
-def plain_of(learned: Learned) -> str:
-    """*learned* as JSON, a few kilobytes."""
-    averages = {"seen": learned.seen, "lag": round(learned.lag, 4), "late": round(learned.late, 4)}
-    prior = [round(x, 3) for x in learned.prior]
-    ends = [[round(queue, 3), round(run, 3)] for queue, run in learned.ends]
-    rests = [[round(ratio, 4) for ratio in ratios] for ratios in learned.rests]
+def plain_of(durations: Durations) -> str:
+    """*durations* as JSON, a few kilobytes."""
+    averages = {"seen": durations.seen, "lag": round(durations.lag, 4), "late": round(durations.late, 4)}
+    prior = [round(x, 3) for x in durations.prior]
+    ends = [[round(queue, 3), round(run, 3)] for queue, run in durations.ends]
+    rests = [[round(ratio, 4) for ratio in ratios] for ratios in durations.rests]
     return json.dumps(
         {"form": FORM, **averages, "prior": prior, "ends": ends, "rests": rests}, separators=(",", ":")
     )
 
 
-def learned_from(plain: str) -> Learned:
-    """What `plain_of` wrote.
+def durations_from(text: str) -> Durations:
+    """The durations that `plain_of` has written.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the text is something else.
     """
     try:
-        told = json.loads(plain)
-        if told["form"] != FORM:
-            raise ValueError(f"a learned pace of another form: {told['form']!r}")
-        learned = Learned([_number(x) for x in _some(told["prior"], 1, PRIORS)])
-        learned.seen = int(_number(told["seen"]))
-        learned.lag, learned.late = _number(told["lag"]), _number(told["late"])
-        for pair in _some(told["ends"])[-RING:]:
-            queue, run = _some(pair, 2, 2)
-            learned.ends.append((_number(queue), _bounded(_number(run))))
-        for ratios, kept in zip(_some(told["rests"], STAGES, STAGES), learned.rests, strict=True):
-            kept.extend(_bounded(_number(ratio), 1e-3, 1e4) for ratio in _some(ratios))
+        plain = json.loads(text)
+        if plain["form"] != FORM:
+            raise ValueError(f"learned durations of another form: {plain['form']!r}")
+        durations = Durations([_number(x) for x in _list(plain["prior"], 1, PRIORS)])
+        durations.seen = int(_number(plain["seen"]))
+        durations.lag, durations.late = _number(plain["lag"]), _number(plain["late"])
+        for pair in _list(plain["ends"])[-ENDS_KEPT:]:
+            queue, run = _list(pair, 2, 2)
+            durations.ends.append((_number(queue), _bound(_number(run))))
+        for ratios, kept in zip(_list(plain["rests"], STAGES, STAGES), durations.rests, strict=True):
+            kept.extend(_bound(_number(ratio), 1e-3, 1e4) for ratio in _list(ratios))
     except (KeyError, TypeError, RecursionError) as fault:
-        raise ValueError(f"not a learned pace: {type(fault).__name__}: {fault}") from fault
-    if len(learned.ends) != min(learned.seen, RING):
-        raise ValueError(f"not a learned pace: {len(learned.ends)} ends of {learned.seen} tasks")
-    return learned
+        raise ValueError(f"not learned durations: {type(fault).__name__}: {fault}") from fault
+    if len(durations.ends) != min(durations.seen, ENDS_KEPT):
+        raise ValueError(f"not learned durations: {len(durations.ends)} ends of {durations.seen} tasks")
+    return durations
 
 
 def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST_SECONDS:
         raise ValueError(
-            f"not a learned pace: expected a number from 0 to {LONGEST:g}, not {str(value)[:60]}"
+            f"not learned durations: expected a number from 0 to {LONGEST_SECONDS:g}, not {str(value)[:60]}"
         )
     return float(value)
 
 
-def _some(value: object, least: float = 0, most: float = math.inf) -> list[object]:
+def _list(value: object, least: float = 0, most: float = math.inf) -> list[object]:
     if not isinstance(value, list) or not least <= len(value) <= most:
-        raise ValueError(f"not a learned pace: expected a list of {least} to {most}, not {str(value)[:60]}")
+        raise ValueError(
+            f"not learned durations: expected a list of {least} to {most}, not {str(value)[:60]}"
+        )
     return value
 
 
-def duration_of(learned: Learned, part: float) -> float | None:
-    """Seconds within which this *part* of the remembered tasks has ended; None where there is none."""
-    totals = sorted(queue + run for queue, run in learned.ends)
+def duration_of(durations: Durations, part: float) -> float | None:
+    """Seconds within which this *part* of the remembered tasks has ended; None if there are none."""
+    totals = sorted(queue + run for queue, run in durations.ends)
     return totals[max(0, math.ceil(len(totals) * part) - 1)] if totals else None

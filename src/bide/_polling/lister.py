@@ -1,10 +1,11 @@
-"""One list in the place of many looks, for services that list recent tasks.
+"""One list in the place of many polls, for services that list recent tasks.
 
-A list costs a query a page, and shows which of all live tasks of a key have ended; each end costs one query more, for
-the result. So it is worth as much as the expected unseen ends of all these tasks together (`_pace.next_list`).
+A list costs one query for each page, and shows which of all live tasks of a key have ended; each end costs one poll
+more, for the result. So a list is worth as much as the expected unseen ends of all these tasks together
+(`pace.next_list`).
 
-A row is a hint. What it shows as ended is looked at; what it shows as going on is looked at less often, but never for
-long by lists alone; and a list that is late, or wrong, or slow, is left alone for a while.
+A row is a hint. A task that the list shows as ended is polled. A task that the list shows as unfinished is polled less
+often, but lists alone are never believed for long. After a list that is late, wrong or slow there is none for a while.
 """
 
 from __future__ import annotations
@@ -19,303 +20,329 @@ from typing import TYPE_CHECKING
 from attrs import define, evolve
 
 from bide._events import log_line
-from bide._polling.pace import RECHECK, Look, bounds, next_list, outlook, price_of, unseen_together
-from bide._service.account import CLOCK_SLACK, misread, retry_after_of
+from bide._polling.pace import (
+    RECHECK_SECONDS,
+    PollTerms,
+    forecast,
+    next_list,
+    price_of,
+    unseen_together,
+)
+from bide._service.account import CLOCK_SLACK_SECONDS, misread, retry_after_of
 from bide.errors import BideError
 from bide.providers import TryAgain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bide._polling.pace import Outlook, Pace
-    from bide._polling.poller import Poller
-    from bide._polling.watch import Watch
+    from bide._polling.observer import Observer
+    from bide._polling.pace import Forecast
+    from bide._polling.schedule import Schedule
+    from bide._polling.watched_task import WatchedTask
     from bide._service.account import Account
     from bide.providers import ListedTask
 
-FEWEST = 3
-"""Live tasks from which on a list is worth a thought."""
-EARLIER = 10.0
-"""A task may have been made so many seconds before we think: its create took a while, and clocks differ."""
-SAMPLE = 64
-"""Of many tasks so many are looked into, and stand for all."""
-LONGEST_WINDOW = 23 * 3600.0
+FEWEST_TASKS = 3
+"""Live tasks of a key from which on a list is considered."""
+EARLIER_SECONDS = 10.0
+"""A task may have been created so many seconds before we think: its create took a while, and clocks differ."""
+MOST_TASKS_WEIGHED = 64
+"""Of many tasks, so many are weighed as a sample of all."""
+LONGEST_WINDOW_SECONDS = 23 * 3600.0
 """A list spans 24 hours at most (DashScope: "Query async task list")."""
-YOUNG = 2.0
-"""A list may lag behind the creates: a task of fewer seconds is not looked for in it."""
-MISSES, NEVER = 2, 1_000_000
-"""A task that so many lists in a row have lacked is looked at singly until one shows it; what one has shown falsely
-stays so."""
-DOUBTS = 2
-"""Tasks that were shown falsely, after which no list is made for a while."""
-SURE_EVERY = 180.0
-"""Seconds for which lists alone may say that a task goes on; or its age at its last look, if that is longer."""
-HOLD = 1.5
-"""Seconds for each page, within which a list answers for the looks that fall due meanwhile."""
-LONGEST_PAUSE = 3600.0
-JUDGED_FOR = 0.2
-"""Seconds for which it holds that a list is not worth it."""
-TURN = 100
-"""Rows that are taken in without a pause: others want the event loop too."""
+YOUNG_SECONDS = 2.0
+"""A service may list a task a while after its create: a younger task is not looked for in a list."""
+MOST_MISSING_LISTS = 2
+"""A task that so many lists in a row have lacked is polled until a list shows it."""
+NEVER_LISTED = 1_000_000
+"""The same, for good: a list has shown the task falsely."""
+CONTRADICTIONS_BEFORE_PAUSE = 2
+"""Tasks that lists have shown falsely, after which no list is made for a while."""
+POLL_AT_LEAST_EVERY_SECONDS = 180.0
+"""Seconds for which lists alone may show that a task goes on; or its age at its last poll, if that is longer."""
+HOLD_SECONDS_PER_PAGE = 1.5
+"""Seconds for each page, within which a list answers for the polls that fall due meanwhile."""
+LONGEST_PAUSE_SECONDS = 3600.0
+WEIGHED_FOR_SECONDS = 0.2
+"""Seconds until it is weighed again whether a list is worth it."""
+ROWS_PER_TURN = 100
+"""Rows that are taken in during one turn of the event loop, which others need too."""
 
 
 @define(eq=False)
-class _Lane:
+class _ListsOfKey:
     """The lists of one key.
 
     Attributes:
-        task: the list under way, its digestion included.
+        task: the list under way, with the work on its answer.
         members: the tasks that it looks for, until its answer has come.
-        hold_until: until when the looks at these wait for it.
+        hold_until: until when the polls of these wait for it.
         planned: when the next one is planned, by the loop's clock.
         not_before: no list before this moment.
         failures: lists in a row that failed, or were slow.
-        doubts: tasks that lists have shown falsely, since the last pause for that; `lies` counts those pauses.
-        judged: when a list was last found not to be worth it.
-        rows_a_second: tasks that the service lists for a second, of whoever uses the account.
+        contradictions: tasks that lists have shown falsely, since the last pause for that.
+        contradiction_pauses: how many of those pauses there were.
+        weighed_at: when it was weighed last that a list is not worth it.
+        rows_per_second: tasks that the service lists for each second, of all users of the account.
     """
 
     task: asyncio.Task[None] | None = None
-    members: frozenset[Watch] = frozenset()
+    members: frozenset[WatchedTask] = frozenset()
     hold_until: float = -math.inf
     planned: float = -math.inf
     not_before: float = -math.inf
     failures: int = 0
-    doubts: int = 0
-    lies: int = 0
-    judged: float = -math.inf
-    rows_a_second: float = 0.0
+    contradictions: int = 0
+    contradiction_pauses: int = 0
+    weighed_at: float = -math.inf
+    rows_per_second: float = 0.0
 
-    def fail(self, now: float, why: str, retry_after: float = 0.0) -> None:
-        """A list has failed: none is made for a while, and longer each time."""
+    def note_failure(self, now: float, why: str, retry_after: float = 0.0) -> None:
+        """A list has failed: none is made for a while, which doubles each time."""
         self._pause(now, why, self.failures, retry_after)
         self.failures += 1
 
-    def doubt(self, now: float) -> None:
+    def note_contradiction(self, now: float) -> None:
         """A list has shown a task falsely."""
-        self.doubts += 1
-        if self.doubts >= DOUBTS:
-            self._pause(now, "the list of tasks is late or wrong", self.lies)
-            self.doubts, self.lies = 0, self.lies + 1
+        self.contradictions += 1
+        if self.contradictions >= CONTRADICTIONS_BEFORE_PAUSE:
+            self._pause(now, "the list of tasks is late or wrong", self.contradiction_pauses)
+            self.contradictions, self.contradiction_pauses = 0, self.contradiction_pauses + 1
 
     def _pause(self, now: float, why: str, times: int, retry_after: float = 0.0) -> None:
-        pause = max(retry_after, min(LONGEST_PAUSE, RECHECK * 2.0 ** min(times, 10)))
+        pause = max(retry_after, min(LONGEST_PAUSE_SECONDS, RECHECK_SECONDS * 2.0 ** min(times, 10)))
         self.not_before = max(self.not_before, now + pause)
-        log_line(logging.DEBUG, f"{why}: tasks are looked at singly for {pause:.0f} s")
+        log_line(logging.DEBUG, f"{why}: tasks are polled one by one for {pause:.0f} s")
 
 
 class Lister:
-    """Decides when one list takes the place of single looks, and makes it. A part of the `Poller`."""
+    """Decides when one list takes the place of many polls, and makes it."""
 
-    def __init__(self, poller: Poller, account: Account, pace: Pace) -> None:
-        self._poller = poller
+    def __init__(self, account: Account, schedule: Schedule, observer: Observer) -> None:
         self._account = account
         self._provider = account.provider
-        self._pace = pace
-        self._lanes: dict[str, _Lane] = {}
-        self._time = asyncio.get_running_loop().time
+        self._schedule = schedule
+        self._observer = observer
+        self._pace = schedule.pace
+        self._keys: dict[str, _ListsOfKey] = {}
+        self._clock = asyncio.get_running_loop().time
 
     def tasks(self) -> list[asyncio.Task[None]]:
         """The lists under way."""
-        return [lane.task for lane in self._lanes.values() if lane.task is not None]
+        return [lists.task for lists in self._keys.values() if lists.task is not None]
 
-    def takes(self, watch: Watch, now: float) -> bool:
-        """Whether a list, under way or begun here, makes the look that *watch* is due for."""
-        if not self._provider.lists or not self._may_list(watch, now):
+    def takes(self, watched: WatchedTask, now: float) -> bool:
+        """Whether a list, under way or started here, makes the poll unnecessary for which *watched* is due."""
+        if not self._provider.lists or not self._may_list(watched, now):
             return False
-        lane = self._lanes.setdefault(watch.key, _Lane())
-        if lane.task is not None:
-            return watch in lane.members and now < lane.hold_until
-        if now < max(lane.not_before, lane.judged + JUDGED_FOR):
+        lists = self._lists_of(watched.key)
+        if lists.task is not None:
+            return watched in lists.members and now < lists.hold_until
+        if now < max(lists.not_before, lists.weighed_at + WEIGHED_FOR_SECONDS):
             return False
-        group = self._group(watch.key, now)
-        if watch in group and self._is_cheaper(lane, group, watch, now):
-            self._start(watch.key, lane, group)
+        group = self._group(watched.key, now)
+        if watched in group and self._is_cheaper(lists, group, watched, now):
+            self._start(watched.key, lists, group)
             return True
-        lane.judged = now
+        lists.weighed_at = now
         return False
 
-    def contradicted(self, watch: Watch) -> None:
-        """A look has told something else of *watch* than a list before it."""
-        watch.unlisted = NEVER
-        self._lanes.setdefault(watch.key, _Lane()).doubt(self._time())
+    def note_contradiction(self, watched: WatchedTask) -> None:
+        """A poll has shown something else of *watched* than a list before it."""
+        watched.missing_lists = NEVER_LISTED
+        self._lists_of(watched.key).note_contradiction(self._clock())
+
+    def _lists_of(self, key: str) -> _ListsOfKey:
+        return self._keys.setdefault(key, _ListsOfKey())
+
+    # Whether it is worth it --------------------------------------------------------------------------------
 
     @staticmethod
-    def _may_list(watch: Watch, now: float) -> bool:
-        """Whether a list may say that it goes on; what a fault has put off, or somebody has asked for, it may not."""
-        unsure_for = watch.age(now) - watch.sure
+    def _may_list(watched: WatchedTask, now: float) -> bool:
+        """Whether a list may show that it goes on. If a fault has put off its poll, or a caller has asked for one, only
+        a poll may."""
+        unsure_for = watched.age(now) - watched.sure
         return (
-            watch.is_dated
-            and watch.paced
-            and not watch.singly
-            and watch.unlisted < MISSES
-            and watch.age(now) >= YOUNG
-            and unsure_for < max(SURE_EVERY, watch.sure)
+            watched.is_dated
+            and watched.is_paced
+            and not watched.needs_poll
+            and watched.missing_lists < MOST_MISSING_LISTS
+            and watched.age(now) >= YOUNG_SECONDS
+            and unsure_for < max(POLL_AT_LEAST_EVERY_SECONDS, watched.sure)
         )
 
-    def _group(self, name: str, now: float) -> list[Watch]:
+    def _group(self, key: str, now: float) -> list[WatchedTask]:
         """The tasks of a key that one list can be expected to show.
 
-        Those that are much older than the rest are left out: for their sake the list would have to reach far back.
+        Tasks that are much older than the rest are left out: for them the list would have to reach far back.
         """
         live = [
-            watch
-            for watch in self._poller.live(name)
-            if self._may_list(watch, now) and watch.look is None and watch.age(now) < LONGEST_WINDOW
+            watched
+            for watched in self._schedule.tasks_of_key(key)
+            if self._may_list(watched, now)
+            and watched.poll is None
+            and watched.age(now) < LONGEST_WINDOW_SECONDS
         ]
-        if len(live) < FEWEST:
+        if len(live) < FEWEST_TASKS:
             return []
-        oldest = 60.0 + 3 * median(watch.age(now) for watch in live)
-        return [watch for watch in live if watch.age(now) <= oldest]
+        oldest = 60.0 + 3 * median(watched.age(now) for watched in live)
+        return [watched for watched in live if watched.age(now) <= oldest]
 
-    def _is_cheaper(self, lane: _Lane, group: Sequence[Watch], due: Watch, now: float) -> bool:
-        """Whether the looks that the list saves are worth more than its pages and the fetch of the end of *due*."""
-        pages = self._pages(lane, group, now)
-        if (
-            self._pace.gaps
-        ):  # what is due by the clock: a list for more looks than it has pages, and a second lets through
+    def _is_cheaper(
+        self, lists: _ListsOfKey, group: Sequence[WatchedTask], due: WatchedTask, now: float
+    ) -> bool:
+        """Whether the polls that the list saves are worth more than its pages and the poll for the end of *due*."""
+        pages = self._pages(lists, group, now)
+        if self._pace.gaps:
+            # Polls at fixed times: a list must save more polls than it has pages, and than a second lets through.
             rate = self._account.query_limiter.rate
-            return rate is not None and self._poller.backlog > max(rate, 2 * pages)
-        others = [watch for watch in group if watch is not due]
+            return rate is not None and self._schedule.backlog > max(rate, 2 * pages)
+        others = [watched for watched in group if watched is not due]
         ends, price, factor = self._ends(others, now)
         [(own, age)] = self._ends([due], now)[0]
         unseen, _ = unseen_together(ends, 0.0)
         return unseen * factor >= price * (pages - 1 + own.ended(age))
 
-    def _pages(self, lane: _Lane, group: Sequence[Watch], now: float) -> int:
-        span = max(watch.age(now) for watch in group) + 2 * CLOCK_SLACK
-        rows = max(len(group), math.ceil(lane.rows_a_second * span))
+    def _pages(self, lists: _ListsOfKey, group: Sequence[WatchedTask], now: float) -> int:
+        span = max(watched.age(now) for watched in group) + 2 * CLOCK_SLACK_SECONDS
+        rows = max(len(group), math.ceil(lists.rows_per_second * span))
         return max(1, math.ceil(rows / max(1, self._provider.page_size)))
 
-    def _ends(self, group: Sequence[Watch], now: float) -> tuple[list[tuple[Outlook, float]], float, float]:
-        """When tasks of *group* may end, each with its age; the mean price of a look; how many each one stands for."""
-        some = group if len(group) <= SAMPLE else random.sample(group, SAMPLE)
+    def _ends(
+        self, group: Sequence[WatchedTask], now: float
+    ) -> tuple[list[tuple[Forecast, float]], float, float]:
+        """When tasks of *group* may end, each with its age; the mean price of a poll; how many tasks each stands
+        for."""
+        some = group if len(group) <= MOST_TASKS_WEIGHED else random.sample(group, MOST_TASKS_WEIGHED)
         ends, prices = [], []
-        for watch in some:
-            learned = watch.model.best()
-            ends.append((outlook(watch, learned), watch.age(now)))
-            look = Look(watch.profile.floor, self._poller.pressure(watch.kind))
-            prices.append(price_of(self._pace, learned, look))
+        for watched in some:
+            learned = watched.model.best()
+            ends.append((forecast(watched, learned), watched.age(now)))
+            terms = PollTerms(watched.profile.floor, self._schedule.pressure(watched.kind))
+            prices.append(price_of(self._pace, learned, terms))
         return ends, sum(prices) / max(1, len(prices)), len(group) / max(1, len(some))
 
     # One list ----------------------------------------------------------------------------------------------
 
-    def _start(self, name: str, lane: _Lane, group: list[Watch]) -> None:
-        now = self._time()
-        lane.members = frozenset(group)
-        lane.hold_until = now + HOLD * self._pages(lane, group, now)
-        self._poller.at(lane.hold_until, lambda: self._release(lane.members))
-        lane.task = asyncio.create_task(self._list(name, lane), name="bide list")
-        lane.task.add_done_callback(lambda _: self._listed(name, lane))
+    def _start(self, key: str, lists: _ListsOfKey, group: list[WatchedTask]) -> None:
+        now = self._clock()
+        lists.members = frozenset(group)
+        lists.hold_until = now + HOLD_SECONDS_PER_PAGE * self._pages(lists, group, now)
+        self._schedule.at(lists.hold_until, lambda: self._release(lists.members))
+        lists.task = asyncio.create_task(self._list(key, lists), name="bide list")
+        lists.task.add_done_callback(lambda _: self._end(key, lists))
 
-    def _release(self, members: frozenset[Watch]) -> None:
-        """The list takes long: what waits for it is looked at singly."""
-        for watch in members:
-            self._poller.push(watch)
+    def _release(self, members: frozenset[WatchedTask]) -> None:
+        """The list takes long: the tasks that wait for it are polled."""
+        for watched in members:
+            self._schedule.push(watched)
 
-    def _listed(self, name: str, lane: _Lane) -> None:
-        lane.task = None
+    def _end(self, key: str, lists: _ListsOfKey) -> None:
+        lists.task = None
         try:
-            self._plan(name, lane)
-        except Exception as fault:  # noqa: BLE001 - single looks will do
-            lane.fail(self._time(), f"no list could be planned: {misread(fault)}")
-        self._poller.wake()
+            self._plan(key, lists)
+        except Exception as fault:  # noqa: BLE001 - polls will do
+            lists.note_failure(self._clock(), f"no list could be planned: {misread(fault)}")
+        self._schedule.wake()
 
-    def _plan(self, name: str, lane: _Lane) -> None:
-        """Set the moment of the next list; looks that are due before that may begin one too."""
-        now = self._time()
-        group = self._group(name, now)
+    def _plan(self, key: str, lists: _ListsOfKey) -> None:
+        """Set the moment of the next list. A poll that is due before that may start one, too."""
+        now = self._clock()
+        group = self._group(key, now)
         if not group or self._pace.gaps:
             return
-        floor = max(bounds(self._pace, 0.0, watch.profile.floor)[0] for watch in group)
+        floor = max(self._schedule.floor(watched) for watched in group)
         ends, price, factor = self._ends(group, now)
-        gap = next_list(ends, price * self._pages(lane, group, now) / factor, floor, max(floor, RECHECK))
-        lane.planned = max(now + gap, lane.not_before)
-        self._poller.at(lane.planned, lambda: self._turn(name, lane))
+        price *= self._pages(lists, group, now)
+        gap = next_list(ends, price / factor, floor, max(floor, RECHECK_SECONDS))
+        lists.planned = max(now + gap, lists.not_before)
+        self._schedule.at(lists.planned, lambda: self._start_planned(key, lists))
 
-    def _turn(self, name: str, lane: _Lane) -> None:
+    def _start_planned(self, key: str, lists: _ListsOfKey) -> None:
         """The planned moment has come; meanwhile tasks may have ended, or a list may have been made."""
-        now = self._time()
-        if lane.task is None and now >= max(lane.planned, lane.not_before):
-            group = self._group(name, now)
+        now = self._clock()
+        if lists.task is None and now >= max(lists.planned, lists.not_before):
+            group = self._group(key, now)
             if group:
-                self._start(name, lane, group)
+                self._start(key, lists, group)
 
-    async def _list(self, name: str, lane: _Lane) -> None:
-        """What the list lacks keeps to its own turn; what it shows as ended is looked at singly, at once."""
-        members, began = lane.members, self._time()
+    async def _list(self, key: str, lists: _ListsOfKey) -> None:
+        """Read the list. A task that it lacks keeps its own moment; a task that it shows as ended is polled at once."""
+        members, start = lists.members, self._clock()
         listed: dict[str, ListedTask] | None = None
         try:
-            listed = await self._asked(name, lane, members)
-        except Exception as fault:  # noqa: BLE001 - single looks will do, and tell what is wrong
-            lane.fail(self._time(), f"the list of tasks failed: {misread(fault)}")
+            listed = await self._read(key, lists, members)
+        except Exception as fault:  # noqa: BLE001 - polls will do, and report what is wrong
+            lists.note_failure(self._clock(), f"the list of tasks failed: {misread(fault)}")
         finally:
-            lane.members = frozenset()
-            for watch in members:  # those that were due and have waited for it
-                self._poller.push(watch)
+            lists.members = frozenset()
+            for watched in members:  # those that were due and have waited for it
+                self._schedule.push(watched)
         if listed is None:
             return
-        if self._time() > lane.hold_until:
-            lane.fail(self._time(), "the list of tasks is slow")
+        if self._clock() > lists.hold_until:
+            lists.note_failure(self._clock(), "the list of tasks is slow")
         else:
-            lane.failures = 0
-        watches = self._poller.live(name)
-        for watch in watches:
-            self._mark(watch, listed.get(watch.task_id), lacks=watch in members)
-        for number, watch in enumerate(watches):
-            if number % TURN == TURN - 1:
+            lists.failures = 0
+        tasks = self._schedule.tasks_of_key(key)
+        for watched in tasks:
+            self._mark(watched, listed.get(watched.task_id), was_expected=watched in members)
+        for number, watched in enumerate(tasks):
+            if number % ROWS_PER_TURN == ROWS_PER_TURN - 1:
                 await asyncio.sleep(0)
-            await self._take_in(watch, listed.get(watch.task_id), began)
+            await self._take_in(watched, listed.get(watched.task_id), start)
 
-    async def _asked(self, name: str, lane: _Lane, members: frozenset[Watch]) -> dict[str, ListedTask] | None:
-        """The rows by their task ids; None where there is no list to be had."""
+    async def _read(
+        self, key: str, lists: _ListsOfKey, members: frozenset[WatchedTask]
+    ) -> dict[str, ListedTask] | None:
+        """The rows by their task ids; None where the service gives no list."""
         until = self._account.ledger.now()
-        oldest = max(watch.age(self._time()) for watch in members)
-        since = until - min(oldest + EARLIER, LONGEST_WINDOW)
-        answer = await self._account.listed(name, since, until + CLOCK_SLACK)
+        oldest = max(watched.age(self._clock()) for watched in members)
+        since = until - min(oldest + EARLIER_SECONDS, LONGEST_WINDOW_SECONDS)
+        answer = await self._account.listed(key, since, until + CLOCK_SLACK_SECONDS)
         if not isinstance(answer, list):
             advised = retry_after_of(answer) if isinstance(answer, TryAgain) else None
-            lane.fail(self._time(), f"the list of tasks failed: {answer.error}", advised or 0.0)
+            text = f"the list of tasks failed: {answer.error}"
+            lists.note_failure(self._clock(), text, advised or 0.0)
             return None
-        lane.rows_a_second = len(answer) / max(1.0, until - since)
+        lists.rows_per_second = len(answer) / max(1.0, until - since)
         return {each.task.task_id: each for each in answer if each.task.task_id is not None}
 
-    def _mark(self, watch: Watch, row: ListedTask | None, *, lacks: bool) -> None:
-        """Whether its next look must be a single one: the list shows its end, or lacks it when its turn has come."""
-        now = self._time()
-        if row is not None and watch.unlisted < NEVER:
-            watch.unlisted = 0
-        if not self._may_list(watch, now) or watch.look is not None:
+    def _mark(self, watched: WatchedTask, row: ListedTask | None, *, was_expected: bool) -> None:
+        """Note whether it must be polled next: the list shows its end, or lacks it although the task is due."""
+        now = self._clock()
+        if row is not None and watched.missing_lists < NEVER_LISTED:
+            watched.missing_lists = 0
+        if not self._may_list(watched, now) or watched.poll is not None:
             return
         if row is None:
-            if lacks:
-                watch.unlisted += 1
-                watch.singly = watch.look_at <= now
+            if was_expected:
+                watched.missing_lists += 1
+                watched.needs_poll = watched.poll_at <= now
         elif row.task.status.is_final:
-            floor = bounds(self._pace, 0.0, watch.profile.floor)[0]
-            watch.singly, watch.look_at = True, max(now, watch.zero + watch.sure + floor)
-            self._poller.push(watch)
+            least = watched.zero + watched.sure + self._schedule.floor(watched)
+            watched.needs_poll, watched.poll_at = True, max(now, least)
+            self._schedule.push(watched)
 
-    async def _take_in(self, watch: Watch, row: ListedTask | None, at: float) -> None:
-        """It goes on, as its row says. What a row lacks (the raw answer above all) stays as it was."""
-        now = self._time()
-        if row is None or watch.closed or watch.look is not None or not self._may_list(watch, now):
+    async def _take_in(self, watched: WatchedTask, row: ListedTask | None, at: float) -> None:
+        """The task goes on, as its row shows. What a row lacks (above all the raw answer) stays as it was."""
+        now = self._clock()
+        if row is None or watched.is_closed or watched.poll is not None or not self._may_list(watched, now):
             return
-        known, told = watch.task, row.task
+        known, listed = watched.task, row.task
         try:
-            seen = evolve(
+            answered = evolve(
                 known,
-                status=told.status,
-                raw_status=told.raw_status,
-                model=known.model or told.model,
-                created_at=known.created_at or told.created_at,
-                started_at=known.started_at or told.started_at,
+                status=listed.status,
+                raw_status=listed.raw_status,
+                model=known.model or listed.model,
+                created_at=known.created_at or listed.created_at,
+                started_at=known.started_at or listed.started_at,
             )
-            await self._poller.digest(watch, seen, at, listed=True)
-            watch.look_at = min(
-                watch.look_at, max(now, watch.zero + watch.sure + max(SURE_EVERY, watch.sure))
-            )
-        except Exception as fault:  # noqa: BLE001 - it reaches who waits for this one, and the others go on
-            self._poller.tell(watch, fault if isinstance(fault, BideError) else misread(fault))
+            await self._observer.digest(watched, answered, at, listed=True)
+            latest = watched.zero + watched.sure + max(POLL_AT_LEAST_EVERY_SECONDS, watched.sure)
+            watched.poll_at = min(watched.poll_at, max(now, latest))
+        except Exception as fault:  # noqa: BLE001 - it reaches the waiters of this task, and stops no other one
+            self._observer.fail(watched, fault if isinstance(fault, BideError) else misread(fault))
         finally:
-            self._poller.push(watch)
+            self._schedule.push(watched)

@@ -1,80 +1,243 @@
-"""What an answer tells of a task's time: how old it is, how long it may still take, and what its end teaches."""
+"""What an answer about a task means: a new snapshot, a new record, a fault for the waiters, a sample for the pace."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
+import random
 from typing import TYPE_CHECKING
 
 from attrs import evolve
 
+from bide._events import log_line
 from bide._polling.durations import duration_of
-from bide._polling.pace import believed, blame, bounds, eta, finished
-from bide._service.account import CLOCK_SLACK
-from bide.models import TaskStatus
+from bide._polling.pace import RECHECK_SECONDS, after_fault, bounds, eta, lateness, plausible, sample_of
+from bide._service.account import CLOCK_SLACK_SECONDS, retry_after_of
+from bide.errors import APIError, WaitTimeoutError
+from bide.models import ErrorDetail, Task, TaskStatus
+from bide.providers import Denied, Gone
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
-    from bide._polling.duration_models import Experience
-    from bide._polling.pace import Pace
-    from bide._polling.watch import Watch
+    from bide._polling.duration_models import DurationModels
+    from bide._polling.schedule import Schedule
+    from bide._polling.watched_task import WatchedTask
     from bide._service.account import Account
-    from bide.models import Task
+    from bide._submissions import Submissions
+    from bide.errors import BideError
+    from bide.models import Deadlines
+    from bide.providers import QueryOutcome
 
-PLAUSIBLE = 4.0
-"""A task that was made elsewhere is at most so many times as old as such tasks take, or its age is not known."""
-PATIENCE = 1.5
-"""A task that could not be looked at for so many caps says nothing of how well the pace does."""
-VAGUE = 10.0
-"""Seconds (or a cap, whichever is longer) within which a task may have begun to run, for its end to teach something."""
+GONE_SECONDS = 60.0
+"""Seconds over which "no such task" must repeat until it ends the task."""
+GONE_RECHECK_SECONDS = 15.0
+PLAUSIBLE_FACTOR = 4.0
+"""A task that was made elsewhere is at most so many times as old as such tasks take, or its age counts as unknown."""
+MOST_CAPS_WAITED = 1.5
+"""A task that could not be polled for so many caps says nothing about the quality of the pace."""
+VAGUE_START_SECONDS = 10.0
+"""Seconds (or a cap, whichever is longer) within which a task has started to run, if its end shall teach something."""
 
 
-class Sightings:
-    """Takes what looks and lists tell into a `Watch`, and teaches what ends tell."""
+class Observer:
+    """Takes in what polls and lists show of the watched tasks.
 
-    def __init__(self, account: Account, experience: Experience, pace: Pace) -> None:
+    Args:
+        owner: the name of the client on the ledger.
+        on_contradiction: called with a task of which a poll has shown something else than a list before.
+    """
+
+    def __init__(
+        self,
+        account: Account,
+        owner: str,
+        deadlines: Deadlines,
+        submissions: Submissions,
+        models: DurationModels,
+        schedule: Schedule,
+        on_contradiction: Callable[[WatchedTask], None],
+    ) -> None:
         self._account = account
-        self._experience = experience
-        self._pace = pace
-        self._time = asyncio.get_running_loop().time
+        self._ledger = account.ledger
+        self._owner = owner
+        self._deadlines = deadlines
+        self._submissions = submissions
+        self._models = models
+        self._schedule = schedule
+        self._pace = schedule.pace
+        self._on_contradiction = on_contradiction
+        self._clock = asyncio.get_running_loop().time
+        self._unknown_words: set[str] = set()
 
-    def unfinished(self, watch: Watch, task: Task, at: float, *, listed: bool) -> Task:
-        """*task*, which was seen unfinished at the moment *at*, with the time that it may still take."""
-        if not watch.is_named and task.model is not None:
-            watch.model = self._experience.model(watch.kind, task.model, None, watch.profile.typical)
-            watch.is_named = True
-        if not watch.is_dated and task.created_at is not None:
-            self._date(watch, task.created_at)
-        watch.looked(
-            watch.age(at),
+    # An answer ---------------------------------------------------------------------------------------------
+
+    async def digest(
+        self, watched: WatchedTask, outcome: QueryOutcome, at: float, *, listed: bool = False
+    ) -> BideError | None:
+        """Take in what a poll (or a list) has shown of the moment *at*, and plan the next poll. Returns its fault."""
+        now, watched.is_paced = self._clock(), False
+        if isinstance(outcome, Task):
+            if watched.needs_poll and not outcome.status.is_final:
+                self._on_contradiction(watched)
+            watched.failures, watched.gone_since, watched.needs_poll = 0, None, False
+            await self._take_in(watched, outcome, at, listed=listed)
+            if not watched.task.status.is_final:
+                self._schedule.plan(watched)
+            self._check_overdue(watched)
+            return None
+        if isinstance(outcome, Gone):
+            await self._take_in_gone(watched, outcome, now)
+            return outcome.error
+        if isinstance(outcome, Denied):
+            return self.fail(watched, outcome.error)
+        watched.failures += 1
+        chance = random.random()  # noqa: S311 - jitter
+        floor = self._schedule.floor(watched)
+        watched.poll_at = now + after_fault(floor, watched.failures, retry_after_of(outcome), chance)
+        self._submissions.note_fault(watched.ticket, outcome.error)
+        if isinstance(outcome.error, APIError) and outcome.error.status_code == 429:
+            pause = self._account.query_limiter.window.paused_for(now)
+            self._submissions.announce_pause(watched.ticket, watched.key, pause, outcome.error)
+        self._check_overdue(watched)
+        return outcome.error
+
+    def fail(self, watched: WatchedTask, error: BideError) -> BideError:
+        """A lasting fault: the waiters get it, and the task is polled more rarely."""
+        watched.poll_at = self._clock() + RECHECK_SECONDS
+        self._submissions.fail_waiters(watched.ticket, error)
+        return error
+
+    async def _take_in(
+        self, watched: WatchedTask, answered: Task, at: float, *, listed: bool = False
+    ) -> None:
+        """A new snapshot: it is recorded if its status is new, then reported."""
+        before = watched.task
+        task = before.advanced(answered)
+        if not task.status.is_final:
+            if task.status is not before.status:
+                await self._ledger.update(watched.ticket, task, owner=self._owner)
+            task = self._observe_unfinished(watched, task, at, listed=listed)
+        else:
+            await self._ledger.finish(watched.ticket, task, owner=self._owner)
+            if self._observe_end(watched, task, at):
+                self._on_contradiction(watched)
+        watched.task = task
+        if task.status is not before.status:
+            self.start_deadline(watched)
+        self.note_word(task)
+        self._submissions.advance(watched.ticket, task)
+
+    async def _take_in_gone(self, watched: WatchedTask, outcome: Gone, now: float) -> None:
+        """One "no such task" proves nothing. It ends the task as expired only when it repeats over a while."""
+        if watched.gone_since is None:
+            watched.gone_since = now
+        if now - watched.gone_since >= GONE_SECONDS:
+            detail = ErrorDetail(
+                outcome.error.code, outcome.error.message, status_code=outcome.error.status_code
+            )
+            await self._take_in(watched, evolve(watched.task, status=TaskStatus.EXPIRED, error=detail), now)
+            return
+        self._submissions.note_fault(watched.ticket, outcome.error)
+        floor = self._schedule.floor(watched)
+        watched.poll_at = min(now + max(GONE_RECHECK_SECONDS, floor), watched.gone_since + GONE_SECONDS)
+        watched.poll_at = max(watched.poll_at, now + floor)
+
+    def note_word(self, task: Task) -> None:
+        """Log a status word that the provider does not know, once."""
+        word = task.raw_status
+        if word is None or task.status is not TaskStatus.RUNNING or word in self._unknown_words:
+            return
+        self._unknown_words.add(word)
+        if not self._account.provider.knows(word):
+            name = self._account.provider.name
+            log_line(logging.WARNING, f"{name}: unknown task status {word!r} counts as running")
+
+    # What it shows of the task's time ----------------------------------------------------------------------
+
+    def _observe_unfinished(self, watched: WatchedTask, task: Task, at: float, *, listed: bool) -> Task:
+        """*task*, which had not ended at the moment *at*, with the seconds that it may still take."""
+        if not watched.is_named and task.model is not None:
+            watched.model = self._models.model(watched.kind, task.model, None, watched.profile.typical)
+            watched.is_named = True
+        if not watched.is_dated and task.created_at is not None:
+            self._date(watched, task.created_at)
+        watched.note_poll(
+            watched.age(at),
             running=task.status is TaskStatus.RUNNING,
             progress=task.progress,
-            started=watch.told_age(task, task.started_at),
+            started=watched.reported_age(task, task.started_at),
             listed=listed,
         )
-        return evolve(task, eta=eta(watch, watch.model.best(), watch.age(self._time())))
+        return evolve(task, eta=eta(watched, watched.model.best(), watched.age(self._clock())))
 
-    def _date(self, watch: Watch, created_at: datetime) -> None:
-        """The first answer tells when a task was made that was made elsewhere, unless that cannot be: nobody says in
-        which zone some services write their times."""
-        age = (self._account.service_time(self._account.ledger.now()) - created_at).total_seconds()
-        longest = PLAUSIBLE * max(60.0, watch.profile.typical[1], duration_of(watch.model.best(), 0.9) or 0.0)
-        if -CLOCK_SLACK <= age <= longest:
-            watch.zero, watch.is_dated = self._time() - max(0.0, age), True
+    def _date(self, watched: WatchedTask, created_at: datetime) -> None:
+        """The first answer shows when a task was created that was made elsewhere, unless that is implausible: some
+        services do not document in which time zone they write."""
+        age = (self._account.service_time(self._ledger.now()) - created_at).total_seconds()
+        usual = max(60.0, watched.profile.typical[1], duration_of(watched.model.best(), 0.9) or 0.0)
+        if -CLOCK_SLACK_SECONDS <= age <= PLAUSIBLE_FACTOR * usual:
+            watched.zero, watched.is_dated = self._clock() - max(0.0, age), True
 
-    def ended(self, watch: Watch, task: Task, at: float) -> bool:
-        """A look at the moment *at* has seen the end of *task*. Returns whether a list has belied it."""
-        age, ended = watch.age(self._time()), watch.told_age(task, task.finished_at)
-        belied = watch.is_dated and ended is not None and watch.sure <= ended < watch.seen - CLOCK_SLACK
-        if not watch.is_dated or task.status not in (TaskStatus.SUCCEEDED, TaskStatus.FAILED):
-            return belied
-        floor, cap = bounds(self._pace, watch.seen, watch.profile.floor)
-        lesson = finished(watch, age, watch.told_age(task, task.started_at), ended)
-        begun = 0.0 if watch.running is None or watch.started is not None else watch.running - watch.queued
-        if age - watch.seen <= PATIENCE * cap:
-            lesson = lesson._replace(late=blame(self._pace, lesson.lag, at - watch.look_at, floor))
-        elif believed(ended, watch.sure, age) is None:
-            return belied
-        if begun <= max(VAGUE, cap):
-            self._experience.teach(watch.model, lesson)
-        return belied
+    def _observe_end(self, watched: WatchedTask, task: Task, at: float) -> bool:
+        """A poll at the moment *at* has shown the end of *task*. Returns whether that contradicts a list before it."""
+        age, ended = watched.age(self._clock()), watched.reported_age(task, task.finished_at)
+        contradicts = (
+            watched.is_dated
+            and ended is not None
+            and watched.sure <= ended < watched.seen - CLOCK_SLACK_SECONDS
+        )
+        if not watched.is_dated or task.status not in (TaskStatus.SUCCEEDED, TaskStatus.FAILED):
+            return contradicts
+        floor, cap = bounds(self._pace, watched.seen, watched.profile.floor)
+        sample = sample_of(watched, age, watched.reported_age(task, task.started_at), ended)
+        is_start_known = watched.running is None or watched.started is not None
+        doubt = 0.0 if is_start_known or watched.running is None else watched.running - watched.queued
+        if age - watched.seen <= MOST_CAPS_WAITED * cap:
+            sample = sample._replace(late=lateness(self._pace, sample.lag, at - watched.poll_at, floor))
+        elif plausible(ended, watched.sure, age) is None:
+            return contradicts
+        if doubt <= max(VAGUE_START_SECONDS, cap):
+            self._models.teach(watched.model, sample)
+        return contradicts
+
+    # Deadlines ---------------------------------------------------------------------------------------------
+
+    def start_deadline(self, watched: WatchedTask) -> None:
+        """The task is in a new state: its deadline for that state starts."""
+        _, seconds = self._deadline_of(watched)
+        watched.deadline = math.inf if seconds is None else self._clock() + seconds
+
+    def pass_deadline(self, watched: WatchedTask) -> None:
+        """The deadline of the task has passed: the waiters get that. The task goes on."""
+        watched.deadline = math.inf
+        name, seconds = self._deadline_of(watched)
+        self._submissions.fail_waiters(
+            watched.ticket,
+            WaitTimeoutError(
+                f"task {watched.task_id} is still {watched.task.status} after {seconds:g} s (Deadlines.{name}); "
+                f"it goes on and is polled: wait again, or later client.attach({watched.task_id!r})",
+                task=watched.task,
+            ),
+        )
+
+    def _deadline_of(self, watched: WatchedTask) -> tuple[str, float | None]:
+        if watched.task.status is TaskStatus.RUNNING:
+            return "running", self._deadlines.running
+        return "queued", self._deadlines.queued
+
+    def _check_overdue(self, watched: WatchedTask) -> None:
+        if watched.task.status.is_final or self._ledger.now() < watched.slot_until:
+            return
+        watched.poll_at, watched.is_paced = max(watched.poll_at, self._clock() + RECHECK_SECONDS), False
+        self._submissions.fail_waiters(
+            watched.ticket,
+            WaitTimeoutError(
+                f"task {watched.task_id} is overdue: still {watched.task.status} after the longest time that such a "
+                f"task takes; its slot counts as free now. It is polled every {RECHECK_SECONDS:.0f} s: wait again to "
+                f"see its end",
+                task=watched.task,
+            ),
+        )

@@ -163,7 +163,7 @@ class Canceller:
 
     async def _record_answer(self, submission: Submission, *, taken: bool) -> None:
         """Record what the service has answered, for other clients that asked for the cancel, and poll the task soon."""
-        self._poller.look_soon(submission.ticket)
+        self._poller.poll_soon(submission.ticket)
         if submission.record.cancelling:
             with suppress(LedgerError):  # the final state will show it
                 await self._ledger.record_cancel_answer(submission.ticket, taken=taken)

@@ -148,7 +148,7 @@ class Engine:
             if record is not None:
                 self.change_record(record)
             return
-        error = await self.poller.look_now(submission.ticket)
+        error = await self.poller.poll_now(submission.ticket)
         if error is not None:
             submission.take_unraised()  # the caller of this raises it now
             raise submission.error_about(error)
@@ -178,7 +178,7 @@ class Engine:
         """Drive *record* from now on: an owner that is gone has left it, and this client has adopted it."""
         submission = self.open(record)
         self._watch(record)
-        self.poller.look_soon(record.ticket)
+        self.poller.poll_soon(record.ticket)
         if record.task.status is TaskStatus.SUBMITTING:
             self._submitter.recover(record)
         elif record.cancelling and record.cancel_taken is None:
@@ -243,7 +243,7 @@ class Engine:
                 self.saver.stop()
                 await self.background.end_tasks()
                 await self.poller.aclose()
-            await self.poller.experience.aclose()
+            await self.poller.duration_models.aclose()
             left = await self._ledger.leave(self.owner)
         except LedgerError as fault:
             log_line(logging.ERROR, f"open records could not be handed over: {excerpt(str(fault), 1000)}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve
 
-from bide._service.account import CLOCK_SLACK, CREATE_TIMEOUT
+from bide._service.account import CLOCK_SLACK_SECONDS, CREATE_TIMEOUT_SECONDS
 from bide.errors import TransportError
 from bide.models import TaskStatus
 from bide.providers import Accepted, NotNow, Unclear
@@ -76,7 +76,7 @@ class LostCreates:
         now = self._ledger.now()
         start = now if since is None else since
         # A process that died long ago may have sent it, but no later than a create may take.
-        latest = min(now, (record.admitted or now) + CREATE_TIMEOUT)
+        latest = min(now, (record.admitted or now) + CREATE_TIMEOUT_SECONDS)
         # Of the moments that have passed already, one look-up makes up at once.
         to_come = [seconds for seconds in LOOKUP_SECONDS if start + seconds > now]
         for seconds in to_come if len(to_come) == len(LOOKUP_SECONDS) else [0.0, *to_come]:
@@ -89,7 +89,7 @@ class LostCreates:
     async def _orphan(self, record: Record, latest: float) -> Task | None:
         """The listed task that the lost create has made, sent at *latest* then; None if that is not certain."""
         key, sent = record.key or "", record.admitted or latest
-        since, until = sent - CLOCK_SLACK, latest + CLOCK_SLACK
+        since, until = sent - CLOCK_SLACK_SECONDS, latest + CLOCK_SLACK_SECONDS
         listed = await self._account.listed(key, since, until, record.task.model)
         if not isinstance(listed, list):
             self._submissions.note_fault(record.ticket, listed.error)
@@ -121,7 +121,9 @@ def _could_be_confused(other: Record, record: Record, until: float) -> bool:
         return False
     sent, ours = other.admitted or 0.0, record.admitted or 0.0
     is_submitting = other.task.status is TaskStatus.SUBMITTING
-    return sent <= until and (is_submitting or ours <= sent + CREATE_TIMEOUT + 2 * CLOCK_SLACK)
+    return sent <= until and (
+        is_submitting or ours <= sent + CREATE_TIMEOUT_SECONDS + 2 * CLOCK_SLACK_SECONDS
+    )
 
 
 def _is_same_work(listed: ListedTask, record: Record) -> bool:

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-CREATE_TIMEOUT = 60.0
-QUERY_TIMEOUT = 20.0
+CREATE_TIMEOUT_SECONDS = 60.0
+QUERY_TIMEOUT_SECONDS = 20.0
 """Seconds for one exchange, the connection included."""
-CLOCK_SLACK = 3.0
+CLOCK_SLACK_SECONDS = 3.0
 """Seconds: a service tells its clock in whole ones, and an answer takes a moment to come."""
 MOST_PAGES = 100
 """A list longer than this is not read to its end."""
@@ -92,7 +92,7 @@ class Account:
         call = self.provider.create_call(record.request, record.ticket)
         self.counters.creates += 1
         try:
-            reply = await self._send(call, record.key, CREATE_TIMEOUT, fresh=True)
+            reply = await self._send(call, record.key, CREATE_TIMEOUT_SECONDS, fresh=True)
             self.counters.creates_429 += reply.status == 429
             outcome = self.provider.read_created(reply, record.request)
             return Accepted(self._dated(outcome.task)) if isinstance(outcome, Accepted) else outcome
@@ -200,7 +200,7 @@ class Account:
     async def _ask(self, call: Call, key: str, read: Callable[[Reply], _T]) -> _T | TryAgain:
         """One exchange that may be repeated at will: a fault of the wire is `TryAgain`."""
         try:
-            reply = await self._send(call, key, QUERY_TIMEOUT)
+            reply = await self._send(call, key, QUERY_TIMEOUT_SECONDS)
         except (TransportError, UnexpectedReplyError) as fault:
             return TryAgain(fault)
         if reply.status == 429:

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bide._text import MAX_EXCERPT, excerpt
+from bide._text import MAX_EXCERPT_CHARACTERS, excerpt
 from bide._validators import MAX_DEPTH
-from bide._wire import LONGEST_RETRY_AFTER, Reply, Secret, is_task_id, quoted
+from bide._wire import MAX_RETRY_AFTER_SECONDS, Reply, Secret, is_task_id, quoted
 from bide.errors import UnexpectedReplyError
 
 NOW = "Wed, 21 Oct 2026 07:28:00 GMT"
@@ -31,13 +31,13 @@ NOW = "Wed, 21 Oct 2026 07:28:00 GMT"
         ("1.5", 1.5),
         ("0", 0.0),
         ("-3", 0.0),
-        ("1e9", LONGEST_RETRY_AFTER),
-        ("999999999999999999999", LONGEST_RETRY_AFTER),
+        ("1e9", MAX_RETRY_AFTER_SECONDS),
+        ("999999999999999999999", MAX_RETRY_AFTER_SECONDS),
         ("Wed, 21 Oct 2026 07:28:30 GMT", 30.0),
         ("Wed, 21 Oct 2026 09:28:30 +0200", 30.0),
         ("Wed, 21 Oct 2026 07:28:30 -0000", 30.0),
         ("Wed, 21 Oct 2026 07:27:00 GMT", 0.0),
-        ("Wed, 21 Oct 2099 07:28:00 GMT", LONGEST_RETRY_AFTER),
+        ("Wed, 21 Oct 2099 07:28:00 GMT", MAX_RETRY_AFTER_SECONDS),
         ("", None),
         ("   ", None),
         ("soon", None),
@@ -66,7 +66,7 @@ def test_without_the_header_there_is_no_retry_after() -> None:
 def test_whatever_the_headers_hold_retry_after_is_bounded_or_none(value: str, date: str) -> None:
     seconds = Reply(429, {"retry-after": value, "date": date}).retry_after
 
-    assert seconds is None or 0 <= seconds <= LONGEST_RETRY_AFTER
+    assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER_SECONDS
 
 
 @given(now=st.integers(0, 2**32), wait=st.integers(0, 80_000))
@@ -192,10 +192,10 @@ def test_an_id_is_one_harmless_segment_of_a_path_or_refused(value: str) -> None:
         ("\ud800", "\\ud800"),
         ("\u202egnp.exe", "\\u202egnp.exe"),
         (b"bytes \xff", "bytes \ufffd"),
-        ("x" * (MAX_EXCERPT + 1), "x" * MAX_EXCERPT + "…"),
-        ("x" * MAX_EXCERPT, "x" * MAX_EXCERPT),
-        (("é" * (MAX_EXCERPT + 1)).encode(), "é" * MAX_EXCERPT + "…"),
-        (("𝄞" * (MAX_EXCERPT + 1)).encode(), "𝄞" * MAX_EXCERPT + "…"),
+        ("x" * (MAX_EXCERPT_CHARACTERS + 1), "x" * MAX_EXCERPT_CHARACTERS + "…"),
+        ("x" * MAX_EXCERPT_CHARACTERS, "x" * MAX_EXCERPT_CHARACTERS),
+        (("é" * (MAX_EXCERPT_CHARACTERS + 1)).encode(), "é" * MAX_EXCERPT_CHARACTERS + "…"),
+        (("𝄞" * (MAX_EXCERPT_CHARACTERS + 1)).encode(), "𝄞" * MAX_EXCERPT_CHARACTERS + "…"),
     ],
 )
 def test_shown_text_is_cut_and_escaped(text: str | bytes, safe: str) -> None:

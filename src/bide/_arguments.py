@@ -38,7 +38,7 @@ def checked_keys(provider: Provider, keys: tuple[Secret, ...] | None) -> tuple[S
         if not key.is_sendable:
             raise ValueError(
                 f"API key {number} of {len(keys)} cannot be sent: expected printable ASCII without spaces, got "
-                f"{key.shape} (is there a line end?)"
+                f"{key.description} (is there a line end?)"
             )
     return tuple(dict.fromkeys(keys))
 

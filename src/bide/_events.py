@@ -64,7 +64,7 @@ _LEVELS = {
 }
 
 
-def name_of(before: TaskStatus, after: TaskStatus) -> EventName:
+def event_name(before: TaskStatus, after: TaskStatus) -> EventName:
     """What the step from one status to another is called."""
     if after.is_final:
         return EventName.FINAL
@@ -128,9 +128,9 @@ class Event:
         if self.bytes is not None:
             words.append(f"output {self.output}: {self.bytes} of {self.total or '?'} bytes")
         if self.error is not None:
-            words.append(f"({type(self.error).__name__}: {_for_the_log(str(self.error))})")
+            words.append(f"({type(self.error).__name__}: {_log_excerpt(str(self.error))})")
         elif task.error is not None and self.name is EventName.FINAL:
-            words.append(f"({excerpt(task.error.code or '', 60)}: {_for_the_log(task.error.message or '')})")
+            words.append(f"({excerpt(task.error.code or '', 60)}: {_log_excerpt(task.error.message or '')})")
         return " ".join(words)
 
 
@@ -154,7 +154,7 @@ class Announcer:
             )
         self._provider = provider
         self._hook = hook
-        self._complained = False
+        self._has_reported_fault = False
         self.ended: Counter[TaskStatus] = Counter()
         self.files = 0
 
@@ -194,14 +194,14 @@ class Announcer:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as fault:  # noqa: BLE001 - the result of a cancelled future raises one, too
-            self._complain(fault)
+            self._report_fault(fault)
 
-    def _complain(self, fault: BaseException) -> None:
+    def _report_fault(self, fault: BaseException) -> None:
         """Tell of a hook that raises: at full length once."""
-        if self._complained:
+        if self._has_reported_fault:
             log_line(logging.DEBUG, f"on_event raised {type(fault).__name__}")
             return
-        self._complained = True
+        self._has_reported_fault = True
         text = "on_event raised; it is called on, and its next faults are logged as DEBUG"
         log_line(logging.ERROR, text, fault)
 
@@ -212,7 +212,7 @@ def log_line(level: int, text: str, fault: BaseException | None = None) -> None:
         log.log(level, "%s", redacted(text), exc_info=fault)
 
 
-def _for_the_log(text: str) -> str:
+def _log_excerpt(text: str) -> str:
     return excerpt(redacted(text), 200)
 
 
@@ -224,7 +224,7 @@ class _Printer(logging.StreamHandler[TextIO]):
             super().emit(record)
 
 
-def log_as_the_environment_says() -> None:
+def set_log_level_from_environment() -> None:
     """Let $BIDE_LOG (debug, info, warning or error) set the level of the logger "bide".
 
     An application that has set up logging gets the lines by its own handlers; elsewhere they go to standard error.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from urllib.parse import SplitResult, urlsplit
 
-MAX_EXCERPT = 400
+MAX_EXCERPT_CHARACTERS = 400
 """Characters of a strange body that an error message shows."""
 
 
-def excerpt(text: str | bytes, limit: int = MAX_EXCERPT) -> str:
+def excerpt(text: str | bytes, limit: int = MAX_EXCERPT_CHARACTERS) -> str:
     """*text* cut to *limit* characters and escaped, so that it can stand in a message or a terminal."""
     if isinstance(text, bytes):
         # A character takes 4 bytes at most: one more than fits, so that a cut shows.

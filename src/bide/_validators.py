@@ -52,7 +52,7 @@ def sources(instance: object, attribute: attrs.Attribute[Any], value: tuple[obje
         source(instance, attribute, each if each is not None else "")
 
 
-def whole(least: int, most: int, *, optional: bool = True) -> Any:
+def whole_number(least: int, most: int, *, optional: bool = True) -> Any:
     def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
         if value is None and optional:
             return
@@ -115,7 +115,7 @@ def json_copy(value: object) -> dict[str, Any]:
     return copy
 
 
-def texts(value: Iterable[str] | str) -> tuple[str, ...]:
+def tuple_of_texts(value: Iterable[str] | str) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 from bide._text import excerpt
 
-SHORTEST_SECRET = 8
+MIN_SECRET_CHARACTERS = 8
 """Characters. A shorter key is none ("any", "test" in front of an emulator), and stands in answers as a plain word."""
 
-LONGEST_RETRY_AFTER = 24 * 3600.0
+MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
 """A longer `Retry-After` (seconds) is cut to this: no service means "come back next year"."""
 
 
@@ -69,7 +69,7 @@ class Reply:
             UnexpectedReplyError: it is not JSON, or nested deeper than `MAX_DEPTH`.
         """
         try:
-            data = json.loads(self.content, parse_constant=_no_number, parse_float=_finite)
+            data = json.loads(self.content, parse_constant=_none_for_constant, parse_float=_float_if_finite)
         except (ValueError, RecursionError) as fault:
             why = "nested too deeply" if isinstance(fault, RecursionError) else "not JSON"
             raise self.unexpected(why) from None
@@ -100,7 +100,7 @@ class Reply:
     @property
     def date(self) -> float | None:
         """The service's clock when it answered, in epoch seconds, or None."""
-        return epoch_of(self.headers.get("date"))
+        return parse_http_date(self.headers.get("date"))
 
     @property
     def retry_after(self) -> float | None:
@@ -114,26 +114,26 @@ class Reply:
         try:
             seconds = float(value)
         except ValueError:
-            then = epoch_of(value)
+            then = parse_http_date(value)
             now = self.date
             if then is None or now is None:
                 return None
             seconds = then - now
         if not math.isfinite(seconds) or seconds < 0:
             return 0.0 if seconds < 0 and math.isfinite(seconds) else None
-        return min(seconds, LONGEST_RETRY_AFTER)
+        return min(seconds, MAX_RETRY_AFTER_SECONDS)
 
 
-def _no_number(_: str) -> None:
+def _none_for_constant(_: str) -> None:
     return None
 
 
-def _finite(digits: str) -> float | None:
+def _float_if_finite(digits: str) -> float | None:
     number = float(digits)
     return number if math.isfinite(number) else None
 
 
-def epoch_of(value: str | None) -> float | None:
+def parse_http_date(value: str | None) -> float | None:
     """A date as it stands in a header, in epoch seconds; None if it is none."""
     if not value:
         return None
@@ -182,7 +182,7 @@ class Secret:
         return isinstance(key, str) and bool(key) and key.isascii() and key.isprintable() and " " not in key
 
     @property
-    def shape(self) -> str:
+    def description(self) -> str:
         """What it is, for a message: its type and length."""
         length = len(self.__value) if isinstance(self.__value, str) else "?"
         return f"a {type(self.__value).__name__} of length {length}"
@@ -197,9 +197,9 @@ class Secret:
         """The key itself: for the header, and for nothing else."""
         return self.__value
 
-    def out_of(self, text: bytes) -> bytes:
+    def remove_from(self, text: bytes) -> bytes:
         """*text* with the key taken out, for the case that a service echoes it."""
-        if len(self.__value) < SHORTEST_SECRET:
+        if len(self.__value) < MIN_SECRET_CHARACTERS:
             return text
         for written in {self.__value, self.__value.replace("/", "\\/")}:  # as some write it in JSON
             text = text.replace(written.encode(), b"***")

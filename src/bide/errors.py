@@ -309,7 +309,7 @@ class LedgerError(BideError):
     """
 
 
-def type_named(name: str) -> type[BideError] | None:
+def error_type(name: str) -> type[BideError] | None:
     """The class that a record names as the reason of an end, or None if this version has no such class."""
     found = globals().get(name)
     return found if isinstance(found, type) and issubclass(found, BideError) else None

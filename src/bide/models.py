@@ -18,8 +18,8 @@ from bide._validators import (
     source,
     sources,
     text,
-    texts,
-    whole,
+    tuple_of_texts,
+    whole_number,
 )
 
 if TYPE_CHECKING:
@@ -196,9 +196,9 @@ class Task:
     def to_dict(self) -> dict[str, Any]:
         """This snapshot as plain JSON data; `Task.from_dict` reads it back."""
         # By hand, since a durable ledger needs it at each step: `attrs.asdict` takes six times as long.
-        plain = _flat(self, "created_at", "started_at", "finished_at")
+        plain = _plain_fields(self, "created_at", "started_at", "finished_at")
         plain["status"], plain["billing"] = self.status.value, self.billing.value
-        plain["outputs"] = [_flat(each, "expires_at") for each in self.outputs]
+        plain["outputs"] = [_plain_fields(each, "expires_at") for each in self.outputs]
         return plain
 
     @classmethod
@@ -209,13 +209,13 @@ class Task:
             ValueError: *plain* is not such a snapshot.
         """
         try:
-            values = _known(cls, plain)
+            values = _known_fields(cls, plain)
             values["status"] = TaskStatus(values["status"])
             values["billing"] = Billing(values.get("billing", Billing.UNKNOWN))
             for name in ("created_at", "started_at", "finished_at"):
-                values[name] = _time(values.get(name))
-            values["error"] = _error(values.get("error"))
-            values["outputs"] = tuple(_output(each) for each in values.get("outputs") or ())
+                values[name] = _parse_time(values.get(name))
+            values["error"] = _read_error(values.get("error"))
+            values["outputs"] = tuple(_read_output(each) for each in values.get("outputs") or ())
             return cls(**values)
         except (KeyError, TypeError, AttributeError) as fault:
             raise ValueError(f"not a task's plain form: {type(fault).__name__}: {fault}") from fault
@@ -252,38 +252,42 @@ class Task:
         )
 
 
-def _flat(value: Task | Output | ErrorDetail, *moments: str) -> dict[str, Any]:
+def _plain_fields(value: Task | Output | ErrorDetail, *moments: str) -> dict[str, Any]:
     """The fields of *value* by their names, *moments* among them as text."""
-    plain = {name: getattr(value, name) for name in _NAMES[type(value)]}
+    plain = {name: getattr(value, name) for name in _FIELD_NAMES[type(value)]}
     for name in moments:
         if plain[name] is not None:
             plain[name] = plain[name].isoformat()
     if plain.get("error") is not None:
-        plain["error"] = _flat(plain["error"])
+        plain["error"] = _plain_fields(plain["error"])
     return plain
 
 
-_NAMES = {cls: tuple(each.name for each in attrs.fields(cls)) for cls in (Task, Output, ErrorDetail)}
+_FIELD_NAMES = {cls: tuple(each.name for each in attrs.fields(cls)) for cls in (Task, Output, ErrorDetail)}
 
 
-def _time(value: str | None) -> datetime | None:
+def _parse_time(value: str | None) -> datetime | None:
     return None if value is None else datetime.fromisoformat(value).astimezone(UTC)
 
 
-def _known(cls: type[attrs.AttrsInstance], plain: Mapping[str, Any]) -> dict[str, Any]:
+def _known_fields(cls: type[attrs.AttrsInstance], plain: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of *plain* that *cls* has: a later version may have written more."""
     names = {each.name for each in attrs.fields(cls)}
     return {name: value for name, value in plain.items() if name in names}
 
 
-def _error(value: Mapping[str, Any] | None) -> ErrorDetail | None:
-    return None if value is None else ErrorDetail(**_known(ErrorDetail, value))
+def _read_error(value: Mapping[str, Any] | None) -> ErrorDetail | None:
+    return None if value is None else ErrorDetail(**_known_fields(ErrorDetail, value))
 
 
-def _output(value: Mapping[str, Any]) -> Output:
-    values = _known(Output, value)
+def _read_output(value: Mapping[str, Any]) -> Output:
+    values = _known_fields(Output, value)
     return Output(
-        **{**values, "expires_at": _time(values.get("expires_at")), "error": _error(values.get("error"))}
+        **{
+            **values,
+            "expires_at": _parse_time(values.get("expires_at")),
+            "error": _read_error(values.get("error")),
+        }
     )
 
 
@@ -330,9 +334,9 @@ class ImageRequest:
     prompt: str = field(validator=text)
     model: str = field(validator=text, kw_only=True)
     size: str | None = field(default=None, validator=optional_text, kw_only=True)
-    n: int = field(default=1, validator=whole(1, 100, optional=False), kw_only=True)
-    images: tuple[str, ...] = field(default=(), converter=texts, validator=sources, kw_only=True)
-    seed: int | None = field(default=None, validator=whole(0, 2**63 - 1), kw_only=True)
+    n: int = field(default=1, validator=whole_number(1, 100, optional=False), kw_only=True)
+    images: tuple[str, ...] = field(default=(), converter=tuple_of_texts, validator=sources, kw_only=True)
+    seed: int | None = field(default=None, validator=whole_number(0, 2**63 - 1), kw_only=True)
     extra: Mapping[str, Any] = field(factory=dict, converter=json_copy, hash=False, kw_only=True)
 
     @property
@@ -365,7 +369,7 @@ class VideoRequest:
     size: str | None = field(default=None, validator=optional_text, kw_only=True)
     resolution: str | None = field(default=None, validator=optional_text, kw_only=True)
     duration: float | None = field(default=None, validator=positive, kw_only=True)
-    seed: int | None = field(default=None, validator=whole(0, 2**63 - 1), kw_only=True)
+    seed: int | None = field(default=None, validator=whole_number(0, 2**63 - 1), kw_only=True)
     extra: Mapping[str, Any] = field(factory=dict, converter=json_copy, hash=False, kw_only=True)
 
     @property
@@ -446,7 +450,7 @@ class Limits:
         creates_per_minute: create calls in any 60 seconds.
     """
 
-    concurrency: int | None = field(default=None, validator=whole(1, 1_000_000))
+    concurrency: int | None = field(default=None, validator=whole_number(1, 1_000_000))
     creates_per_minute: float | None = field(default=None, validator=positive)
 
 

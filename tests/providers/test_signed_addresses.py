@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bide.providers._replies import file_output, signed_until
+from bide.providers._replies import file_output, signature_end
 
 SIGNED, ENDS = datetime(2026, 7, 22, 9, 40, tzinfo=UTC), datetime(2026, 7, 22, 10, 40, tzinfo=UTC)
 EPOCH = int(ENDS.timestamp())
@@ -45,7 +45,7 @@ TOLD = {
 
 @pytest.mark.parametrize("query", TOLD.values(), ids=TOLD)
 def test_a_signature_tells_its_end(query: str) -> None:
-    assert signed_until(f"https://h/a.png?{query}") == ENDS
+    assert signature_end(f"https://h/a.png?{query}") == ENDS
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_signature_tells_its_end(query: str) -> None:
     ],
 )
 def test_an_end_that_has_passed_is_told_as_it_is(query: str) -> None:
-    assert signed_until(f"https://h/a.png?{query}") == PAST
+    assert signature_end(f"https://h/a.png?{query}") == PAST
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_an_end_that_has_passed_is_told_as_it_is(query: str) -> None:
     ],
 )
 def test_what_is_no_signature_tells_no_end(query: str) -> None:
-    assert signed_until(f"https://h/a.png?{query}") is None
+    assert signature_end(f"https://h/a.png?{query}") is None
 
 
 def test_the_signature_counts_before_what_the_service_says() -> None:
@@ -123,7 +123,11 @@ VALUES = st.one_of(
 def test_no_address_whatever_makes_it_raise(fields: list[tuple[str, str, bool]], rest: str) -> None:
     query = "&".join(f"{name}={quote(value) if quoted else value}" for name, value, quoted in fields)
 
-    found = [signed_until(f"https://h/a?{query}{rest}"), signed_until(f"{rest}?{query}"), signed_until(rest)]
+    found = [
+        signature_end(f"https://h/a?{query}{rest}"),
+        signature_end(f"{rest}?{query}"),
+        signature_end(rest),
+    ]
 
     assert all(each is None or (each.tzinfo is UTC and 2000 <= each.year <= 2200) for each in found)
 
@@ -132,4 +136,4 @@ def test_no_address_whatever_makes_it_raise(fields: list[tuple[str, str, bool]],
     "url", ["https://[", "https://[::1", "//[x]?Expires=1", "", "?", "\0", "https://h:99999/?e=1"]
 )
 def test_what_is_no_address_tells_no_end(url: str) -> None:
-    assert signed_until(url) is None
+    assert signature_end(url) is None

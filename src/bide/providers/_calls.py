@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 _SIZE = re.compile(r"\s*(\d+)\s*[xX*×]\s*(\d+)\s*")
 
 
-def chosen_base_url(given: str | None, variables: Iterable[str], default: str) -> str:
+def choose_base_url(given: str | None, variables: Iterable[str], default: str) -> str:
     """The base URL: as *given*, else from the first environment variable that holds one, else the *default*.
 
     Raises:
         ValueError: it is no URL that calls can be made below.
     """
     if given is not None:
-        return checked_base_url(given, "base_url")
+        return check_base_url(given, "base_url")
     for name in variables:
         if value := os.environ.get(name, "").strip():
-            return checked_base_url(value, f"${name}")
+            return check_base_url(value, f"${name}")
     return default
 
 
-def checked_base_url(value: str, where: str) -> str:
+def check_base_url(value: str, where: str) -> str:
     """*value* without its last slash.
 
     Raises:
@@ -57,7 +57,7 @@ def checked_base_url(value: str, where: str) -> str:
     return value.rstrip("/")
 
 
-def checked_path(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def check_path(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     """An attrs validator: a path below the base URL, with {id} once where its name is not "list_path"."""
     needed = 1 if attribute.name in ("query_path", "cancel_path") else 0
     if not isinstance(value, str) or not value.startswith("/") or value.count("{id}") != needed:
@@ -79,28 +79,28 @@ def task_call(method: str, template: str, task_id: str, headers: Mapping[str, st
     return Call(method, filled, query=fields, headers=headers or {})
 
 
-def sized(size: str | None, sign: str) -> str | None:
+def format_size(size: str | None, sign: str) -> str | None:
     """*size* with the service's *sign* between width and height; a word such as "1K" stays as it is."""
     match = _SIZE.fullmatch(size or "")
     return f"{match[1]}{sign}{match[2]}" if match else size
 
 
-def whole(value: float | None) -> float | None:
+def int_if_whole(value: float | None) -> float | None:
     """*value* as an int where it is one: services that want 5 refuse 5.0."""
     return int(value) if value is not None and value == int(value) else value
 
 
-def own_fields(request: ImageRequest | VideoRequest) -> frozenset[str]:
+def field_names(request: ImageRequest | VideoRequest) -> frozenset[str]:
     """The names of what *request* says itself, which `extra` may not say again."""
     return frozenset(each.name for each in attrs.fields(type(request))) - {"extra"}
 
 
-def told(**fields: Any) -> dict[str, Any]:
+def without_none(**fields: Any) -> dict[str, Any]:
     """The *fields* that say something."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def merged(
+def merge(
     own: dict[str, Any], extra: Mapping[str, Any], where: str, reserved: Iterable[str] = ()
 ) -> dict[str, Any]:
     """*own* and *extra* in one object.
@@ -117,7 +117,7 @@ def merged(
     return {**own, **extra}
 
 
-def names_oss(value: object) -> bool:
+def has_oss_url(value: object) -> bool:
     """Whether an `oss://` URL stands anywhere in *value*."""
     todo = [value]
     while todo:

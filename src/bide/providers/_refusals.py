@@ -34,7 +34,7 @@ Meaning: TypeAlias = Literal["refused", "billing", "slots", "rate", "capacity", 
 """What a code says of the request: wrong, unpaid, too many at once, too fast, service busy, service broken."""
 
 Codes: TypeAlias = Mapping[str, tuple[Meaning, int]]
-"""A service's codes, in the form of `plain_code`, with their meaning and the HTTP status they belong to.
+"""A service's codes, in the form of `normalize_code`, with their meaning and the HTTP status they belong to.
 
 The status is used where a service sends an error with HTTP 200.
 """
@@ -44,7 +44,7 @@ _REDIRECTS = frozenset({301, 302, 307, 308})
 _PASSING = frozenset({408, 425, 429})
 
 
-def plain_code(code: str) -> str:
+def normalize_code(code: str) -> str:
     """*code* as the tables spell it: `LimitRequests` and `limit_requests` are one code."""
     return re.sub(r"[_\s-]", "", code[:200]).lower()
 
@@ -91,12 +91,12 @@ class FaultReader:
         Services write it flat, below "error" or below "output", and name its fields in several ways.
         """
         places = (mapping(data, "error"), data, mapping(data, "output"))
-        code = _first(places, "code", "error_code", "errorCode", "type")
-        message = _first(places, "message", "error_message", "errorMessage", "msg", "error", "detail")
+        code = _first_text(places, "code", "error_code", "errorCode", "type")
+        message = _first_text(places, "message", "error_message", "errorMessage", "msg", "error", "detail")
         if data is None and reply.content:
             message = excerpt(reply.content, 200)
         meaning, usual = self._meaning(code, message)
-        if meaning is None and self._meaning(_first(places, "type"), None)[0] == "billing":
+        if meaning is None and self._meaning(_first_text(places, "type"), None)[0] == "billing":
             # OpenAI's manner has a code and, coarser, a type: money must not be missed behind a new code.
             meaning, usual = "billing", 402
         return Fault(
@@ -105,7 +105,7 @@ class FaultReader:
             code=brief(code, 100),
             message=brief(message),
             request_id=brief(
-                _first(places, "request_id", "requestId") or reply.headers.get("x-request-id"), 100
+                _first_text(places, "request_id", "requestId") or reply.headers.get("x-request-id"), 100
             ),
             retry_after=reply.retry_after,
             meaning=meaning,
@@ -114,7 +114,7 @@ class FaultReader:
     def _meaning(self, code: str | None, message: str | None) -> tuple[Meaning | None, int | None]:
         if message is not None and any(words in message.lower() for words in self.billing_words):
             return "billing", 429
-        whole = name = plain_code(code or "")
+        whole = name = normalize_code(code or "")
         while name:
             if name in self.codes and (name == whole or name not in self.exact):
                 return self.codes[name]
@@ -125,12 +125,12 @@ class FaultReader:
         """Whether a task that failed with *code* may do better another time; None: the code does not tell."""
         meaning, _ = self._meaning(code, None)
         if meaning is None:
-            return True if code is not None and plain_code(code).endswith("timeout") else None
+            return True if code is not None and normalize_code(code).endswith("timeout") else None
         return meaning not in ("refused", "billing")
 
     # Outcomes ----------------------------------------------------------------------------------------------
 
-    def refused_create(self, reply: Reply, data: object) -> Refused | NotNow | Unclear:
+    def read_refused_create(self, reply: Reply, data: object) -> Refused | NotNow | Unclear:
         """What a create's reply means that is no acceptance."""
         fault = self.read(reply, data)
         error = self._error(fault, reply, "create")
@@ -138,7 +138,7 @@ class FaultReader:
             return Refused(error)
         # 408 is told by proxies too, when the service behind them may have read it all.
         if fault.status < 300 or (400 <= fault.status < 500 and fault.status != 408):
-            return _answered(fault, error)
+            return _outcome_of_answer(fault, error)
         # "Busy" with 503 is the service's own word, or that of a proxy that says when to come back.
         busy = fault.status == 503 and (
             fault.meaning in ("slots", "rate") or (fault.retry_after is not None and fault.meaning is None)
@@ -147,7 +147,7 @@ class FaultReader:
             return NotNow(error, "capacity")
         return Unclear(error)
 
-    def failed_look(self, reply: Reply, data: object, asked: str) -> Gone | TryAgain | Denied:
+    def read_failure(self, reply: Reply, data: object, asked: str) -> Gone | TryAgain | Denied:
         """What the reply to a query, cancel or list (*asked*) means that is no answer to it."""
         fault = self.read(reply, data)
         error = self._error(fault, reply, asked)
@@ -158,9 +158,9 @@ class FaultReader:
             return TryAgain(error)
         return Denied(error)
 
-    def failed_list(self, reply: Reply, data: object) -> TryAgain | Denied:
+    def read_failed_list(self, reply: Reply, data: object) -> TryAgain | Denied:
         """What the reply to a list means that is no list. "Not found" is lasting here: there is no such list."""
-        outcome = self.failed_look(reply, data, "list")
+        outcome = self.read_failure(reply, data, "list")
         return Denied(outcome.error) if isinstance(outcome, Gone) else outcome
 
     def unknown_task(self, asked: str, words: str, status: int) -> Gone:
@@ -188,7 +188,7 @@ class FaultReader:
 
     def _advice(self, cls: type[APIError], fault: Fault, reply: Reply) -> str:
         if 300 <= fault.status < 400:
-            return f"; it points to {_host(reply)}: set base_url to the API's own address"
+            return f"; it points to {_redirect_host(reply)}: set base_url to the API's own address"
         if cls is AuthenticationError:
             return f"; check the key (${self.key_variable} or api_key=) and that it belongs to this base_url"
         if cls is BillingError:
@@ -200,7 +200,7 @@ class FaultReader:
         return ""
 
 
-def _answered(fault: Fault, error: APIError) -> Refused | NotNow | Unclear:
+def _outcome_of_answer(fault: Fault, error: APIError) -> Refused | NotNow | Unclear:
     """The outcome of a create that the service has read and answered with an error of its own."""
     match fault.meaning:
         case "slots" | "rate" | "capacity":
@@ -232,11 +232,11 @@ def _error_class(fault: Fault) -> type[APIError]:
     return by_status.get(status, InvalidRequestError)
 
 
-def _first(places: tuple[object, ...], *names: str) -> str | None:
+def _first_text(places: tuple[object, ...], *names: str) -> str | None:
     return next((found for place in places if (found := text(place, *names)) is not None), None)
 
 
-def _host(reply: Reply) -> str:
+def _redirect_host(reply: Reply) -> str:
     try:
         host = urlsplit(reply.headers.get("location", "")).netloc.rpartition("@")[2]
     except ValueError:
@@ -252,11 +252,11 @@ def object_in(reply: Reply) -> dict[str, Any] | None:
         return None
 
 
-NO_ERROR = frozenset({"", "0", "200", "ok", "success"})
+_SUCCESS_CODES = frozenset({"", "0", "200", "ok", "success"})
 """Codes by which gateways say that all is well: an id beside one of them must not be lost."""
 
 
 def has_error(data: Mapping[str, Any]) -> bool:
     """Whether *data* holds an error of its own, as services send it with HTTP 200 too."""
-    code = _first((mapping(data, "error"), data), "code", "error_code", "errorCode", "error")
-    return code is not None and str(code).lower() not in NO_ERROR
+    code = _first_text((mapping(data, "error"), data), "code", "error_code", "errorCode", "error")
+    return code is not None and str(code).lower() not in _SUCCESS_CODES

@@ -11,8 +11,8 @@ from urllib.parse import parse_qsl, urlsplit
 from bide._text import excerpt
 from bide.models import ErrorDetail, Output
 
-LONGEST_URL = 16_384
-LONGEST_WORDS = 2_000
+MAX_URL_CHARACTERS = 16_384
+MAX_MESSAGE_CHARACTERS = 2_000
 """Characters of a service's message that errors keep; a longer one is no message."""
 
 _EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
@@ -24,7 +24,7 @@ _SUFFIXES = {
     "audio": ("mp3", "wav", "flac", "m4a", "ogg", "aac"),
 }
 _KINDS = {suffix: kind for kind, suffixes in _SUFFIXES.items() for suffix in suffixes}
-_DATED = ("x-oss", "x-amz", "x-goog", "x-tos")
+_DATED_SIGNATURES = ("x-oss", "x-amz", "x-goog", "x-tos")
 """Signatures that tell when they were made and how long they last: Alibaba Cloud OSS, Amazon S3, Google Cloud Storage,
 Volcengine TOS."""
 
@@ -93,15 +93,15 @@ def moment(data: object, *names: str, zone: tzinfo = UTC, per_second: int = 1) -
         per_second: 1000 if numbers are milliseconds.
     """
     for value in _values(data, names):
-        found = _written(value, zone) if isinstance(value, str) else None
+        found = _written_time(value, zone) if isinstance(value, str) else None
         if found is None and (count := _number(value)) is not None:
-            found = from_epoch(count / per_second)
+            found = _from_epoch(count / per_second)
         if found is not None:
             return found
     return None
 
 
-def _written(value: str, zone: tzinfo) -> datetime | None:
+def _written_time(value: str, zone: tzinfo) -> datetime | None:
     # An all-digit text is a count since the epoch, although ISO 8601 would read "20260101" as a day.
     if value.strip().isdecimal():
         return None
@@ -113,7 +113,7 @@ def _written(value: str, zone: tzinfo) -> datetime | None:
     return found if _EARLIEST <= found <= _LATEST else None
 
 
-def from_epoch(seconds: float) -> datetime | None:
+def _from_epoch(seconds: float) -> datetime | None:
     """*seconds* since the epoch as UTC; None if no task of ours can have lived then."""
     if not _EARLIEST.timestamp() <= seconds <= _LATEST.timestamp():
         return None
@@ -123,12 +123,12 @@ def from_epoch(seconds: float) -> datetime | None:
 # Results ---------------------------------------------------------------------------------------------------
 
 
-def detail(code: str | None, message: str | None, *, retryable: bool | None = None) -> ErrorDetail:
+def error_detail(code: str | None, message: str | None, *, retryable: bool | None = None) -> ErrorDetail:
     """Why a task or a part of it failed; the service's text is cut and escaped."""
     return ErrorDetail(code=brief(code, 100), message=brief(message), retryable=retryable)
 
 
-def brief(words: str | None, limit: int = LONGEST_WORDS) -> str | None:
+def brief(words: str | None, limit: int = MAX_MESSAGE_CHARACTERS) -> str | None:
     """A service's *words*, cut and escaped; None stays None."""
     return None if words is None else excerpt(words, limit)
 
@@ -157,13 +157,13 @@ def file_output(
         url=url,
         kind=_KINDS.get(urlsplit(url).path.rpartition(".")[2].lower(), kind),
         media_type=media_type,
-        expires_at=signed_until(url) or expires_at,
+        expires_at=signature_end(url) or expires_at,
         revised_prompt=revised_prompt,
     )
 
 
 def _is_fetchable(url: str) -> bool:
-    if len(url) > LONGEST_URL or not url.isprintable() or any(c.isspace() for c in url):
+    if len(url) > MAX_URL_CHARACTERS or not url.isprintable() or any(c.isspace() for c in url):
         return False
     try:
         parts = urlsplit(url)
@@ -172,13 +172,13 @@ def _is_fetchable(url: str) -> bool:
         return False
 
 
-def signed_until(url: str) -> datetime | None:
+def signature_end(url: str) -> datetime | None:
     """When the signature in *url* ends, or None where it does not tell; the first of several ends.
 
     Names are read in any case, and a moment that has passed is told as it is. What the services document:
 
     - `Expires`, a moment: Alibaba Cloud OSS, Amazon S3 and CloudFront, Google Cloud Storage, Huawei Cloud OBS;
-    - `X-…-Date` and seconds in `X-…-Expires`: those of `_DATED`;
+    - `X-…-Date` and seconds in `X-…-Expires`: those of `_DATED_SIGNATURES`;
     - `q-sign-time` and `q-key-time`, each as START;END: Tencent Cloud COS;
     - `se`, a written time, with `sig`: Azure Storage;
     - `e`, a count since the epoch, with `token`: Qiniu Kodo.
@@ -188,28 +188,28 @@ def signed_until(url: str) -> datetime | None:
     except ValueError:
         return None
     given = {name.lower(): value for name, value in parse_qsl(query)}
-    return min((each for each in _ends(given) if each is not None), default=None)
+    return min((each for each in _signature_ends(given) if each is not None), default=None)
 
 
-def _ends(given: Mapping[str, str]) -> Iterator[datetime | None]:
+def _signature_ends(given: Mapping[str, str]) -> Iterator[datetime | None]:
     """The ends of the signatures in the fields *given* of a query."""
     yield moment(given, "expires")
-    for family in _DATED:
+    for family in _DATED_SIGNATURES:
         signed, lasts = moment(given, f"{family}-date"), number(given, f"{family}-expires")
         if signed is not None and lasts is not None and lasts >= 0:
-            yield from_epoch(signed.timestamp() + lasts)
+            yield _from_epoch(signed.timestamp() + lasts)
     for name in ("q-sign-time", "q-key-time"):
-        yield _counted(given.get(name, "").partition(";")[2])
+        yield _epoch_time(given.get(name, "").partition(";")[2])
     if "sig" in given:
-        yield _written(given.get("se", ""), UTC)
+        yield _written_time(given.get("se", ""), UTC)
     if "token" in given:
-        yield _counted(given.get("e"))
+        yield _epoch_time(given.get("e"))
 
 
-def _counted(value: object) -> datetime | None:
+def _epoch_time(value: object) -> datetime | None:
     """A moment as a count of seconds since the epoch, and in no other form."""
     count = _number(value)
-    return None if count is None else from_epoch(count)
+    return None if count is None else _from_epoch(count)
 
 
 def inline_output(data: str, kind: str, *, revised_prompt: str | None = None) -> Output:
@@ -221,12 +221,12 @@ def inline_output(data: str, kind: str, *, revised_prompt: str | None = None) ->
     return Output(data=data, kind=kind, media_type=media_type, revised_prompt=revised_prompt)
 
 
-def later(then: datetime | None, hours: float) -> datetime | None:
+def add_hours(then: datetime | None, hours: float) -> datetime | None:
     """*hours* after *then*, where that is known."""
     return None if then is None else then + timedelta(hours=hours)
 
 
-def distinct(outputs: Iterable[Output]) -> tuple[Output, ...]:
+def without_duplicates(outputs: Iterable[Output]) -> tuple[Output, ...]:
     """*outputs* in their order; a URL that stands in two places of an answer counts once."""
     seen: set[str] = set()
     kept: list[Output] = []

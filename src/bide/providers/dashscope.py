@@ -12,10 +12,10 @@ from attrs import evolve, field, frozen
 
 from bide._wire import Call, is_task_id
 from bide.models import Billing, Limits, Output, RawRequest, Task, TaskStatus
-from bide.providers import _calls as ask
+from bide.providers import _calls as calls
 from bide.providers import _replies as read
 from bide.providers._base import Accepted, ListedTask, Page, Profile, Stopped, TooLate, TryAgain, Unclear
-from bide.providers._dashscope_bodies import create_of
+from bide.providers._dashscope_bodies import path_and_body
 from bide.providers._dashscope_codes import FAULTS
 from bide.providers._refusals import has_error, object_in
 
@@ -44,7 +44,7 @@ _STATUSES = {
     "UNKNOWN": (TaskStatus.RUNNING, Billing.UNKNOWN),
 }
 
-_MOST_PAGES = 1_000_000
+_MAX_PAGES = 1_000_000
 _LIFETIME_HOURS = 24.0
 """Tasks and result URLs live that long, and no list reaches further."""
 
@@ -84,9 +84,9 @@ class DashScope:
     workspace_host: bool
     base_url: str
     utc_offset: float
-    query_path: str = field(validator=ask.checked_path)
-    cancel_path: str = field(validator=ask.checked_path)
-    list_path: str = field(validator=ask.checked_path)
+    query_path: str = field(validator=calls.check_path)
+    cancel_path: str = field(validator=calls.check_path)
+    list_path: str = field(validator=calls.check_path)
     lists: bool
     page_size: int
     image_floor: float
@@ -114,13 +114,13 @@ class DashScope:
         image_unknown_hold: float = 120.0,
         video_unknown_hold: float = 600.0,
     ) -> None:
-        region = _known_region(region)
+        region = _find_region(region)
         default = f"https://{_host(region, workspace, workspace_host)}/api/v1"
         self.__attrs_init__(
             region=region,
             workspace=workspace,
             workspace_host=workspace_host,
-            base_url=ask.chosen_base_url(
+            base_url=calls.choose_base_url(
                 base_url, ("DASHSCOPE_BASE_URL", "DASHSCOPE_HTTP_BASE_URL"), default
             ),
             utc_offset=8.0 if utc_offset is None else utc_offset,
@@ -165,7 +165,7 @@ class DashScope:
             base_url: the gateway's address, with or without "/apis/v1".
             settings: further arguments of `DashScope`.
         """
-        root = ask.checked_base_url(base_url, "base_url").removesuffix("/apis/v1")
+        root = calls.check_base_url(base_url, "base_url").removesuffix("/apis/v1")
         chosen = {"query_path": "/services/aigc/tasks?task_id={id}", "lists": False, **settings}
         return cls(base_url=f"{root}/apis/v1", **chosen)
 
@@ -200,19 +200,19 @@ class DashScope:
         if isinstance(request, RawRequest):
             path, body = request.path, dict(request.body)
         else:
-            path, body = create_of(request)
+            path, body = path_and_body(request)
         headers = {**self._headers, "X-DashScope-Async": "enable"}
-        if ask.names_oss(body):
+        if calls.has_oss_url(body):
             headers["X-DashScope-OssResourceResolve"] = "enable"
         return Call("POST", path, headers=headers, body=body)
 
     def query_call(self, task_id: str) -> Call:
         """The call that asks for a task."""
-        return ask.task_call("GET", self.query_path, task_id, self._headers)
+        return calls.task_call("GET", self.query_path, task_id, self._headers)
 
     def cancel_call(self, task_id: str) -> Call:
         """The call that cancels a task; the service takes it while the task is `PENDING`."""
-        return ask.task_call("POST", self.cancel_path, task_id, self._headers)
+        return calls.task_call("POST", self.cancel_path, task_id, self._headers)
 
     def list_call(self, since: datetime, until: datetime, page: int, model: str | None = None) -> Call:
         """The call for one page of tasks. A span of more than 24 h, which the service refuses, loses its start."""
@@ -223,7 +223,7 @@ class DashScope:
             "end_time": self._list_time(end),
             "page_no": str(max(1, page)),
             "page_size": str(self.page_size or 10),
-            **ask.told(model_name=model),
+            **calls.without_none(model_name=model),
         }
         return Call("GET", self.list_path, query=query, headers=self._headers)
 
@@ -246,24 +246,24 @@ class DashScope:
         if 200 <= reply.status < 300:
             if data is None:
                 return Unclear(reply.unexpected("not a JSON object"))
-            if (task := self._created(data, request.model)) is not None:
+            if (task := self._create_answer(data, request.model)) is not None:
                 return Accepted(task)
             if not has_error(data):
                 return Unclear(reply.unexpected("no usable output.task_id"))
-        return FAULTS.refused_create(reply, data)
+        return FAULTS.read_refused_create(reply, data)
 
     def read_task(self, reply: Reply, task_id: str) -> QueryOutcome:
         """What the reply to `query_call` means."""
         data = object_in(reply)
         if not 200 <= reply.status < 300:
-            return FAULTS.failed_look(reply, data, "query")
+            return FAULTS.read_failure(reply, data, "query")
         if data is None:
             return TryAgain(reply.unexpected("not a JSON object"))
         output = read.mapping(data, "output")
         word, told_id = read.text(output, "task_status"), read.text(output, "task_id")
         if word is None:
             if has_error(data):
-                return FAULTS.failed_look(reply, data, "query")
+                return FAULTS.read_failure(reply, data, "query")
             return TryAgain(reply.unexpected("no output.task_status"))
         if told_id not in (None, task_id):
             return TryAgain(reply.unexpected(f"it is not about task {task_id}"))
@@ -278,24 +278,24 @@ class DashScope:
             return TooLate()
         if 200 <= reply.status < 300 and not (data and has_error(data)):
             return Stopped()
-        return FAULTS.failed_look(reply, data, "cancel")
+        return FAULTS.read_failure(reply, data, "cancel")
 
     def read_list(self, reply: Reply) -> ListOutcome:
         """What the reply to `list_call` means. Rows without a readable id are left out."""
         data = object_in(reply)
         if not 200 <= reply.status < 300 or (data is not None and "data" not in data and has_error(data)):
-            return FAULTS.failed_list(reply, data)
+            return FAULTS.read_failed_list(reply, data)
         if data is None or not isinstance(data.get("data"), list):
             return TryAgain(reply.unexpected("no array in data"))
-        rows = [self._listed(row) for row in data["data"]]
-        page = int(min(max(1, read.number(data, "page_no") or 1), _MOST_PAGES))
+        rows = [self._list_row(row) for row in data["data"]]
+        page = int(min(max(1, read.number(data, "page_no") or 1), _MAX_PAGES))
         return Page(
-            tasks=tuple(row for row in rows if row is not None), number=page, pages=_pages(data, page)
+            tasks=tuple(row for row in rows if row is not None), number=page, pages=_page_count(data, page)
         )
 
     # Tasks -------------------------------------------------------------------------------------------------
 
-    def _created(self, data: Mapping[str, Any], model: str | None) -> Task | None:
+    def _create_answer(self, data: Mapping[str, Any], model: str | None) -> Task | None:
         """The task that a create's answer tells; without an id it must bring the result itself."""
         output = read.mapping(data, "output")
         task_id = read.text(output, "task_id")
@@ -327,7 +327,7 @@ class DashScope:
             finished_at=finished_at,
             outputs=self._outputs(output, finished_at) if status is TaskStatus.SUCCEEDED else (),
             usage=usage if isinstance(usage, dict) else None,
-            error=_why(output, data) if status is TaskStatus.FAILED else None,
+            error=_error_of(output, data) if status is TaskStatus.FAILED else None,
             billing=billing,
             raw=data,
         )
@@ -337,7 +337,7 @@ class DashScope:
 
     def _outputs(self, output: Mapping[str, Any], finished_at: datetime | None) -> tuple[Output, ...]:
         """All results in *output*, in its order; one that stands in two places counts once."""
-        until = read.later(finished_at, _LIFETIME_HOURS)
+        until = read.add_hours(finished_at, _LIFETIME_HOURS)
         revised = read.text(output, "actual_prompt")
         found = [
             read.file_output(output[name], "video", expires_at=until, revised_prompt=revised)
@@ -346,7 +346,7 @@ class DashScope:
         ]
         results = output.get("results")
         for each in results if isinstance(results, list) else [results]:
-            found.extend(_parts(each, until, revised))
+            found.extend(_outputs_of_entry(each, until, revised))
         for choice in read.sequence(output, "choices"):
             for part in read.sequence(read.mapping(choice, "message"), "content"):
                 found.extend(
@@ -354,9 +354,9 @@ class DashScope:
                     for kind in ("image", "video", "audio")
                     if isinstance(part, Mapping) and part.get(kind) is not None
                 )
-        return read.distinct(found)
+        return read.without_duplicates(found)
 
-    def _listed(self, row: object) -> ListedTask | None:
+    def _list_row(self, row: object) -> ListedTask | None:
         """A row of the list; None if it has no readable id, or the service says that it does not know the task."""
         task_id = read.text(row, "task_id")
         word = read.text(row, "status", "task_status") or "RUNNING"
@@ -372,7 +372,7 @@ class DashScope:
             created_at=self._moment(row, "gmt_create", "submit_time"),
             started_at=self._moment(row, "start_time", "scheduled_time"),
             finished_at=self._moment(row, "end_time") if status.is_final else None,
-            error=_why(row) if status is TaskStatus.FAILED else None,
+            error=_error_of(row) if status is TaskStatus.FAILED else None,
             billing=billing,
             raw=row,
         )
@@ -382,7 +382,7 @@ class DashScope:
 # Regions ---------------------------------------------------------------------------------------------------
 
 
-def _known_region(region: str) -> str:
+def _find_region(region: str) -> str:
     found = _ALIASES.get(region, region)
     if found not in _HOSTS:
         known = ", ".join([*_HOSTS, *_ALIASES])
@@ -401,14 +401,14 @@ def _host(region: str, workspace: str | None, workspace_host: bool) -> str:
 # Answers ---------------------------------------------------------------------------------------------------
 
 
-def _why(*places: Mapping[str, Any]) -> ErrorDetail:
+def _error_of(*places: Mapping[str, Any]) -> ErrorDetail:
     """Why a task or a part failed: `code` and `message`, both of which may be missing."""
     code = next((found for each in places if (found := read.text(each, "code"))), None)
     message = next((found for each in places if (found := read.text(each, "message"))), None)
-    return read.detail(code, message, retryable=FAULTS.retryable(code))
+    return read.error_detail(code, message, retryable=FAULTS.retryable(code))
 
 
-def _parts(result: object, until: datetime | None, revised: str | None) -> list[Output]:
+def _outputs_of_entry(result: object, until: datetime | None, revised: str | None) -> list[Output]:
     """The outputs of one entry of `results`: a file under one of several names, or why there is none."""
     names = {"url": "image", "video_url": "video", "transcription_url": "file"}
     if not isinstance(result, Mapping):
@@ -420,13 +420,13 @@ def _parts(result: object, until: datetime | None, revised: str | None) -> list[
         if result.get(name) is not None
     ]
     if not files and (read.text(result, "code") or read.text(result, "message")):
-        files.append(Output(kind="image", error=_why(result)))
+        files.append(Output(kind="image", error=_error_of(result)))
     return files
 
 
-def _pages(data: Mapping[str, Any], page: int) -> int:
+def _page_count(data: Mapping[str, Any], page: int) -> int:
     told = read.number(data, "total_page")
     if told is None:
         total, size = read.number(data, "total") or 0, read.number(data, "page_size") or 0
         told = math.ceil(total / size) if size >= 1 else page
-    return int(min(max(told, page), _MOST_PAGES))
+    return int(min(max(told, page), _MAX_PAGES))

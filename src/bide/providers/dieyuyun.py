@@ -10,7 +10,7 @@ from attrs import evolve, field, frozen
 from bide._wire import Call, is_task_id
 from bide.errors import APIError, InvalidRequestError
 from bide.models import Billing, ErrorDetail, ImageRequest, Output, RawRequest, Task, TaskStatus, VideoRequest
-from bide.providers import _calls as ask
+from bide.providers import _calls as calls
 from bide.providers import _replies as read
 from bide.providers._base import Accepted, Denied, Profile, Stopped, TooLate, TryAgain, Unclear
 from bide.providers._refusals import FaultReader, has_error, object_in
@@ -77,7 +77,7 @@ _CODES: Codes = {
 }
 _FAULTS = FaultReader(title="Dieyuyun", key_variable="DIEYUYUN_API_KEY", codes=_CODES)
 
-_TOO_LATE = ("cancel", "status", "state", "complet", "finish", "final")
+_TOO_LATE_WORDS = ("cancel", "status", "state", "complet", "finish", "final")
 """Parts of what a service says when a task is past cancelling; the words themselves are not documented."""
 
 
@@ -104,10 +104,10 @@ class Dieyuyun:
     """
 
     base_url: str
-    image_path: str = field(validator=ask.checked_path)
-    video_path: str = field(validator=ask.checked_path)
-    query_path: str = field(validator=ask.checked_path)
-    cancel_path: str = field(validator=ask.checked_path)
+    image_path: str = field(validator=calls.check_path)
+    video_path: str = field(validator=calls.check_path)
+    query_path: str = field(validator=calls.check_path)
+    cancel_path: str = field(validator=calls.check_path)
     images_field: str
     first_frame_field: str
     last_frame_field: str
@@ -137,7 +137,7 @@ class Dieyuyun:
         video_unknown_hold: float = 600.0,
     ) -> None:
         self.__attrs_init__(
-            base_url=ask.chosen_base_url(base_url, ("DIEYUYUN_BASE_URL",), "https://open.dieyuyun.com"),
+            base_url=calls.choose_base_url(base_url, ("DIEYUYUN_BASE_URL",), "https://open.dieyuyun.com"),
             image_path=image_path,
             video_path=video_path,
             query_path=query_path,
@@ -207,33 +207,33 @@ class Dieyuyun:
             return Call("POST", request.path, body={"async": True, **request.body})
         own = self._video(request) if isinstance(request, VideoRequest) else self._image(request)
         path = self.video_path if isinstance(request, VideoRequest) else self.image_path
-        return Call("POST", path, body=ask.merged(own, request.extra, "extra", ask.own_fields(request)))
+        return Call("POST", path, body=calls.merge(own, request.extra, "extra", calls.field_names(request)))
 
     def _image(self, request: ImageRequest) -> dict[str, Any]:
         # `n` is always sent: nobody says what the models make, and bill, where it is left out.
         own = {"model": request.model, "prompt": request.prompt, "n": request.n, "async": True}
-        more = ask.told(size=ask.sized(request.size, "x"), seed=request.seed)
+        more = calls.without_none(size=calls.format_size(request.size, "x"), seed=request.seed)
         return own | more | ({self.images_field: list(request.images)} if request.images else {})
 
     def _video(self, request: VideoRequest) -> dict[str, Any]:
         own = {"model": request.model, "prompt": request.prompt, "async": True}
         frames = {self.first_frame_field: request.image, self.last_frame_field: request.last_image}
-        more = ask.told(
+        more = calls.without_none(
             **frames,
-            size=ask.sized(request.size, "x"),
+            size=calls.format_size(request.size, "x"),
             resolution=request.resolution,
-            duration=ask.whole(request.duration),
+            duration=calls.int_if_whole(request.duration),
             seed=request.seed,
         )
         return own | more
 
     def query_call(self, task_id: str) -> Call:
         """The call that asks for a task."""
-        return ask.task_call("GET", self.query_path, task_id)
+        return calls.task_call("GET", self.query_path, task_id)
 
     def cancel_call(self, task_id: str) -> Call:
         """The call that cancels a task; the service takes it while the task is `queued` or `processing`."""
-        return ask.task_call("POST", self.cancel_path, task_id)
+        return calls.task_call("POST", self.cancel_path, task_id)
 
     def list_call(self, since: datetime, until: datetime, page: int, model: str | None = None) -> Call:
         """Never made: `lists` is False.
@@ -251,23 +251,23 @@ class Dieyuyun:
         if 200 <= reply.status < 300:
             if data is None:
                 return Unclear(reply.unexpected("not a JSON object"))
-            task = _created(data, request)
+            task = _create_answer(data, request)
             if task is not None:
                 return Accepted(task)
             if not has_error(data):
                 return Unclear(reply.unexpected("neither a usable id nor a result"))
-        return _FAULTS.refused_create(reply, data)
+        return _FAULTS.read_refused_create(reply, data)
 
     def read_task(self, reply: Reply, task_id: str) -> QueryOutcome:
         """What the reply to `query_call` means."""
         data = object_in(reply)
         if not 200 <= reply.status < 300:
-            return _FAULTS.failed_look(reply, data, "query")
+            return _FAULTS.read_failure(reply, data, "query")
         if data is None:
             return TryAgain(reply.unexpected("not a JSON object"))
         if read.text(data, "status") is None:
             if has_error(data):
-                return _FAULTS.failed_look(reply, data, "query")
+                return _FAULTS.read_failure(reply, data, "query")
             return TryAgain(reply.unexpected("no status"))
         if read.text(data, "id", "task_id") not in (None, task_id):
             return TryAgain(reply.unexpected(f"it is not about task {task_id}"))
@@ -282,25 +282,25 @@ class Dieyuyun:
                 return TooLate()
             if status is not None or not (data and has_error(data)):
                 return Stopped()
-        outcome = _FAULTS.failed_look(reply, data, "cancel")
-        return TooLate() if isinstance(outcome, Denied) and _says_too_late(outcome.error) else outcome
+        outcome = _FAULTS.read_failure(reply, data, "cancel")
+        return TooLate() if isinstance(outcome, Denied) and _is_too_late(outcome.error) else outcome
 
     def read_list(self, reply: Reply) -> ListOutcome:
         """Never asked: `lists` is False. Whatever came is no list."""
         return Denied(InvalidRequestError("Dieyuyun documents no list of tasks", status_code=reply.status))
 
 
-def _says_too_late(error: APIError) -> bool:
+def _is_too_late(error: APIError) -> bool:
     if error.status_code == 409:
         return True
     words = f"{error.code} {error.message}".lower()
-    return error.status_code in (400, 422) and any(part in words for part in _TOO_LATE)
+    return error.status_code in (400, 422) and any(part in words for part in _TOO_LATE_WORDS)
 
 
 # Tasks -----------------------------------------------------------------------------------------------------
 
 
-def _created(data: Mapping[str, Any], request: Request) -> Task | None:
+def _create_answer(data: Mapping[str, Any], request: Request) -> Task | None:
     """The task that a create's answer tells; without an id it must be final."""
     task_id, word = read.text(data, "id", "task_id"), read.text(data, "status")
     if task_id is not None and not is_task_id(task_id):
@@ -336,7 +336,7 @@ def _task(data: Mapping[str, Any], task_id: str | None) -> Task:
         finished_at=(ended or read.moment(result, "created")) if status.is_final else None,
         outputs=_outputs(result) if status is TaskStatus.SUCCEEDED else (),
         usage=usage if isinstance(usage, dict) else None,
-        error=_why(data) if status is TaskStatus.FAILED else None,
+        error=_error_of(data) if status is TaskStatus.FAILED else None,
         billing=Billing.UNKNOWN,
         raw=data,
     )
@@ -344,7 +344,7 @@ def _task(data: Mapping[str, Any], task_id: str | None) -> Task:
 
 def _outputs(result: Mapping[str, Any]) -> tuple[Output, ...]:
     until = read.moment(result, "expires_at")
-    return read.distinct(_output(part, until) for part in read.sequence(result, "data"))
+    return read.without_duplicates(_output(part, until) for part in read.sequence(result, "data"))
 
 
 def _output(part: object, until: datetime | None) -> Output:
@@ -354,15 +354,15 @@ def _output(part: object, until: datetime | None) -> Output:
     if url is None and isinstance(inline, str) and inline:
         return read.inline_output(inline, "image", revised_prompt=prompt)
     if url is None:
-        return Output(kind="image", error=_why(part))
+        return Output(kind="image", error=_error_of(part))
     media_type = read.brief(read.text(part, "media_type", "mime_type", "content_type"), 60)
     until = read.moment(part, "expires_at") or until
     return read.file_output(url, "image", expires_at=until, media_type=media_type, revised_prompt=prompt)
 
 
-def _why(data: object) -> ErrorDetail:
+def _error_of(data: object) -> ErrorDetail:
     """Why a task or a part failed, flat or in OpenAI's shape; both fields may be missing."""
     error = read.mapping(data, "error")
     code = read.text(data, "error_code") or read.text(error, "code", "type") or read.text(data, "code")
     message = read.text(data, "error_message", "error", "message") or read.text(error, "message")
-    return read.detail(code, message, retryable=_FAULTS.retryable(code))
+    return read.error_detail(code, message, retryable=_FAULTS.retryable(code))

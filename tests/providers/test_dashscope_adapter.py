@@ -186,11 +186,11 @@ def test_a_request_becomes_the_call_that_its_model_wants(
         (ImageRequest("p", model="wan2.6-image", extra={"input": {"messages": []}}), "hold messages"),
         (VideoRequest("p", model="wan2.6-i2v", image=A, extra={"input": {"img_url": B}}), "hold img_url"),
         (VideoRequest("p", model="m", extra={"duration": 5}), "hold duration"),
-        (VideoRequest("p", model="m", extra={"x": 1, "parameters": {"x": 2}}), "one place alone"),
+        (VideoRequest("p", model="m", extra={"x": 1, "parameters": {"x": 2}}), "one place only"),
         (VideoRequest("p", model="m", extra={"input": "text"}), "must be objects"),
         (VideoRequest("p", model="m", extra={"parameters": [1]}), "must be objects"),
-        (VideoRequest("p", model="wan2.2-s2v", image=A, last_image=B), "takes no last_image"),
-        (ImageRequest("p", model="wanx2.1-imageedit", images=[A, B]), "takes one image, not 2"),
+        (VideoRequest("p", model="wan2.2-s2v", image=A, last_image=B), "accepts no last_image"),
+        (ImageRequest("p", model="wanx2.1-imageedit", images=[A, B]), "accepts one image, not 2"),
     ],
 )
 def test_what_contradicts_itself_is_refused_before_anything_is_sent(
@@ -505,12 +505,12 @@ def test_an_error_says_what_happened_and_what_to_do(provider: DashScope) -> None
     assert "$DASHSCOPE_API_KEY" in text({"code": "InvalidApiKey"}, 401)
     assert "console" in text({"code": "Arrearage"}, 400)
     assert "base_url" in text({"code": "ModelNotFound"}, 404)
-    assert "come back after 5 s" in text({"code": "Throttling"}, 429, retry_after="5")
+    assert "the service allows the next call after 5 s" in text({"code": "Throttling"}, 429, retry_after="5")
     assert text(b"<h1>Bad \x1b[31mGateway", 502) == (
         "DashScope failed at the create: HTTP 502: <h1>Bad \\x1b[31mGateway"
     )
     moved = text(None, 301, location="https://user:pw@other.example/login?token=1")
-    assert "it points to other.example: set base_url" in moved
+    assert "it redirects to other.example: set base_url" in moved
     assert "pw" not in moved
     assert "no other host" in text(None, 302, location="https://[broken")
 

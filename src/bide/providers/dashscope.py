@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from attrs import evolve, field, frozen
 
+from bide._text import excerpt
 from bide._wire import Call, is_task_id
 from bide.models import Billing, Limits, Output, RawRequest, Task, TaskStatus
 from bide.providers import _calls as calls
@@ -246,7 +247,7 @@ class DashScope:
         if 200 <= reply.status < 300:
             if data is None:
                 return Unclear(reply.unexpected("not a JSON object"))
-            if (task := self._create_answer(data, request.model)) is not None:
+            if (task := self._created_task(data, request.model)) is not None:
                 return Accepted(task)
             if not has_error(data):
                 return Unclear(reply.unexpected("no usable output.task_id"))
@@ -287,7 +288,7 @@ class DashScope:
             return FAULTS.read_failed_list(reply, data)
         if data is None or not isinstance(data.get("data"), list):
             return TryAgain(reply.unexpected("no array in data"))
-        rows = [self._list_row(row) for row in data["data"]]
+        rows = [self._listed_task(row) for row in data["data"]]
         page = int(min(max(1, read.number(data, "page_no") or 1), _MAX_PAGES))
         return Page(
             tasks=tuple(row for row in rows if row is not None), number=page, pages=_page_count(data, page)
@@ -295,11 +296,11 @@ class DashScope:
 
     # Tasks -------------------------------------------------------------------------------------------------
 
-    def _create_answer(self, data: Mapping[str, Any], model: str | None) -> Task | None:
+    def _created_task(self, data: Mapping[str, Any], model: str | None) -> Task | None:
         """The task that a create's answer tells; without an id it must bring the result itself."""
         output = read.mapping(data, "output")
         task_id = read.text(output, "task_id")
-        request_id = read.brief(read.text(data, "request_id"), 100)
+        request_id = read.short_text(data, "request_id", limit=100)
         if task_id is not None:
             if not is_task_id(task_id):
                 return None
@@ -320,8 +321,8 @@ class DashScope:
         return Task(
             task_id=task_id,
             status=status,
-            raw_status=read.brief(word, 60),
-            model=read.brief(read.text(output, "model", "model_name"), 200),
+            raw_status=excerpt(word, 60),
+            model=read.short_text(output, "model", "model_name", limit=200),
             created_at=self._moment(output, "submit_time"),
             started_at=self._moment(output, "scheduled_time"),
             finished_at=finished_at,
@@ -356,7 +357,7 @@ class DashScope:
                 )
         return read.without_duplicates(found)
 
-    def _list_row(self, row: object) -> ListedTask | None:
+    def _listed_task(self, row: object) -> ListedTask | None:
         """A row of the list; None if it has no readable id, or the service says that it does not know the task."""
         task_id = read.text(row, "task_id")
         word = read.text(row, "status", "task_status") or "RUNNING"
@@ -365,10 +366,10 @@ class DashScope:
         status, billing = _STATUSES.get(word.upper(), (TaskStatus.RUNNING, Billing.UNKNOWN))
         task = Task(
             task_id=task_id,
-            request_id=read.brief(read.text(row, "request_id"), 100),
+            request_id=read.short_text(row, "request_id", limit=100),
             status=status,
-            raw_status=read.brief(word, 60),
-            model=read.brief(read.text(row, "model_name", "model"), 200),
+            raw_status=excerpt(word, 60),
+            model=read.short_text(row, "model_name", "model", limit=200),
             created_at=self._moment(row, "gmt_create", "submit_time"),
             started_at=self._moment(row, "start_time", "scheduled_time"),
             finished_at=self._moment(row, "end_time") if status.is_final else None,
@@ -405,7 +406,7 @@ def _error_of(*places: Mapping[str, Any]) -> ErrorDetail:
     """Why a task or a part failed: `code` and `message`, both of which may be missing."""
     code = next((found for each in places if (found := read.text(each, "code"))), None)
     message = next((found for each in places if (found := read.text(each, "message"))), None)
-    return read.error_detail(code, message, retryable=FAULTS.retryable(code))
+    return read.error_detail(code, message, retryable=FAULTS.is_retryable(code))
 
 
 def _outputs_of_entry(result: object, until: datetime | None, revised: str | None) -> list[Output]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, field, frozen
 
+from bide._text import excerpt
 from bide._wire import Call, is_task_id
 from bide.errors import APIError, InvalidRequestError
 from bide.models import Billing, ErrorDetail, ImageRequest, Output, RawRequest, Task, TaskStatus, VideoRequest
@@ -251,7 +252,7 @@ class Dieyuyun:
         if 200 <= reply.status < 300:
             if data is None:
                 return Unclear(reply.unexpected("not a JSON object"))
-            task = _create_answer(data, request)
+            task = _created_task(data, request)
             if task is not None:
                 return Accepted(task)
             if not has_error(data):
@@ -300,7 +301,7 @@ def _is_too_late(error: APIError) -> bool:
 # Tasks -----------------------------------------------------------------------------------------------------
 
 
-def _create_answer(data: Mapping[str, Any], request: Request) -> Task | None:
+def _created_task(data: Mapping[str, Any], request: Request) -> Task | None:
     """The task that a create's answer tells; without an id it must be final."""
     task_id, word = read.text(data, "id", "task_id"), read.text(data, "status")
     if task_id is not None and not is_task_id(task_id):
@@ -315,7 +316,7 @@ def _create_answer(data: Mapping[str, Any], request: Request) -> Task | None:
         task = _task(data, task_id)
     if task_id is None and not task.status.is_final:
         return None
-    request_id = read.brief(read.text(data, "request_id"), 100)
+    request_id = read.short_text(data, "request_id", limit=100)
     return evolve(task, model=task.model or request.model, request_id=request_id)
 
 
@@ -328,9 +329,9 @@ def _task(data: Mapping[str, Any], task_id: str | None) -> Task:
     return Task(
         task_id=task_id,
         status=status,
-        raw_status=read.brief(word, 60),
+        raw_status=excerpt(word, 60),
         progress=None if progress is None else min(100.0, max(0.0, progress)),
-        model=read.brief(read.text(data, "model_code", "model"), 200),
+        model=read.short_text(data, "model_code", "model", limit=200),
         created_at=read.moment(data, "created_at", "created"),
         started_at=read.moment(data, "started_at"),
         finished_at=(ended or read.moment(result, "created")) if status.is_final else None,
@@ -355,7 +356,7 @@ def _output(part: object, until: datetime | None) -> Output:
         return read.inline_output(inline, "image", revised_prompt=prompt)
     if url is None:
         return Output(kind="image", error=_error_of(part))
-    media_type = read.brief(read.text(part, "media_type", "mime_type", "content_type"), 60)
+    media_type = read.short_text(part, "media_type", "mime_type", "content_type", limit=60)
     until = read.moment(part, "expires_at") or until
     return read.file_output(url, "image", expires_at=until, media_type=media_type, revised_prompt=prompt)
 
@@ -365,4 +366,4 @@ def _error_of(data: object) -> ErrorDetail:
     error = read.mapping(data, "error")
     code = read.text(data, "error_code") or read.text(error, "code", "type") or read.text(data, "code")
     message = read.text(data, "error_message", "error", "message") or read.text(error, "message")
-    return read.error_detail(code, message, retryable=_FAULTS.retryable(code))
+    return read.error_detail(code, message, retryable=_FAULTS.is_retryable(code))

@@ -268,7 +268,7 @@ def nested(depth: int) -> dict[str, Any]:
     [
         (ImageRequest, {"prompt": ""}, ValueError, "ImageRequest.prompt is empty"),
         (ImageRequest, {"prompt": " \n"}, ValueError, "ImageRequest.prompt is empty"),
-        (ImageRequest, {"prompt": "\ud800"}, ValueError, "ImageRequest.prompt is no Unicode text"),
+        (ImageRequest, {"prompt": "\ud800"}, ValueError, "ImageRequest.prompt is not Unicode text"),
         (ImageRequest, {"prompt": 7}, TypeError, "ImageRequest.prompt must be a str, not int"),
         (ImageRequest, {"model": ""}, ValueError, "ImageRequest.model is empty"),
         (ImageRequest, {"model": None}, TypeError, "ImageRequest.model must be a str"),

@@ -1,4 +1,4 @@
-"""What a field of a request may hold: validators and converters for attrs, whose errors say what to do."""
+"""Validators and converters for the attrs classes of requests and settings. Their errors say what to do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TICKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def is_ticket(value: object) -> bool:
-    """Whether *value* can be a ticket: it names files, too, and stays in their folder."""
+    """Whether *value* can be a ticket. A ticket is also part of file names, so it must not lead to another folder."""
     return isinstance(value, str) and _TICKET.fullmatch(value) is not None
 
 
@@ -28,7 +28,7 @@ def text(instance: object, attribute: attrs.Attribute[Any], value: object) -> No
     try:
         value.encode()
     except UnicodeEncodeError as fault:
-        raise ValueError(f"{_where(instance, attribute)} is no Unicode text: {fault.reason}") from None
+        raise ValueError(f"{_where(instance, attribute)} is not Unicode text: {fault.reason}") from None
 
 
 def optional_text(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -78,11 +78,11 @@ def _where(instance: object, attribute: attrs.Attribute[Any]) -> str:
 
 
 MAX_DEPTH = 100
-"""Levels of nesting that JSON of ours may have: what is read in one place is written in others, deeper in the stack."""
+"""Levels of nesting that we accept in JSON. Data read at one place is written at others, where less stack is left."""
 
 
 def is_deep(data: object) -> bool:
-    """Whether objects and arrays stand in each other in *data* more than `MAX_DEPTH` deep; told without recursion."""
+    """Whether objects and arrays in *data* are nested deeper than `MAX_DEPTH`. Uses no recursion."""
     level = [data]
     for _ in range(MAX_DEPTH):
         level = [
@@ -98,17 +98,17 @@ def is_deep(data: object) -> bool:
 
 
 def json_copy(value: object) -> dict[str, Any]:
-    """A private copy of *value*, which must be a JSON object: what is on record is what will be sent."""
+    """A private copy of *value*, a JSON object. A later change of *value* cannot change what is recorded and sent."""
     if not isinstance(value, Mapping):
         raise TypeError(f"expected a mapping of JSON values, not {type(value).__name__}")
     try:
-        # Encoded too: half of a surrogate pair is a str in Python, and no text that could be sent.
+        # Encode it, too: half of a surrogate pair is a valid str in Python, but cannot be sent.
         copy: dict[str, Any] = json.loads(
             json.dumps(dict(value), allow_nan=False, ensure_ascii=False).encode()
         )
     except (TypeError, ValueError, RecursionError) as fault:
         raise ValueError(
-            f"not plain JSON: {fault}; use str, int, float, bool, None, lists and dicts alone"
+            f"not plain JSON: {fault}; use str, int, float, bool, None, lists and dicts only"
         ) from fault
     if is_deep(copy):
         raise ValueError(f"not plain JSON: nested more than {MAX_DEPTH} levels deep")
@@ -127,4 +127,6 @@ def path_below_base(instance: object, attribute: attrs.Attribute[Any], value: ob
             f"{_where(instance, attribute)} must be a path below the base URL, like '/v1/x', not {value!r}"
         )
     if any(c in given for c in "?#\\ \t\r\n"):
-        raise ValueError(f"{_where(instance, attribute)} must have no query, fragment or space: {value!r}")
+        raise ValueError(
+            f"{_where(instance, attribute)} must have no query, fragment or space, not {value!r}"
+        )

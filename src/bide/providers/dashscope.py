@@ -36,48 +36,51 @@ _ALIASES = {**{zone: region for region, zone in _ZONES.items()}, "intl": "singap
 _STATUSES = {
     "PENDING": (TaskStatus.QUEUED, Billing.NOT_YET),
     "RUNNING": (TaskStatus.RUNNING, Billing.ON_SUCCESS),
-    # Known to old SDKs alone; nobody says that it is final.
+    # Only old SDKs know it, and no document says that it is final.
     "SUSPENDED": (TaskStatus.RUNNING, Billing.UNKNOWN),
     "SUCCEEDED": (TaskStatus.SUCCEEDED, Billing.FULL),
     "FAILED": (TaskStatus.FAILED, Billing.NONE),
     "CANCELED": (TaskStatus.CANCELLED, Billing.PARTIAL),
-    # A query that answers this is `Gone`.
+    # The reply to a query with this word is `Gone`.
     "UNKNOWN": (TaskStatus.RUNNING, Billing.UNKNOWN),
 }
 
 _MAX_PAGES = 1_000_000
 _LIFETIME_HOURS = 24.0
-"""Tasks and result URLs live that long, and no list reaches further."""
+"""The service keeps tasks and result URLs for this time, and a list goes back no further."""
 
 
 @frozen(init=False)
 class DashScope:
     """DashScope, in one of its regions, at a workspace's own host, or at any other address.
 
-    Key, host and model belong to one region. The base URL is *base_url*, else `$DASHSCOPE_BASE_URL`, else
-    `$DASHSCOPE_HTTP_BASE_URL`, else the host of *region* (of the *workspace*, with *workspace_host*).
+    A key and a model belong to one region; choose the region or the address that fits them. The base URL is
+    *base_url*, else `$DASHSCOPE_BASE_URL`, else `$DASHSCOPE_HTTP_BASE_URL`, else the host of *region* (with
+    *workspace_host*, the host of *workspace*).
 
-    `extra` of a request: its objects "input" and "parameters" are merged into those of the body, any other field
-    goes into "parameters". For endpoints that the two requests do not reach there is `RawRequest`.
+    A request's `extra`: the objects "input" and "parameters" are merged into those of the body; any other field goes
+    into "parameters". Use `RawRequest` for endpoints that `ImageRequest` and `VideoRequest` do not reach.
 
     Args:
         region: "beijing" (cn-beijing), "singapore" (intl, ap-southeast-1) or "virginia" (us, us-east-1).
         workspace: id of a workspace; sent with each call.
-        workspace_host: call the workspace's own host, `{workspace}.{zone}.maas.aliyuncs.com`.
+        workspace_host: whether to call the workspace's own host, `{workspace}.{zone}.maas.aliyuncs.com`.
         base_url: address of the API, such as "https://dashscope.aliyuncs.com/api/v1".
-        utc_offset: hours from UTC to the clock of the service's written times. They carry no zone; it is
-            Beijing's in Beijing, and nobody says what it is elsewhere.
-        query_path: path below the base URL; likewise *cancel_path* and *list_path*.
-        lists: whether the service has the list of recent tasks.
-        page_size: tasks asked for in one page of it.
-        image_floor: seconds between two looks at an image task, at least; *video_floor* likewise. The documents say
-            "every few seconds", and allow 20 queries a second.
-        longest: seconds until a task's slot counts as free. The service gives tasks up after 3 h.
-        image_unknown_hold: seconds that an image create without a known outcome counts as a slot;
+        utc_offset: hours from UTC to the service's clock, 8 unless given. The times that the service writes name no
+            zone. In Beijing they are Beijing time; for other regions the documents do not say.
+        query_path: path of a query below the base URL, with "{id}" once; likewise *cancel_path*.
+        list_path: path of the list of tasks below the base URL.
+        lists: whether the service has a list of recent tasks.
+        page_size: tasks to request in one page of the list.
+        image_floor: shortest time between two polls of an image task, in seconds; *video_floor* likewise. The
+            documents say "every few seconds" and allow 20 queries a second.
+        longest: seconds after which a task's slot counts as free. The service gives up a task after 3 h.
+        image_unknown_hold: seconds for which an image create with an unknown outcome counts as a slot;
             *video_unknown_hold* likewise.
 
     Raises:
-        ValueError: the region is not known, or the base URL or a path cannot be one.
+        TypeError: the base URL is not a str.
+        ValueError: the region is unknown, the workspace is missing or invalid, or the base URL or a path is invalid.
     """
 
     region: str
@@ -137,7 +140,7 @@ class DashScope:
             video_unknown_hold=video_unknown_hold,
         )
 
-    # Plain properties: a ClassVar would not do for `Provider` in every type checker.
+    # Properties, since not every type checker accepts a ClassVar as a property of `Provider`.
 
     @property
     def name(self) -> str:
@@ -157,21 +160,24 @@ class DashScope:
 
     @classmethod
     def gateway(cls, base_url: str, **settings: Any) -> Self:
-        """DashScope behind a reseller's gateway, which asks for a task at another path.
+        """DashScope behind a reseller's gateway, which has another path for queries and no list.
 
-        Its documents show `GET /apis/v1/services/aigc/tasks?task_id={id}` and no list; creates are taken to be below
-        `/apis/v1` too.
+        The gateway's documents show `GET /apis/v1/services/aigc/tasks?task_id={id}` and no list. We assume that creates
+        are below `/apis/v1`, too.
 
         Args:
             base_url: the gateway's address, with or without "/apis/v1".
             settings: further arguments of `DashScope`.
+
+        Raises:
+            TypeError, ValueError: as for `DashScope`.
         """
         root = calls.check_base_url(base_url, "base_url").removesuffix("/apis/v1")
         chosen = {"query_path": "/services/aigc/tasks?task_id={id}", "lists": False, **settings}
         return cls(base_url=f"{root}/apis/v1", **chosen)
 
     def profile(self, kind: str) -> Profile:
-        """Images: 30 creates a minute; videos: 3 in flight, and so for kinds that the documents do not name."""
+        """Images: 30 creates a minute. Videos, and kinds that the documents do not name: 3 tasks in flight."""
         if kind == "image":
             return Profile(
                 floor=self.image_floor,
@@ -191,13 +197,13 @@ class DashScope:
         )
 
     def knows(self, word: str) -> bool:
-        """Whether *word* is a task status that the documents (or old SDKs) name."""
+        """Whether the documents or old SDKs name *word* as a task status."""
         return word.upper() in _STATUSES
 
     # Calls -------------------------------------------------------------------------------------------------
 
-    def create_call(self, request: Request, ticket: str) -> Call:  # noqa: ARG002 - DashScope takes no key of ours
-        """The call that makes the task; the endpoint follows from the model's name."""
+    def create_call(self, request: Request, ticket: str) -> Call:  # noqa: ARG002 - DashScope accepts no idempotency key
+        """The call that makes the task; the model's name decides the endpoint."""
         if isinstance(request, RawRequest):
             path, body = request.path, dict(request.body)
         else:
@@ -208,15 +214,15 @@ class DashScope:
         return Call("POST", path, headers=headers, body=body)
 
     def query_call(self, task_id: str) -> Call:
-        """The call that asks for a task."""
+        """The call that polls a task."""
         return calls.task_call("GET", self.query_path, task_id, self._headers)
 
     def cancel_call(self, task_id: str) -> Call:
-        """The call that cancels a task; the service takes it while the task is `PENDING`."""
+        """The call that cancels a task. The service accepts it while the task is `PENDING`."""
         return calls.task_call("POST", self.cancel_path, task_id, self._headers)
 
     def list_call(self, since: datetime, until: datetime, page: int, model: str | None = None) -> Call:
-        """The call for one page of tasks. A span of more than 24 h, which the service refuses, loses its start."""
+        """The call for one page of tasks. The service refuses a span over 24 h: only its last 24 h are listed."""
         end = until if until.microsecond == 0 else until.replace(microsecond=0) + timedelta(seconds=1)
         start = max(since.replace(microsecond=0), end - timedelta(hours=_LIFETIME_HOURS))
         query = {
@@ -261,18 +267,18 @@ class DashScope:
         if data is None:
             return TryAgain(reply.unexpected("not a JSON object"))
         output = read.mapping(data, "output")
-        word, told_id = read.text(output, "task_status"), read.text(output, "task_id")
+        word, answered_id = read.text(output, "task_status"), read.text(output, "task_id")
         if word is None:
             if has_error(data):
                 return FAULTS.read_failure(reply, data, "query")
             return TryAgain(reply.unexpected("no output.task_status"))
-        if told_id not in (None, task_id):
-            return TryAgain(reply.unexpected(f"it is not about task {task_id}"))
+        if answered_id not in (None, task_id):
+            return TryAgain(reply.unexpected(f"it is about another task than {task_id}"))
         if word.upper() == "UNKNOWN":
-            return FAULTS.unknown_task("query", "the task is not known, or older than 24 h", reply.status)
+            return FAULTS.unknown_task("query", "the task is unknown, or older than 24 h", reply.status)
         return self._task(data, task_id)
 
-    def read_cancelled(self, reply: Reply, task_id: str) -> CancelOutcome:  # noqa: ARG002 - it names no task
+    def read_cancelled(self, reply: Reply, task_id: str) -> CancelOutcome:  # noqa: ARG002 - the reply names no task
         """What the reply to `cancel_call` means."""
         data = object_in(reply)
         if read.text(data, "code") == "UnsupportedOperation" and reply.status < 500:
@@ -282,7 +288,7 @@ class DashScope:
         return FAULTS.read_failure(reply, data, "cancel")
 
     def read_list(self, reply: Reply) -> ListOutcome:
-        """What the reply to `list_call` means. Rows without a readable id are left out."""
+        """What the reply to `list_call` means, without the rows that have no readable id."""
         data = object_in(reply)
         if not 200 <= reply.status < 300 or (data is not None and "data" not in data and has_error(data)):
             return FAULTS.read_failed_list(reply, data)
@@ -297,7 +303,7 @@ class DashScope:
     # Tasks -------------------------------------------------------------------------------------------------
 
     def _created_task(self, data: Mapping[str, Any], model: str | None) -> Task | None:
-        """The task that a create's answer tells; without an id it must bring the result itself."""
+        """The task in the reply to a create, or None. A reply without an id must hold the result itself."""
         output = read.mapping(data, "output")
         task_id = read.text(output, "task_id")
         request_id = read.short_text(data, "request_id", limit=100)
@@ -337,7 +343,7 @@ class DashScope:
         return read.moment(data, *names, zone=self._zone, per_second=1000)
 
     def _outputs(self, output: Mapping[str, Any], finished_at: datetime | None) -> tuple[Output, ...]:
-        """All results in *output*, in its order; one that stands in two places counts once."""
+        """All results in *output*, in its order; a URL that it holds twice counts once."""
         until = read.add_hours(finished_at, _LIFETIME_HOURS)
         revised = read.text(output, "actual_prompt")
         found = [
@@ -358,7 +364,7 @@ class DashScope:
         return read.without_duplicates(found)
 
     def _listed_task(self, row: object) -> ListedTask | None:
-        """A row of the list; None if it has no readable id, or the service says that it does not know the task."""
+        """The task in a *row* of the list; None if it has no readable id, or the service does not know the task."""
         task_id = read.text(row, "task_id")
         word = read.text(row, "status", "task_status") or "RUNNING"
         if not isinstance(row, dict) or not is_task_id(task_id) or word.upper() == "UNKNOWN":
@@ -387,7 +393,7 @@ def _find_region(region: str) -> str:
     found = _ALIASES.get(region, region)
     if found not in _HOSTS:
         known = ", ".join([*_HOSTS, *_ALIASES])
-        raise ValueError(f"unknown region {region!r}; known are {known}; for another address give base_url=")
+        raise ValueError(f"unknown region {region!r}; known are {known}; pass base_url= for another address")
     return found
 
 
@@ -395,7 +401,9 @@ def _host(region: str, workspace: str | None, workspace_host: bool) -> str:
     if not workspace_host:
         return _HOSTS[region]
     if workspace is None or not re.fullmatch(r"[A-Za-z0-9-]{1,63}", workspace):
-        raise ValueError(f"workspace_host needs workspace=, of letters, digits and '-', not {workspace!r}")
+        raise ValueError(
+            f"workspace_host needs workspace= with letters, digits and '-' only, not {workspace!r}"
+        )
     return f"{workspace}.{_ZONES[region]}.maas.aliyuncs.com"
 
 
@@ -403,14 +411,14 @@ def _host(region: str, workspace: str | None, workspace_host: bool) -> str:
 
 
 def _error_of(*places: Mapping[str, Any]) -> ErrorDetail:
-    """Why a task or a part failed: `code` and `message`, both of which may be missing."""
+    """Why a task or a part failed: the first `code` and `message` in *places*; both may be missing."""
     code = next((found for each in places if (found := read.text(each, "code"))), None)
     message = next((found for each in places if (found := read.text(each, "message"))), None)
     return read.error_detail(code, message, retryable=FAULTS.is_retryable(code))
 
 
 def _outputs_of_entry(result: object, until: datetime | None, revised: str | None) -> list[Output]:
-    """The outputs of one entry of `results`: a file under one of several names, or why there is none."""
+    """The outputs of one entry of `results`: its files, under several names, or the error of its part."""
     names = {"url": "image", "video_url": "video", "transcription_url": "file"}
     if not isinstance(result, Mapping):
         return []
@@ -426,8 +434,8 @@ def _outputs_of_entry(result: object, until: datetime | None, revised: str | Non
 
 
 def _page_count(data: Mapping[str, Any], page: int) -> int:
-    told = read.number(data, "total_page")
-    if told is None:
+    pages = read.number(data, "total_page")
+    if pages is None:
         total, size = read.number(data, "total") or 0, read.number(data, "page_size") or 0
-        told = math.ceil(total / size) if size >= 1 else page
-    return int(min(max(told, page), _MAX_PAGES))
+        pages = math.ceil(total / size) if size >= 1 else page
+    return int(min(max(pages, page), _MAX_PAGES))

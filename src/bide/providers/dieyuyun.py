@@ -1,4 +1,4 @@
-"""Dieyuyun: images and videos behind an API in OpenAI's manner, with tasks."""
+"""Dieyuyun: image and video tasks, by an API in OpenAI's style."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _STATUSES = {
     "expired": TaskStatus.EXPIRED,
 }
 
-# The service publishes no table of codes. These are its one documented code and the words of OpenAI's manner.
+# The service publishes no table of codes. These are its one documented code and the usual codes of OpenAI's style.
 _CODES: Codes = {
     "upstreamerror": ("outage", 502),
     "internalerror": ("outage", 500),
@@ -79,29 +79,32 @@ _CODES: Codes = {
 _FAULTS = FaultReader(title="Dieyuyun", key_variable="DIEYUYUN_API_KEY", codes=_CODES)
 
 _TOO_LATE_WORDS = ("cancel", "status", "state", "complet", "finish", "final")
-"""Parts of what a service says when a task is past cancelling; the words themselves are not documented."""
+"""Parts of the messages of a service that can no longer cancel a task. The messages are not documented."""
 
 
 @frozen(init=False)
 class Dieyuyun:
-    """Dieyuyun, at its own address or behind any other.
+    """Dieyuyun, at its own address or at any other.
 
-    What its documents leave open is an argument here. The base URL is *base_url*, else `$DIEYUYUN_BASE_URL`, else
-    "https://open.dieyuyun.com". `extra` of a request is merged into the body as it is.
+    What the service's documents do not fix is an argument here. The base URL is *base_url*, else
+    `$DIEYUYUN_BASE_URL`, else "https://open.dieyuyun.com". A request's `extra` is merged into the body unchanged.
 
     Args:
         base_url: address of the API, without "/v1".
-        image_path: path below the base URL; likewise *video_path*, *query_path* and *cancel_path*.
-        images_field: the field of the body that takes `ImageRequest.images`.
-        first_frame_field: the field that takes `VideoRequest.image`; likewise *last_frame_field*.
-        image_floor: seconds between two looks at an image task, at least; *video_floor* likewise. The documents
-            advise 3 to 5.
-        image_longest: seconds until an image task's slot counts as free; *video_longest* likewise. Not documented.
-        image_unknown_hold: seconds that an image create without a known outcome counts as a slot;
+        image_path: path of a create for images below the base URL; likewise *video_path*.
+        query_path: path of a query below the base URL, with "{id}" once; likewise *cancel_path*.
+        images_field: the field of the body for `ImageRequest.images`.
+        first_frame_field: the field of the body for `VideoRequest.image`; *last_frame_field*: for `last_image`.
+        image_floor: shortest time between two polls of an image task, in seconds; *video_floor* likewise. The
+            documents advise 3 to 5.
+        image_longest: seconds after which an image task's slot counts as free; *video_longest* likewise. The documents
+            name no such time.
+        image_unknown_hold: seconds for which an image create with an unknown outcome counts as a slot;
             *video_unknown_hold* likewise.
 
     Raises:
-        ValueError: the base URL or a path cannot be one.
+        TypeError: the base URL is not a str.
+        ValueError: the base URL or a path is invalid.
     """
 
     base_url: str
@@ -154,7 +157,7 @@ class Dieyuyun:
             video_unknown_hold=video_unknown_hold,
         )
 
-    # Plain properties: a ClassVar would not do for `Provider` in every type checker.
+    # Properties, since not every type checker accepts a ClassVar as a property of `Provider`.
 
     @property
     def name(self) -> str:
@@ -181,7 +184,7 @@ class Dieyuyun:
         return 0
 
     def profile(self, kind: str) -> Profile:
-        """Images take 10 to 30 s, videos 1 to 5 minutes; a kind that is not named gets the videos' patience."""
+        """Images take 10 to 30 s, videos 1 to 5 minutes. Other kinds have the times of videos, but may take 10 s."""
         if kind == "image":
             return Profile(
                 floor=self.image_floor,
@@ -197,13 +200,13 @@ class Dieyuyun:
         )
 
     def knows(self, word: str) -> bool:
-        """Whether *word* is a task status that the documents name."""
+        """Whether the documents name *word* as a task status."""
         return word.lower() in _STATUSES
 
     # Calls -------------------------------------------------------------------------------------------------
 
-    def create_call(self, request: Request, ticket: str) -> Call:  # noqa: ARG002 - Dieyuyun takes no key of ours
-        """The call that makes the task. A `RawRequest` may say `"async"` itself."""
+    def create_call(self, request: Request, ticket: str) -> Call:  # noqa: ARG002 - Dieyuyun accepts no idempotency key
+        """The call that makes the task. The body of a `RawRequest` may set `"async"` itself."""
         if isinstance(request, RawRequest):
             return Call("POST", request.path, body={"async": True, **request.body})
         own = self._video(request) if isinstance(request, VideoRequest) else self._image(request)
@@ -211,7 +214,7 @@ class Dieyuyun:
         return Call("POST", path, body=calls.merge(own, request.extra, "extra", calls.field_names(request)))
 
     def _image(self, request: ImageRequest) -> dict[str, Any]:
-        # `n` is always sent: nobody says what the models make, and bill, where it is left out.
+        # `n` is always sent: no document says how many images a model makes and bills without it.
         own = {"model": request.model, "prompt": request.prompt, "n": request.n, "async": True}
         more = calls.without_none(size=calls.format_size(request.size, "x"), seed=request.seed)
         return own | more | ({self.images_field: list(request.images)} if request.images else {})
@@ -229,15 +232,15 @@ class Dieyuyun:
         return own | more
 
     def query_call(self, task_id: str) -> Call:
-        """The call that asks for a task."""
+        """The call that polls a task."""
         return calls.task_call("GET", self.query_path, task_id)
 
     def cancel_call(self, task_id: str) -> Call:
-        """The call that cancels a task; the service takes it while the task is `queued` or `processing`."""
+        """The call that cancels a task. The service accepts it while the task is `queued` or `processing`."""
         return calls.task_call("POST", self.cancel_path, task_id)
 
     def list_call(self, since: datetime, until: datetime, page: int, model: str | None = None) -> Call:
-        """Never made: `lists` is False.
+        """Dieyuyun has no list of tasks: `lists` is False.
 
         Raises:
             NotImplementedError: always.
@@ -247,7 +250,7 @@ class Dieyuyun:
     # Replies -----------------------------------------------------------------------------------------------
 
     def read_created(self, reply: Reply, request: Request) -> CreateOutcome:
-        """What the reply to `create_call` means; it may be final already, or bring the result itself."""
+        """What the reply to `create_call` means. The task may be final, or the reply may be the result itself."""
         data = object_in(reply)
         if 200 <= reply.status < 300:
             if data is None:
@@ -271,11 +274,11 @@ class Dieyuyun:
                 return _FAULTS.read_failure(reply, data, "query")
             return TryAgain(reply.unexpected("no status"))
         if read.text(data, "id", "task_id") not in (None, task_id):
-            return TryAgain(reply.unexpected(f"it is not about task {task_id}"))
+            return TryAgain(reply.unexpected(f"it is about another task than {task_id}"))
         return _task(data, task_id)
 
-    def read_cancelled(self, reply: Reply, task_id: str) -> CancelOutcome:  # noqa: ARG002 - it may name no task
-        """What the reply to `cancel_call` means: a task, or nothing at all."""
+    def read_cancelled(self, reply: Reply, task_id: str) -> CancelOutcome:  # noqa: ARG002 - the reply may name no task
+        """What the reply to `cancel_call` means. The service may answer with a task or with an empty body."""
         data = object_in(reply)
         if 200 <= reply.status < 300:
             status = _STATUSES.get((read.text(data, "status") or "").lower())
@@ -287,7 +290,7 @@ class Dieyuyun:
         return TooLate() if isinstance(outcome, Denied) and _is_too_late(outcome.error) else outcome
 
     def read_list(self, reply: Reply) -> ListOutcome:
-        """Never asked: `lists` is False. Whatever came is no list."""
+        """Always `Denied`: Dieyuyun has no list of tasks."""
         return Denied(InvalidRequestError("Dieyuyun documents no list of tasks", status_code=reply.status))
 
 
@@ -302,12 +305,12 @@ def _is_too_late(error: APIError) -> bool:
 
 
 def _created_task(data: Mapping[str, Any], request: Request) -> Task | None:
-    """The task that a create's answer tells; without an id it must be final."""
+    """The task in the reply to a create, or None. A task without an id must be final."""
     task_id, word = read.text(data, "id", "task_id"), read.text(data, "status")
     if task_id is not None and not is_task_id(task_id):
         return None
     if word is None and read.sequence(data, "data") and not has_error(data):
-        # The synchronous form is the result alone, which the task form has under "result".
+        # A synchronous reply is the result alone; a task has it in the field "result".
         task = _task({**data, "status": "completed", "result": data}, task_id)
         task = evolve(task, raw_status=None, raw=data)
     elif word is None and has_error(data):
@@ -349,7 +352,7 @@ def _outputs(result: Mapping[str, Any]) -> tuple[Output, ...]:
 
 
 def _output(part: object, until: datetime | None) -> Output:
-    """One entry of `data`: a URL, a file as base64, or why there is neither."""
+    """One entry of `data`: a URL, a file as base64 text, or the error of its part."""
     prompt = read.text(part, "revised_prompt")
     url, inline = (part.get("url"), part.get("b64_json")) if isinstance(part, Mapping) else (part, None)
     if url is None and isinstance(inline, str) and inline:
@@ -362,7 +365,7 @@ def _output(part: object, until: datetime | None) -> Output:
 
 
 def _error_of(data: object) -> ErrorDetail:
-    """Why a task or a part failed, flat or in OpenAI's shape; both fields may be missing."""
+    """Why a task or a part failed, at the top level or in OpenAI's form; code and message may be missing."""
     error = read.mapping(data, "error")
     code = read.text(data, "error_code") or read.text(error, "code", "type") or read.text(data, "code")
     message = read.text(data, "error_message", "error", "message") or read.text(error, "message")

@@ -542,4 +542,4 @@ async def test_an_object_whose_call_is_async_is_no_hook(caplog: pytest.LogCaptur
     hook = Hook()
     async with ToyService(queries=[DONE]).client(on_event=lambda event: hook(event)) as client:  # noqa: PLW0108 - it hides the coroutine function
         await client.run(image())
-    assert "nobody awaits" in caplog.text
+    assert "never awaited" in caplog.text

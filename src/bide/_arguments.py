@@ -27,6 +27,7 @@ def secrets_of(api_key: Any) -> tuple[Secret, ...] | None:
 
 
 def checked_keys(provider: Provider, keys: tuple[Secret, ...] | None) -> tuple[Secret, ...]:
+    """*keys* without duplicates; without *keys*, the one in the environment. Each of them can be sent."""
     names = provider.key_variables
     if keys is None:
         keys = secrets_of(next(filter(None, map(os.environ.get, names)), None))
@@ -44,6 +45,7 @@ def checked_keys(provider: Provider, keys: tuple[Secret, ...] | None) -> tuple[S
 
 
 def checked_limits(limits: LimitsByKind) -> LimitsByKind:
+    """*limits*, a mapping as a copy. Raises TypeError if they are not limits."""
     if limits is None or isinstance(limits, Limits):
         return limits
     if not isinstance(limits, Mapping):

@@ -21,6 +21,7 @@ def is_ticket(value: object) -> bool:
 
 
 def text(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """A str that is not blank and can be encoded as UTF-8."""
     if not isinstance(value, str):
         raise TypeError(f"{_where(instance, attribute)} must be a str, not {type(value).__name__}")
     if not value.strip():
@@ -32,11 +33,13 @@ def text(instance: object, attribute: attrs.Attribute[Any], value: object) -> No
 
 
 def optional_text(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """A `text`, or None."""
     if value is not None:
         text(instance, attribute, value)
 
 
 def source(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """A URL of an input that the service can read, or None."""
     if value is None:
         return
     text(instance, attribute, value)
@@ -48,11 +51,14 @@ def source(instance: object, attribute: attrs.Attribute[Any], value: object) -> 
 
 
 def sources(instance: object, attribute: attrs.Attribute[Any], value: tuple[object, ...]) -> None:
+    """A `source`, and not None, at each place of a tuple."""
     for each in value:
         source(instance, attribute, each if each is not None else "")
 
 
 def whole_number(least: int, most: int, *, optional: bool = True) -> Any:
+    """A validator for an int from *least* to *most*; None passes if it is *optional*."""
+
     def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
         if value is None and optional:
             return
@@ -65,6 +71,7 @@ def whole_number(least: int, most: int, *, optional: bool = True) -> Any:
 
 
 def positive(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """A finite number above 0, or None."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -116,10 +123,12 @@ def json_copy(value: object) -> dict[str, Any]:
 
 
 def tuple_of_texts(value: Iterable[str] | str) -> tuple[str, ...]:
+    """A converter: *value* as a tuple; a single str becomes a tuple of one."""
     return (value,) if isinstance(value, str) else tuple(value)
 
 
 def path_below_base(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """A path of ASCII characters below the base URL, without query, fragment, space or ".."."""
     text(instance, attribute, value)
     given = str(value)
     if not given.startswith("/") or given.startswith("//") or ".." in given.split("/") or not given.isascii():

@@ -53,7 +53,7 @@ def details(cls: type[BideError]) -> dict[str, Any]:
     return found
 
 
-def said(error: BideError) -> dict[str, Any]:
+def attributes_of(error: BideError) -> dict[str, Any]:
     return {name: getattr(error, name) for name in details(type(error))}
 
 
@@ -64,7 +64,7 @@ def test_every_error_survives_pickle_and_copy(cls: type[BideError]) -> None:
     for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(twin) is cls
         assert str(twin) == "what happened"
-        assert said(twin) == said(error) == details(cls)
+        assert attributes_of(twin) == attributes_of(error) == details(cls)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -87,7 +87,7 @@ def test_each_waiter_gets_an_error_of_its_own(cls: type[BideError]) -> None:
     assert fresh is not error
     assert type(fresh) is cls
     assert str(fresh) == "what happened"
-    assert said(fresh) == {**details(cls), "ticket": "t-2", "task_id": "a-2"}
+    assert attributes_of(fresh) == {**details(cls), "ticket": "t-2", "task_id": "a-2"}
     assert (error.ticket, error.task_id) == ("t-1", "a-1")
     assert fresh.__cause__ is cause
     assert fresh.__traceback__ is None

@@ -190,7 +190,7 @@ def test_a_newer_snapshot_takes_what_is_new() -> None:
     ("before", "seen", "after"),
     [(40.0, 60.0, 60.0), (60.0, 40.0, 60.0), (60.0, None, 60.0), (None, 5.0, 5.0)],
 )
-def test_progress_never_goes_backwards(before: float | None, seen: float | None, after: float) -> None:
+def test_progress_never_decreases(before: float | None, seen: float | None, after: float) -> None:
     task = Task(status=TaskStatus.RUNNING, progress=before)
 
     assert task.advanced(Task(status=TaskStatus.RUNNING, progress=seen)).progress == after
@@ -268,7 +268,7 @@ def nested(depth: int) -> dict[str, Any]:
     [
         (ImageRequest, {"prompt": ""}, ValueError, "ImageRequest.prompt is empty"),
         (ImageRequest, {"prompt": " \n"}, ValueError, "ImageRequest.prompt is empty"),
-        (ImageRequest, {"prompt": "\ud800"}, ValueError, "ImageRequest.prompt is no Unicode text"),
+        (ImageRequest, {"prompt": "\ud800"}, ValueError, "ImageRequest.prompt is not Unicode text"),
         (ImageRequest, {"prompt": 7}, TypeError, "ImageRequest.prompt must be a str, not int"),
         (ImageRequest, {"model": ""}, ValueError, "ImageRequest.model is empty"),
         (ImageRequest, {"model": None}, TypeError, "ImageRequest.model must be a str"),
@@ -304,7 +304,7 @@ def nested(depth: int) -> dict[str, Any]:
         (VideoRequest, {"extra": []}, TypeError, "expected a mapping"),
     ],
 )
-def test_a_wrong_field_is_told_before_anything_is_sent(
+def test_a_wrong_field_raises_before_anything_is_sent(
     make: Callable[..., object], fields: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
@@ -329,7 +329,7 @@ def test_a_wrong_field_is_told_before_anything_is_sent(
         ("/v1", {}, "", ValueError, "RawRequest.kind is empty"),
     ],
 )
-def test_a_wrong_raw_request_is_told_before_anything_is_sent(
+def test_a_wrong_raw_request_raises_before_anything_is_sent(
     path: Any, body: Any, kind: str, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
@@ -422,7 +422,7 @@ def test_what_is_no_plain_request_is_a_value_error(plain: dict[str, Any]) -> Non
         (lambda: Deadlines(running=True), TypeError),
     ],
 )
-def test_a_wrong_limit_is_told(make: Callable[[], object], error: type[Exception]) -> None:
+def test_a_wrong_limit_raises(make: Callable[[], object], error: type[Exception]) -> None:
     with pytest.raises(error, match="must be"):
         make()
 

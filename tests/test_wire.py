@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bide._text import MAX_EXCERPT, excerpt
+from bide._text import MAX_EXCERPT_CHARACTERS, excerpt
 from bide._validators import MAX_DEPTH
-from bide._wire import LONGEST_RETRY_AFTER, Reply, Secret, is_task_id, quoted
+from bide._wire import MAX_RETRY_AFTER_SECONDS, Reply, Secret, is_task_id, quoted
 from bide.errors import UnexpectedReplyError
 
 NOW = "Wed, 21 Oct 2026 07:28:00 GMT"
@@ -31,13 +31,13 @@ NOW = "Wed, 21 Oct 2026 07:28:00 GMT"
         ("1.5", 1.5),
         ("0", 0.0),
         ("-3", 0.0),
-        ("1e9", LONGEST_RETRY_AFTER),
-        ("999999999999999999999", LONGEST_RETRY_AFTER),
+        ("1e9", MAX_RETRY_AFTER_SECONDS),
+        ("999999999999999999999", MAX_RETRY_AFTER_SECONDS),
         ("Wed, 21 Oct 2026 07:28:30 GMT", 30.0),
         ("Wed, 21 Oct 2026 09:28:30 +0200", 30.0),
         ("Wed, 21 Oct 2026 07:28:30 -0000", 30.0),
         ("Wed, 21 Oct 2026 07:27:00 GMT", 0.0),
-        ("Wed, 21 Oct 2099 07:28:00 GMT", LONGEST_RETRY_AFTER),
+        ("Wed, 21 Oct 2099 07:28:00 GMT", MAX_RETRY_AFTER_SECONDS),
         ("", None),
         ("   ", None),
         ("soon", None),
@@ -63,10 +63,10 @@ def test_without_the_header_there_is_no_retry_after() -> None:
 
 
 @given(value=st.text(max_size=40) | st.floats().map(str), date=st.text(max_size=40) | st.just(NOW))
-def test_whatever_the_headers_hold_retry_after_is_bounded_or_none(value: str, date: str) -> None:
+def test_retry_after_is_bounded_or_none_for_any_headers(value: str, date: str) -> None:
     seconds = Reply(429, {"retry-after": value, "date": date}).retry_after
 
-    assert seconds is None or 0 <= seconds <= LONGEST_RETRY_AFTER
+    assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER_SECONDS
 
 
 @given(now=st.integers(0, 2**32), wait=st.integers(0, 80_000))
@@ -95,13 +95,13 @@ def test_what_is_no_number_in_json_is_none() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"{", b'{"a":', b"\xff\xfe", b"9" * 5_000, b"nul"])
-def test_what_is_no_json_is_told_with_its_body(content: bytes) -> None:
+def test_the_error_for_a_body_that_is_no_json_shows_it(content: bytes) -> None:
     reply = Reply(502, {"content-type": "text/html\x1b"}, content)
 
-    with pytest.raises(UnexpectedReplyError) as told:
+    with pytest.raises(UnexpectedReplyError) as caught:
         reply.json()
 
-    text = str(told.value)
+    text = str(caught.value)
     assert text.startswith(
         f"the service's answer makes no sense: not JSON (HTTP 502, text/html\\x1b, {len(content)} bytes): "
     )
@@ -169,9 +169,9 @@ def test_what_could_lead_elsewhere_is_no_id(value: object) -> None:
 @given(value=st.text(max_size=300))
 def test_an_id_is_one_harmless_segment_of_a_path_or_refused(value: str) -> None:
     if not is_task_id(value):
-        with pytest.raises(ValueError, match="not a task id") as told:
+        with pytest.raises(ValueError, match="not a task id") as caught:
             quoted(value)
-        assert str(told.value).isprintable()
+        assert str(caught.value).isprintable()
         return
 
     segment = quoted(value)
@@ -192,18 +192,18 @@ def test_an_id_is_one_harmless_segment_of_a_path_or_refused(value: str) -> None:
         ("\ud800", "\\ud800"),
         ("\u202egnp.exe", "\\u202egnp.exe"),
         (b"bytes \xff", "bytes \ufffd"),
-        ("x" * (MAX_EXCERPT + 1), "x" * MAX_EXCERPT + "…"),
-        ("x" * MAX_EXCERPT, "x" * MAX_EXCERPT),
-        (("é" * (MAX_EXCERPT + 1)).encode(), "é" * MAX_EXCERPT + "…"),
-        (("𝄞" * (MAX_EXCERPT + 1)).encode(), "𝄞" * MAX_EXCERPT + "…"),
+        ("x" * (MAX_EXCERPT_CHARACTERS + 1), "x" * MAX_EXCERPT_CHARACTERS + "…"),
+        ("x" * MAX_EXCERPT_CHARACTERS, "x" * MAX_EXCERPT_CHARACTERS),
+        (("é" * (MAX_EXCERPT_CHARACTERS + 1)).encode(), "é" * MAX_EXCERPT_CHARACTERS + "…"),
+        (("𝄞" * (MAX_EXCERPT_CHARACTERS + 1)).encode(), "𝄞" * MAX_EXCERPT_CHARACTERS + "…"),
     ],
 )
-def test_shown_text_is_cut_and_escaped(text: str | bytes, safe: str) -> None:
+def test_an_excerpt_is_cut_and_escaped(text: str | bytes, safe: str) -> None:
     assert excerpt(text) == safe
 
 
 @given(text=st.text() | st.binary(max_size=300), limit=st.integers(0, 50))
-def test_whatever_is_shown_cannot_steer_a_terminal(text: str | bytes, limit: int) -> None:
+def test_an_excerpt_cannot_control_a_terminal(text: str | bytes, limit: int) -> None:
     safe = excerpt(text, limit)
 
     assert safe.isprintable()
@@ -213,7 +213,7 @@ def test_whatever_is_shown_cannot_steer_a_terminal(text: str | bytes, limit: int
 # Keys ------------------------------------------------------------------------------------------------------
 
 
-def test_a_secret_shows_itself_to_nobody() -> None:
+def test_a_secret_is_never_shown() -> None:
     secret = Secret("sk-123")
 
     assert secret.reveal() == "sk-123"
@@ -228,7 +228,7 @@ def test_a_reply_does_not_show_its_body() -> None:
     assert math.isclose(Reply(200, {"date": NOW}).date or 0, 1792567680)
 
 
-def test_a_fingerprint_names_a_key_and_does_not_tell_it() -> None:
+def test_a_fingerprint_names_a_key_and_does_not_reveal_it() -> None:
     salt = b"0123456789abcdef"
     one, same, other = [Secret(key).fingerprint(salt) for key in ("sk-canary", "sk-canary", "sk-else")]
 

@@ -3,8 +3,8 @@
     async with Client(DashScope()) as client:
         task = await client.run(VideoRequest("a kitten runs in the moonlight", model="wan2.6-t2v"))
 
-Start at `Client`. Everything public is named here, in `bide.errors`, `bide.models`, `bide.providers` and
-`bide.ledgers`; `bide.emulator` (extra "emulator") imitates both services on your machine.
+Start with `Client`. All public names are here, in `bide.errors`, `bide.models`, `bide.providers` and `bide.ledgers`.
+`bide.emulator` (extra "emulator") imitates both services on your machine.
 """
 
 from importlib import import_module
@@ -108,9 +108,9 @@ __all__ = [
     "__version__",
 ]
 
-# Names are imported when they are first asked for: `import bide` alone costs a process that may never need it nothing.
-_MODULES = ("errors", "ledgers", "models", "providers")
-_HOMES = {
+# A name is imported at its first use, so that `import bide` costs almost nothing in a process that never uses it.
+_PUBLIC_MODULES = ("errors", "ledgers", "models", "providers")
+_NAMES_BY_MODULE = {
     "_client": "Client",
     "_downloads.settings": "Downloads",
     "_events": "Event EventName",
@@ -130,18 +130,18 @@ _HOMES = {
     ),
     "providers": "DashScope Dieyuyun Provider",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+_MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> object:
-    if name in _MODULES:
+    if name in _PUBLIC_MODULES:
         return import_module(f"bide.{name}")
-    if name not in _HOME_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'bide' has no attribute {name!r}")
-    value = getattr(import_module(f"bide.{_HOME_OF[name]}"), name)
+    value = getattr(import_module(f"bide.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *_MODULES]
+    return [*__all__, *_PUBLIC_MODULES]

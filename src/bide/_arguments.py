@@ -1,4 +1,4 @@
-"""What a client is given: checked before anything is sent, and keys wrapped before anything can be shown."""
+"""Check the arguments of a client before anything is sent, and wrap keys so that no message can show them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ _T = TypeVar("_T")
 
 
 def secrets_of(api_key: Any) -> tuple[Secret, ...] | None:
-    """What was given as the key, or keys, wrapped; None if nothing was."""
+    """The key, or keys, as secrets; None if *api_key* is None."""
     if api_key is None:
         return None
     return tuple(map(Secret, api_key if isinstance(api_key, list | tuple) else (api_key,)))
 
 
 def checked_keys(provider: Provider, keys: tuple[Secret, ...] | None) -> tuple[Secret, ...]:
+    """*keys* without duplicates; without *keys*, the one in the environment. Each of them can be sent."""
     names = provider.key_variables
     if keys is None:
         keys = secrets_of(next(filter(None, map(os.environ.get, names)), None))
@@ -38,12 +39,13 @@ def checked_keys(provider: Provider, keys: tuple[Secret, ...] | None) -> tuple[S
         if not key.is_sendable:
             raise ValueError(
                 f"API key {number} of {len(keys)} cannot be sent: expected printable ASCII without spaces, got "
-                f"{key.shape} (is there a line end?)"
+                f"{key.description} (does it end with a line break?)"
             )
     return tuple(dict.fromkeys(keys))
 
 
 def checked_limits(limits: LimitsByKind) -> LimitsByKind:
+    """*limits*, a mapping as a copy. Raises TypeError if they are not limits."""
     if limits is None or isinstance(limits, Limits):
         return limits
     if not isinstance(limits, Mapping):
@@ -57,7 +59,7 @@ def checked_limits(limits: LimitsByKind) -> LimitsByKind:
 
 
 def checked_rate(provider: Provider, queries_per_second: float | None) -> float | None:
-    """Status queries that the account may make in any second; None is no limit."""
+    """How many queries, lists and cancels the account may make in any second; None is no limit."""
     rate = provider.queries_per_second if queries_per_second is None else queries_per_second
     if queries_per_second is not None:
         if isinstance(queries_per_second, bool) or not isinstance(queries_per_second, int | float):
@@ -68,7 +70,7 @@ def checked_rate(provider: Provider, queries_per_second: float | None) -> float 
 
 
 def checked(name: str, value: _T | None, kind: type[_T], example: str) -> _T:
-    """*value* of the argument *name*, or what stands for None; it must be a *kind*."""
+    """*value* of the argument *name*, which must be a *kind*; None stands for the default, `kind()`."""
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{name} must be a {example}, not {excerpt(repr(value), 60)}")
     return kind() if value is None else value

@@ -15,7 +15,7 @@ from bide._arguments import checked, checked_keys, checked_limits, checked_rate,
 from bide._concurrency import unless_closed
 from bide._downloads.paths import check_writable, folder_of
 from bide._downloads.settings import Downloads
-from bide._events import Announcer, log_as_the_environment_says
+from bide._events import Announcer, set_log_level_from_environment
 from bide._handles import AsCompleted, TaskHandle, note_left, outcome_of
 from bide._http.fetcher import Fetcher
 from bide._http.transport import Transport
@@ -136,7 +136,7 @@ class Client:
             announcer=Announcer(provider.name, on_event),
         )
         self._ledger = ledger
-        log_as_the_environment_says()
+        set_log_level_from_environment()
         self._transport = Transport(
             provider.base_url, http_client=http_client, transport=transport, proxy=proxy
         )

@@ -1,4 +1,4 @@
-"""What happens to submissions, told as it happens: to the log, and to a hook of the user's."""
+"""Events: what happens to submissions, reported to the log and to the user's hook as it happens."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ class EventName(StrEnum):
     """What can happen to a submission."""
 
     WAITING = "waiting"
-    """It waits for a slot: it is new, or its create was put off."""
+    """It waits for a slot: it is new, or its create was postponed."""
     SUBMITTING = "submitting"
-    """It has a slot, and its create goes out."""
+    """It has a slot, and its create is being sent."""
     PAUSED = "paused"
-    """The service said "too many", or could not be reached: nobody of that key creates (or, where the task is accepted
-    already, nobody of the account asks) for `seconds`."""
+    """The service answered "too many", or could not be reached. For `seconds`, no task of the key is created; or, if
+    this task is already accepted, no task of the account is polled."""
     SUBMITTED = "submitted"
-    """The service has taken it: its task id is known, and on record. A create that is answered with the result at once
-    is final without it, and a task that was attached begins with being looked at."""
+    """The service has accepted it: its task id is known and recorded. A create that returns the result at once has no
+    such event, and the first event of an attached task is a poll."""
     POLLED = "polled"
-    """A status query for this task has ended, after `seconds`; `error` says why if it failed. (A list that took the
-    place of many queries tells only what has changed.)"""
+    """A poll of this task has ended, after `seconds`; `error` says why if it failed. (A list that replaces many polls
+    gives events only for the tasks that have changed.)"""
     CHANGED = "changed"
-    """Status, progress, outputs or error are new, and it goes on."""
+    """Its status, progress, outputs or error have changed, and it goes on."""
     FINAL = "final"
     """It has ended, with a result or without."""
     SAVING = "saving"
-    """A file of it is on its way: `output` is its place among the outputs, of whose `total` bytes so many `bytes` are
-    here. At most five a second for each file."""
+    """One of its files is being fetched: `bytes` of `total` bytes have arrived, and `output` is the file's place among
+    the outputs. At most five such events a second for each file."""
     SAVED = "saved"
     """Its files are on disk, after `seconds`."""
     UNSAVED = "unsaved"
-    """Its files could not be saved (`error` says why), or nobody has saved them and their addresses expire soon, in
+    """Its files could not be saved (`error` says why), or they are not saved yet and their URLs expire soon, in
     `seconds`."""
 
 
@@ -64,8 +64,8 @@ _LEVELS = {
 }
 
 
-def name_of(before: TaskStatus, after: TaskStatus) -> EventName:
-    """What the step from one status to another is called."""
+def event_name(before: TaskStatus, after: TaskStatus) -> EventName:
+    """The name of the event for the step from status *before* to status *after*."""
     if after.is_final:
         return EventName.FINAL
     if after.is_accepted:
@@ -75,21 +75,22 @@ def name_of(before: TaskStatus, after: TaskStatus) -> EventName:
 
 @frozen
 class Event:
-    """One thing that has happened to one submission: what `Client(on_event=...)` is called with.
+    """One thing that has happened to one submission; the argument of the function `Client(on_event=...)`.
 
     Attributes:
+        name: what has happened.
         at: when, as an aware UTC time.
         provider: the service's name.
-        kind: of work, such as "image" or "video"; empty where it is not known.
-        key: fingerprint of the API key that the task is made with, never the key; None while it waits.
+        kind: the kind of work, such as "image" or "video"; empty if it is not known.
+        key: fingerprint of the API key that makes the task, never the key itself; None while the submission waits.
         task: the newest snapshot.
-        seconds: how long the pause will last, how long the look or the download took, or until when a result can be
-            saved; None otherwise.
-        error: what was in the way: of a pause, or of a look or a download that failed.
-        files: what was saved.
-        output: which of the outputs is being saved, from 0.
-        bytes: how much of it is here.
-        total: its length in bytes, where the server tells it.
+        seconds: how long the pause will last, how long the poll or the download took, or how long a result can still be
+            saved; None for other events.
+        error: the reason of a pause, or why a poll or a download failed; else None.
+        files: the files that were saved.
+        output: which of the outputs is being saved, counted from 0.
+        bytes: how many bytes of it have arrived.
+        total: its length in bytes, if the server states it.
     """
 
     name: EventName
@@ -128,21 +129,21 @@ class Event:
         if self.bytes is not None:
             words.append(f"output {self.output}: {self.bytes} of {self.total or '?'} bytes")
         if self.error is not None:
-            words.append(f"({type(self.error).__name__}: {_for_the_log(str(self.error))})")
+            words.append(f"({type(self.error).__name__}: {_log_excerpt(str(self.error))})")
         elif task.error is not None and self.name is EventName.FINAL:
-            words.append(f"({excerpt(task.error.code or '', 60)}: {_for_the_log(task.error.message or '')})")
+            words.append(f"({excerpt(task.error.code or '', 60)}: {_log_excerpt(task.error.message or '')})")
         return " ".join(words)
 
 
 class Announcer:
-    """Tells events to the logger "bide", a line each, and to the hook. A hook that raises disturbs nobody.
+    """Reports events: writes a line each to the logger "bide", and calls the hook. A hook that raises stops nothing.
 
     Attributes:
         ended: how many submissions have ended, by their last status.
-        files: how many were saved.
+        files: how many files were saved.
 
     Raises:
-        TypeError: *hook* cannot be called, or is a coroutine function: nobody would await it.
+        TypeError: *hook* cannot be called, or is a coroutine function, which would never be awaited.
     """
 
     def __init__(self, provider: str, hook: Callable[[Event], object] | None) -> None:
@@ -150,11 +151,11 @@ class Announcer:
         if hook is not None and (not callable(hook) or is_async):
             raise TypeError(
                 f"on_event must be a plain function that takes an Event and returns at once, not {hook!r}; to await "
-                f"something for each event, pass put_nowait of an asyncio.Queue and read that in a task of yours"
+                f"something for each event, pass put_nowait of an asyncio.Queue and read the queue in a task of yours"
             )
         self._provider = provider
         self._hook = hook
-        self._complained = False
+        self._has_reported_fault = False
         self.ended: Counter[TaskStatus] = Counter()
         self.files = 0
 
@@ -172,7 +173,7 @@ class Announcer:
         bytes: int | None = None,  # noqa: A002 - the event's own word for it
         total: int | None = None,
     ) -> None:
-        """Tell one event. Costs next to nothing where nobody listens."""
+        """Report one event. Costs almost nothing if there is no hook and the log's level is too high for it."""
         if name is EventName.FINAL:
             self.ended[task.status] += 1
         self.files += len(files)
@@ -190,44 +191,44 @@ class Announcer:
             returned = self._hook(event)
             if inspect.iscoroutine(returned):
                 returned.close()
-                raise TypeError("it is a coroutine function: nobody awaits what it returns")
+                raise TypeError("it returned a coroutine, which is never awaited")
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as fault:  # noqa: BLE001 - the result of a cancelled future raises one, too
-            self._complain(fault)
+        except BaseException as fault:  # noqa: BLE001 - a hook that reads a cancelled future raises CancelledError
+            self._report_fault(fault)
 
-    def _complain(self, fault: BaseException) -> None:
-        """Tell of a hook that raises: at full length once."""
-        if self._complained:
+    def _report_fault(self, fault: BaseException) -> None:
+        """Log that the hook raised: the first time with its traceback, later as one line."""
+        if self._has_reported_fault:
             log_line(logging.DEBUG, f"on_event raised {type(fault).__name__}")
             return
-        self._complained = True
-        text = "on_event raised; it is called on, and its next faults are logged as DEBUG"
+        self._has_reported_fault = True
+        text = "on_event raised; bide goes on calling it, and logs its next faults as DEBUG"
         log_line(logging.ERROR, text, fault)
 
 
 def log_line(level: int, text: str, fault: BaseException | None = None) -> None:
-    """Log *text* as a line without signatures. A handler that raises disturbs nobody: records are being written."""
+    """Log *text* as one line without signatures. A handler that raises must not interrupt the writing of records."""
     with suppress(Exception):
         log.log(level, "%s", redacted(text), exc_info=fault)
 
 
-def _for_the_log(text: str) -> str:
+def _log_excerpt(text: str) -> str:
     return excerpt(redacted(text), 200)
 
 
 class _Printer(logging.StreamHandler[TextIO]):
-    """Prints to standard error, until the application sets up a log of its own."""
+    """Prints to standard error until the application sets up its own logging."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if not logging.getLogger().handlers:
             super().emit(record)
 
 
-def log_as_the_environment_says() -> None:
-    """Let $BIDE_LOG (debug, info, warning or error) set the level of the logger "bide".
+def set_log_level_from_environment() -> None:
+    """Set the level of the logger "bide" to $BIDE_LOG: debug, info, warning or error.
 
-    An application that has set up logging gets the lines by its own handlers; elsewhere they go to standard error.
+    The handlers of the application get the lines. If it has set up none, the lines go to standard error.
     """
     word = os.environ.get("BIDE_LOG", "").strip().lower()
     if not word:

@@ -17,7 +17,7 @@ from bide.errors import (
     TaskFailedError,
     TransportError,
     WaitTimeoutError,
-    type_named,
+    error_type,
 )
 from bide.models import Billing, ErrorDetail, TaskStatus
 
@@ -127,7 +127,7 @@ def _unknown(record: Record, task: Task) -> SubmissionUnknownError:
 def _never_made(task: Task) -> BideError | None:
     """The error that was recorded when the create was refused or its request withdrawn; None if it was neither."""
     detail = task.error
-    kind = type_named(detail.type) if detail and detail.type else None
+    kind = error_type(detail.type) if detail and detail.type else None
     if detail is None or kind is None:
         return None
     text = detail.text or detail.message or f"{task.ticket} was refused"

@@ -1,4 +1,4 @@
-"""`client.statistics()`: what a client is doing and has done, as plain numbers; and what a ledger has learned."""
+"""`client.statistics()`: what a client does and has done, as numbers; and what a ledger has learned of durations."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
 @frozen
 class LaneStatistics:
-    """How one key is used for one kind of work, now.
+    """How one key is used for one kind of work at this moment.
 
     Attributes:
-        key: the key's fingerprint, never the key.
-        slots: tasks in flight that count against the limit.
-        cap: how many may be, now; None is no limit. `learned` is True where a 429 taught a lower one.
-        paused_for: seconds until the next create may go; 0 if at once.
+        key: the key's fingerprint, never the key itself.
+        kind: the kind of work, such as "image" or "video".
+        slots: how many tasks in flight count against the limit.
+        cap: how many may be in flight now; None is no limit.
+        learned: whether a 429 of the service has lowered `cap` below the limit that was set.
+        paused_for: seconds until the next create may be sent; 0 if it may be sent now.
     """
 
     key: str
@@ -41,20 +43,23 @@ class LaneStatistics:
 
 @frozen
 class Statistics:
-    """What a client is doing at a moment, and what it has done since it was made.
+    """What a client is doing at one moment, and what it has done since it was made.
 
     Attributes:
-        open: submissions that have not ended; `waiting`, `submitting`, `queued` and `running` add up to it.
+        lanes: how each key is used for each kind of work.
+        open: submissions that have not ended: the sum of `waiting`, `submitting`, `queued` and `running`.
         succeeded: submissions that have ended so; likewise `failed`, `cancelled`, `expired`, `rejected`, `unknown`.
         saved: files that were written.
-        creates: create calls sent; `creates_429` of them were answered "too many".
-        queries, lists, cancels: calls sent, all on the query budget; `queries_429` of the three were answered so.
-        pauses: how often "too many", or a connection that failed, has put creates or queries off.
-        queries_paused_for: seconds until the next query may go after a 429; 0 if at once.
-        polls_due: tasks that would be looked at now, if the query budget and the connections allowed it.
-        connections: open ones to the API; `connections_busy` of them carry a request, and `connections_opened` counts
-            all there were (through a proxy: not those made anew after the server has closed one). 0 where the client
-            was given a transport or an HTTP client.
+        creates: create calls sent; the service answered `creates_429` of them with "too many".
+        queries: queries sent. Queries, lists and cancels count against the query rate; the service answered
+            `queries_429` of all three with "too many".
+        lists: list calls sent; `cancels`: cancel calls sent.
+        pauses: how often "too many", or a connection that failed, has delayed creates or queries.
+        queries_paused_for: seconds until the next query may be sent after a 429; 0 if it may be sent now.
+        polls_due: tasks that would be polled now if the query rate and the connections allowed it.
+        connections: open connections to the API. `connections_busy` of them carry a request. `connections_opened`
+            counts all that were ever opened (through a proxy: not those that replaced one closed by the server). All
+            three are 0 if the client was given a transport or an HTTP client.
     """
 
     lanes: tuple[LaneStatistics, ...]
@@ -86,16 +91,17 @@ class Statistics:
 
 @frozen
 class ModelStatistics:
-    """What was learned of the tasks of a model, or of one variant of its requests.
+    """What was learned about the tasks of a model, or of one variant of its requests.
 
     Attributes:
-        name: provider and origin, kind and model, and what tells a variant from others, such as "duration=5"; between
-            them two spaces, and "-" for what is not known.
+        name: provider and origin, kind and model, and what distinguishes the variant, such as "duration=5". Two spaces
+            separate the parts, and "-" stands for an unknown part.
         tasks: how many have ended.
-        median: seconds from the create within which half of the last of them have ended; None where none has.
-        p90: the same for nine out of ten.
-        lag: seconds from an end to the look that saw it, a slow average; None where no task has ended.
-        problem: why nothing can be read, or None. It is learned anew then.
+        median: seconds after the create within which half of the latest tasks have ended; None if no task has ended.
+        p90: the same for nine tasks out of ten.
+        lag: the detection delay: seconds from a task's end to the poll that found it, as a slow average; None if no
+            task has ended.
+        problem: why the stored durations cannot be read, or None. They are then learned again from the start.
     """
 
     name: str
@@ -107,13 +113,13 @@ class ModelStatistics:
 
     @classmethod
     async def of(cls, ledger: Ledger) -> list[Self]:
-        """All that *ledger* knows, by name. It must be open, or in use by a client.
+        """What *ledger* has learned of each model, sorted by name. It must be open, or in use by a client.
 
             for model in await ModelStatistics.of(ledger):
                 print(model.name, model.median)
 
         Raises:
-            LedgerError: it could not be read.
+            LedgerError: the ledger could not be read.
         """
         return [cls._read(name, text) for name, text in sorted((await ledger.read_learned()).items())]
 
@@ -133,7 +139,7 @@ class ModelStatistics:
 
 
 async def statistics_of(engine: Engine, limits: Callable[[str], Limits]) -> Statistics:
-    """The statistics of *engine* now; *limits* are those of a kind of work."""
+    """The statistics of *engine* at this moment; *limits* returns the limits of a kind of work."""
     counts = Counter(each.task.status for each in engine.submissions.open())
     account, announcer = engine.account, engine.submissions.announcer
     counters, ended, now = account.counters, announcer.ended, account.ledger.now()

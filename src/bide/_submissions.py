@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakValueDictionary, ref
 
 from bide import _outcomes
-from bide._events import EventName, log_line, name_of
+from bide._events import EventName, event_name, log_line
 from bide._text import excerpt
 from bide.errors import BideError, ClientClosedError, WaitTimeoutError
 from bide.models import TaskStatus
@@ -316,7 +316,7 @@ class Submissions:
     def announce_status(self, submission: Submission, before: TaskStatus) -> None:
         """Announce that the status has changed from *before*."""
         if submission.task.status is not before:
-            self.announce(name_of(before, submission.task.status), submission)
+            self.announce(event_name(before, submission.task.status), submission)
 
     def announce_poll(self, ticket: str, seconds: float, error: BideError | None) -> None:
         """A poll has ended after *seconds*, with *error* if it failed."""

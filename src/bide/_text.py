@@ -1,18 +1,18 @@
-"""Text that may be shown: cut, escaped, and without signatures."""
+"""Make text safe to show: cut it, escape it, and remove signatures."""
 
 from __future__ import annotations
 
 import re
 from urllib.parse import SplitResult, urlsplit
 
-MAX_EXCERPT = 400
-"""Characters of a strange body that an error message shows."""
+MAX_EXCERPT_CHARACTERS = 400
+"""Characters of a body that an error message shows."""
 
 
-def excerpt(text: str | bytes, limit: int = MAX_EXCERPT) -> str:
-    """*text* cut to *limit* characters and escaped, so that it can stand in a message or a terminal."""
+def excerpt(text: str | bytes, limit: int = MAX_EXCERPT_CHARACTERS) -> str:
+    """*text*, cut to *limit* characters and escaped, so that a message or a terminal can show it."""
     if isinstance(text, bytes):
-        # A character takes 4 bytes at most: one more than fits, so that a cut shows.
+        # A character takes at most 4 bytes. Keep one character more than the limit, so that the cut is marked.
         text = text[: (limit + 1) * 4].decode("utf-8", "replace")
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit])
     return safe + ("…" if len(text) > limit else "")
@@ -22,19 +22,19 @@ _SIGNED = re.compile(r"([a-z][a-z0-9+.-]*://[^\s?\"'<>]*)\?[^\s\"'<>]*", re.IGNO
 
 
 def redacted(text: str) -> str:
-    """*text* without the query strings of the addresses in it: those may be signatures."""
+    """*text* without the query strings of its URLs, which may be signatures."""
     return _SIGNED.sub(r"\1?…", text)
 
 
 def redacted_url(url: str) -> str:
-    """*url* as it may be shown: what follows a "?" may be a signature."""
+    """*url* without user, password, query string and fragment, which may be secret."""
     parts = _split(url)
     netloc = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{netloc}{parts.path}" + ("?…" if parts.query else "")
 
 
 def _split(url: str) -> SplitResult:
-    """The parts of *url*; empty ones where it makes no sense."""
+    """The parts of *url*; empty parts if it is not a URL."""
     try:
         return urlsplit(url)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a field of a request may hold: validators and converters for attrs, whose errors say what to do."""
+"""Validators and converters for the attrs classes of requests and settings. Their errors say what to do."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ _TICKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def is_ticket(value: object) -> bool:
-    """Whether *value* can be a ticket: it names files, too, and stays in their folder."""
+    """Whether *value* can be a ticket. A ticket is also part of file names, so it must not lead to another folder."""
     return isinstance(value, str) and _TICKET.fullmatch(value) is not None
 
 
 def text(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """A str that is not blank and can be encoded as UTF-8."""
     if not isinstance(value, str):
         raise TypeError(f"{_where(instance, attribute)} must be a str, not {type(value).__name__}")
     if not value.strip():
@@ -28,15 +29,17 @@ def text(instance: object, attribute: attrs.Attribute[Any], value: object) -> No
     try:
         value.encode()
     except UnicodeEncodeError as fault:
-        raise ValueError(f"{_where(instance, attribute)} is no Unicode text: {fault.reason}") from None
+        raise ValueError(f"{_where(instance, attribute)} is not Unicode text: {fault.reason}") from None
 
 
 def optional_text(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """A `text`, or None."""
     if value is not None:
         text(instance, attribute, value)
 
 
 def source(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """A URL of an input that the service can read, or None."""
     if value is None:
         return
     text(instance, attribute, value)
@@ -48,11 +51,14 @@ def source(instance: object, attribute: attrs.Attribute[Any], value: object) -> 
 
 
 def sources(instance: object, attribute: attrs.Attribute[Any], value: tuple[object, ...]) -> None:
+    """A `source`, and not None, at each place of a tuple."""
     for each in value:
         source(instance, attribute, each if each is not None else "")
 
 
-def whole(least: int, most: int, *, optional: bool = True) -> Any:
+def whole_number(least: int, most: int, *, optional: bool = True) -> Any:
+    """A validator for an int from *least* to *most*; None passes if it is *optional*."""
+
     def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
         if value is None and optional:
             return
@@ -65,6 +71,7 @@ def whole(least: int, most: int, *, optional: bool = True) -> Any:
 
 
 def positive(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """A finite number above 0, or None."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -78,11 +85,11 @@ def _where(instance: object, attribute: attrs.Attribute[Any]) -> str:
 
 
 MAX_DEPTH = 100
-"""Levels of nesting that JSON of ours may have: what is read in one place is written in others, deeper in the stack."""
+"""Levels of nesting that we accept in JSON. Data read at one place is written at others, where less stack is left."""
 
 
 def is_deep(data: object) -> bool:
-    """Whether objects and arrays stand in each other in *data* more than `MAX_DEPTH` deep; told without recursion."""
+    """Whether objects and arrays in *data* are nested deeper than `MAX_DEPTH`. Uses no recursion."""
     level = [data]
     for _ in range(MAX_DEPTH):
         level = [
@@ -98,28 +105,30 @@ def is_deep(data: object) -> bool:
 
 
 def json_copy(value: object) -> dict[str, Any]:
-    """A private copy of *value*, which must be a JSON object: what is on record is what will be sent."""
+    """A private copy of *value*, a JSON object. A later change of *value* cannot change what is recorded and sent."""
     if not isinstance(value, Mapping):
         raise TypeError(f"expected a mapping of JSON values, not {type(value).__name__}")
     try:
-        # Encoded too: half of a surrogate pair is a str in Python, and no text that could be sent.
+        # Encode it, too: half of a surrogate pair is a valid str in Python, but cannot be sent.
         copy: dict[str, Any] = json.loads(
             json.dumps(dict(value), allow_nan=False, ensure_ascii=False).encode()
         )
     except (TypeError, ValueError, RecursionError) as fault:
         raise ValueError(
-            f"not plain JSON: {fault}; use str, int, float, bool, None, lists and dicts alone"
+            f"not plain JSON: {fault}; use str, int, float, bool, None, lists and dicts only"
         ) from fault
     if is_deep(copy):
         raise ValueError(f"not plain JSON: nested more than {MAX_DEPTH} levels deep")
     return copy
 
 
-def texts(value: Iterable[str] | str) -> tuple[str, ...]:
+def tuple_of_texts(value: Iterable[str] | str) -> tuple[str, ...]:
+    """A converter: *value* as a tuple; a single str becomes a tuple of one."""
     return (value,) if isinstance(value, str) else tuple(value)
 
 
 def path_below_base(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """A path of ASCII characters below the base URL, without query, fragment, space or ".."."""
     text(instance, attribute, value)
     given = str(value)
     if not given.startswith("/") or given.startswith("//") or ".." in given.split("/") or not given.isascii():
@@ -127,4 +136,6 @@ def path_below_base(instance: object, attribute: attrs.Attribute[Any], value: ob
             f"{_where(instance, attribute)} must be a path below the base URL, like '/v1/x', not {value!r}"
         )
     if any(c in given for c in "?#\\ \t\r\n"):
-        raise ValueError(f"{_where(instance, attribute)} must have no query, fragment or space: {value!r}")
+        raise ValueError(
+            f"{_where(instance, attribute)} must have no query, fragment or space, not {value!r}"
+        )

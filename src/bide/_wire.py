@@ -1,7 +1,7 @@
-"""One HTTP exchange as plain data: what adapters make and read, and the transport carries.
+"""One HTTP exchange as plain data: adapters make calls and read replies, and the transport carries them.
 
-Also the small parsers that every adapter needs and that must not be written twice: `Retry-After`, JSON with a
-bound, ids that are safe in a path, text that is safe in a message.
+Here are also what every adapter needs: `Retry-After` in seconds, JSON of bounded depth, and task ids that are safe in
+a path; and `Secret`, which holds an API key.
 """
 
 from __future__ import annotations
@@ -17,27 +17,30 @@ from urllib.parse import quote
 
 from attrs import field, frozen
 
+from bide._text import excerpt
 from bide._validators import MAX_DEPTH, is_deep
 from bide.errors import UnexpectedReplyError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-from bide._text import excerpt
 
-SHORTEST_SECRET = 8
-"""Characters. A shorter key is none ("any", "test" in front of an emulator), and stands in answers as a plain word."""
+MIN_SECRET_CHARACTERS = 8
+"""A shorter key is no secret ("any" or "test" for an emulator), and replies may hold it as a normal word."""
 
-LONGEST_RETRY_AFTER = 24 * 3600.0
-"""A longer `Retry-After` (seconds) is cut to this: no service means "come back next year"."""
+MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
+"""A longer `Retry-After` is cut to this, since no service really asks to wait for a year."""
 
 
 @frozen
 class Call:
-    """A request to a service, without its origin and without the key.
+    """An HTTP request to a service, without the origin and the key.
 
     Attributes:
-        path: below the provider's base URL, starting with "/"; ids in it are quoted already.
-        body: sent as JSON; None sends no body.
+        method: such as "GET".
+        path: the path below the provider's base URL, starting with "/". Ids in it are quoted already.
+        query: the fields of the query string.
+        headers: headers beside those that every request has.
+        body: the JSON object to send; None sends no body.
     """
 
     method: str
@@ -49,11 +52,12 @@ class Call:
 
 @frozen
 class Reply:
-    """A service's answer.
+    """A service's HTTP reply.
 
     Attributes:
-        headers: names in lower case.
-        content: the body, no longer than the transport's bound.
+        status: the HTTP status code.
+        headers: the headers, their names in lower case.
+        content: the body; the transport limits its length.
     """
 
     status: int
@@ -63,13 +67,13 @@ class Reply:
     def json(self) -> Any:
         """The body as JSON.
 
-        `NaN` and numbers beyond a float, which are no JSON and which few stores take, are read as None.
+        `NaN`, infinities and numbers beyond a float become None: they are not JSON, and few databases store them.
 
         Raises:
-            UnexpectedReplyError: it is not JSON, or nested deeper than `MAX_DEPTH`.
+            UnexpectedReplyError: the body is not JSON, or it is nested deeper than `MAX_DEPTH`.
         """
         try:
-            data = json.loads(self.content, parse_constant=_no_number, parse_float=_finite)
+            data = json.loads(self.content, parse_constant=_none_for_constant, parse_float=_float_if_finite)
         except (ValueError, RecursionError) as fault:
             why = "nested too deeply" if isinstance(fault, RecursionError) else "not JSON"
             raise self.unexpected(why) from None
@@ -82,7 +86,7 @@ class Reply:
         """The body as a JSON object.
 
         Raises:
-            UnexpectedReplyError: it is something else.
+            UnexpectedReplyError: the body is anything else.
         """
         data = self.json()
         if not isinstance(data, dict):
@@ -90,7 +94,7 @@ class Reply:
         return data
 
     def unexpected(self, why: str) -> UnexpectedReplyError:
-        """The error for a body that makes no sense, with the body in its text."""
+        """The error for a body that makes no sense: *why*, and the body, cut and escaped."""
         kind = self.headers.get("content-type", "no content type")
         return UnexpectedReplyError(
             f"the service's answer makes no sense: {why} (HTTP {self.status}, {excerpt(kind, 60)}, "
@@ -99,14 +103,15 @@ class Reply:
 
     @property
     def date(self) -> float | None:
-        """The service's clock when it answered, in epoch seconds, or None."""
-        return epoch_of(self.headers.get("date"))
+        """When the service answered, by its own clock, in seconds since the epoch; or None."""
+        return parse_http_date(self.headers.get("date"))
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds that the service asks to wait, or None.
+        """How many seconds the service asks to wait, or None.
 
-        A date is taken relative to the answer's own `Date` (our clock may be wrong). Nonsense is None.
+        A `Retry-After` with a date counts from the reply's own `Date`, since our clock may be wrong. A value that makes
+        no sense is None.
         """
         value = self.headers.get("retry-after", "").strip()
         if not value:
@@ -114,32 +119,32 @@ class Reply:
         try:
             seconds = float(value)
         except ValueError:
-            then = epoch_of(value)
+            then = parse_http_date(value)
             now = self.date
             if then is None or now is None:
                 return None
             seconds = then - now
         if not math.isfinite(seconds) or seconds < 0:
             return 0.0 if seconds < 0 and math.isfinite(seconds) else None
-        return min(seconds, LONGEST_RETRY_AFTER)
+        return min(seconds, MAX_RETRY_AFTER_SECONDS)
 
 
-def _no_number(_: str) -> None:
+def _none_for_constant(_: str) -> None:
     return None
 
 
-def _finite(digits: str) -> float | None:
+def _float_if_finite(digits: str) -> float | None:
     number = float(digits)
     return number if math.isfinite(number) else None
 
 
-def epoch_of(value: str | None) -> float | None:
-    """A date as it stands in a header, in epoch seconds; None if it is none."""
+def parse_http_date(value: str | None) -> float | None:
+    """The date in a header, in seconds since the epoch; None if *value* is not a date."""
     if not value:
         return None
     try:
         moment = parsedate_to_datetime(value)
-        # The zone "-0000" makes a time without a zone, which Python would take for this machine's own.
+        # With the zone "-0000" the time has no zone, and Python would use the zone of this machine.
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError, TypeError, IndexError):
         return None
@@ -149,26 +154,26 @@ _TASK_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:=~@+-]{0,255}")
 
 
 def is_task_id(value: object) -> bool:
-    """Whether *value* can be a task id: 1 to 256 characters that are harmless in a path, a log and a file name."""
+    """Whether *value* can be a task id: 1 to 256 characters that are safe in a path, a log and a file name."""
     return isinstance(value, str) and _TASK_ID.fullmatch(value) is not None
 
 
 def quoted(task_id: str) -> str:
-    """*task_id* as one segment of a path.
+    """*task_id*, percent-encoded as one segment of a path.
 
     Raises:
-        ValueError: it cannot be a task id.
+        ValueError: *task_id* cannot be a task id.
     """
     if not is_task_id(task_id):
         raise ValueError(
             f"not a task id: {excerpt(repr(task_id), 80)}; expected 1 to 256 letters, digits or _.:=~@+-, "
-            f"as the service gave it"
+            f"as in the service's reply"
         )
     return quote(task_id, safe="")
 
 
 class Secret:
-    """An API key that shows itself to nobody: not in a repr, a traceback with locals, a copy or a pickle."""
+    """An API key that is never shown: not in a repr, a traceback with locals, a copy or a pickle."""
 
     __slots__ = ("__value",)
 
@@ -177,13 +182,13 @@ class Secret:
 
     @property
     def is_sendable(self) -> bool:
-        """Whether it can stand in a header."""
+        """Whether it can be sent in a header."""
         key = self.__value
         return isinstance(key, str) and bool(key) and key.isascii() and key.isprintable() and " " not in key
 
     @property
-    def shape(self) -> str:
-        """What it is, for a message: its type and length."""
+    def description(self) -> str:
+        """Its type and length, for a message."""
         length = len(self.__value) if isinstance(self.__value, str) else "?"
         return f"a {type(self.__value).__name__} of length {length}"
 
@@ -194,26 +199,26 @@ class Secret:
         return hash(self.__value)
 
     def reveal(self) -> str:
-        """The key itself: for the header, and for nothing else."""
+        """The key itself, to be used in the header only."""
         return self.__value
 
-    def out_of(self, text: bytes) -> bytes:
-        """*text* with the key taken out, for the case that a service echoes it."""
-        if len(self.__value) < SHORTEST_SECRET:
+    def remove_from(self, text: bytes) -> bytes:
+        """*text* with "***" in the place of the key, in case a service echoes it."""
+        if len(self.__value) < MIN_SECRET_CHARACTERS:
             return text
-        for written in {self.__value, self.__value.replace("/", "\\/")}:  # as some write it in JSON
+        for written in {self.__value, self.__value.replace("/", "\\/")}:  # some services write it so in JSON
             text = text.replace(written.encode(), b"***")
         return text
 
     def fingerprint(self, salt: bytes) -> str:
-        """What names the key in records, and tells nothing of it."""
+        """A name for the key in records, from which the key cannot be derived."""
         return hashlib.blake2b(self.__value.encode(), digest_size=8, salt=salt).hexdigest()
 
     def __repr__(self) -> str:
         return "<secret>"
 
     def __getstate__(self) -> object:
-        raise TypeError("an API key is not pickled or copied: hand it over in the environment")
+        raise TypeError("an API key is not pickled or copied: pass it in the environment")
 
     def __reduce__(self) -> str:
-        raise TypeError("an API key is not pickled or copied: hand it over in the environment")
+        raise TypeError("an API key is not pickled or copied: pass it in the environment")

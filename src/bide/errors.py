@@ -1,28 +1,28 @@
 """Every error that bide raises, as one tree.
 
     BideError                     .ticket .task_id once known
-    ├── TransportError            no usable answer; .may_have_arrived tells if the request could have been read
+    ├── TransportError            no usable answer; .may_have_arrived: the service may have read the request
     ├── UnexpectedReplyError      an answer that makes no sense; the message shows the body, cut and escaped
     ├── APIError                  the service refused: .status_code .code .message .request_id .retry_after
     │   ├── AuthenticationError   401, 403
-    │   ├── BillingError          arrears, quota gone, not purchased
+    │   ├── BillingError          arrears, quota used up, product not purchased
     │   ├── InvalidRequestError   other 4xx
     │   ├── NotFoundError         404
     │   ├── RateLimitError        429
     │   └── ServerError           5xx
-    ├── SubmissionUnknownError    the create may have arrived: .request .sent_at .model, and what to do
+    ├── SubmissionUnknownError    the service may have received the create: .request .sent_at .model
     ├── TaskError                 the task ended without a result: .task
     │   ├── TaskFailedError       .code .message .billing .retryable
     │   ├── TaskCancelledError
     │   └── TaskExpiredError
-    ├── WaitTimeoutError          (also TimeoutError) the wait ended, the task goes on: .task, the last snapshot
-    ├── ClientClosedError         (also RuntimeError) the client was closed while this was waited for
+    ├── WaitTimeoutError          (also TimeoutError) the wait ended, the task goes on: .task .fault
+    ├── ClientClosedError         (also RuntimeError) the client was closed before or during the wait
     ├── DownloadError             a result file could not be fetched or written: .retryable .retry_after
     └── LedgerError               the ledger could not read or write
 
-All of them pickle: they hold text and snapshots, never a handle, a client or an object of the HTTP library
-(whose errors carry the request, and with it the key). Wrong arguments are `ValueError` or `TypeError`, raised
-before anything is sent.
+All of them can be pickled. They hold text and snapshots, never a handle, a client or an object of the HTTP library,
+whose errors hold the request and thereby the key. Wrong arguments raise `ValueError` or `TypeError` before anything
+is sent.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class BideError(Exception):
     """The root of all errors of bide.
 
     Attributes:
-        ticket: our id of the submission, or None if the error belongs to none.
-        task_id: the service's id of the task, or None while it is not known.
+        ticket: our id of the submission, or None if the error concerns no submission.
+        task_id: the service's id of the task, or None while it is unknown.
     """
 
     def __init__(self, message: str, *, ticket: str | None = None, task_id: str | None = None) -> None:
@@ -72,7 +72,7 @@ class BideError(Exception):
         self.task_id = task_id
 
     def about(self, *, ticket: str | None, task_id: str | None) -> Self:
-        """A fresh copy of this error that names the submission: each waiter raises one of its own."""
+        """A new copy of this error that names the submission, since each waiter raises its own error."""
         fresh = copy.copy(self)
         fresh.__cause__ = self.__cause__
         fresh.__suppress_context__ = True
@@ -82,14 +82,14 @@ class BideError(Exception):
 
 
 class TransportError(BideError):
-    """No usable answer came: no connection, a cut, or a time-out.
+    """No usable answer came: there was no connection, it broke, or the call timed out.
 
-    The fault of the HTTP library is told as text and not chained, since its errors carry the key.
+    The HTTP library's error is kept as text only and is not chained, since it holds the key.
 
     Attributes:
         may_have_arrived: False if the request was certainly not sent (no connection was made); True if the
             service may have read it.
-        permanent: True if trying again cannot help (a certificate that does not verify, an impossible URL).
+        permanent: True if another try cannot help (an invalid certificate, an impossible URL).
     """
 
     def __init__(
@@ -107,18 +107,18 @@ class TransportError(BideError):
 
 
 class UnexpectedReplyError(BideError):
-    """The service answered something that makes no sense; the message shows it, cut and escaped."""
+    """The service's answer makes no sense. The message shows the body, cut and escaped."""
 
 
 class APIError(BideError):
-    """The service refused a request.
+    """The service refused a request, or failed at it.
 
     Attributes:
         status_code: the HTTP status.
         code: the service's own code, such as "InvalidParameter", or None.
-        message: the service's own words, or None.
-        request_id: the service's id of the exchange, for its support, or None.
-        retry_after: seconds that the service asks to wait, or None.
+        message: the service's own message, or None.
+        request_id: the service's id of the exchange, or None; its support team needs it.
+        retry_after: how many seconds the service asks to wait, or None.
     """
 
     def __init__(
@@ -142,23 +142,23 @@ class APIError(BideError):
 
 
 class AuthenticationError(APIError):
-    """The key is not valid, or not allowed to do this (HTTP 401 and 403)."""
+    """The key is invalid, or it is not allowed to do this (HTTP 401 and 403)."""
 
 
 class BillingError(APIError):
-    """The account must be paid or the product bought first: arrears, quota gone, not purchased."""
+    """The account must pay first: it is in arrears, its quota is used up, or the product is not purchased."""
 
 
 class InvalidRequestError(APIError):
-    """The service does not accept the request as it is (HTTP 4xx)."""
+    """The service does not accept the request; change it before another try (other HTTP 4xx)."""
 
 
 class NotFoundError(APIError):
-    """No such task, model or path (HTTP 404)."""
+    """The task, model or path does not exist (HTTP 404 and 410)."""
 
 
 class RateLimitError(APIError):
-    """Too many requests or tasks at once (HTTP 429); `retry_after` says when to come back, if the service does."""
+    """Too many requests or tasks at once (HTTP 429). `retry_after` says how long to wait, if the service does."""
 
 
 class ServerError(APIError):
@@ -166,16 +166,16 @@ class ServerError(APIError):
 
 
 class SubmissionUnknownError(BideError):
-    """The create call may have arrived, and nobody can say whether it did.
+    """The service may have received the create call, and bide cannot find out whether it did.
 
-    bide never sends it again by itself: that could buy the task twice. Look for the task at the service (its
-    console or task list); if it is there, go on with it by `client.attach(task_id, ticket=error.ticket)` (or `bide
-    settle`); if not, submit again.
+    bide never sends such a call again automatically, since that could buy the task twice. Look for the task in the
+    service's console or task list. If it is there, continue with `client.attach(task_id, ticket=error.ticket)` or
+    `bide settle`. If not, submit the request again.
 
     Attributes:
-        request: what was sent.
+        request: the request that was sent, or None.
         sent_at: when it was sent, UTC, or None.
-        model: the model that was asked for, or None.
+        model: the model of the request, or None.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class TaskError(BideError):
     """The task ended without a result.
 
     Attributes:
-        task: the last snapshot; `task.raw` is the service's own answer.
+        task: the last snapshot, or None; `task.raw` is the service's own answer.
     """
 
     def __init__(
@@ -217,10 +217,10 @@ class TaskFailedError(TaskError):
     """The service reports that the task failed.
 
     Attributes:
-        code: the service's code, or None where it gives none.
-        message: the service's words, or None.
-        billing: what the service says of the cost of such a task.
-        retryable: True for an outage, False for a bad or refused prompt, None if the code does not tell.
+        code: the service's code, or None if it gives none.
+        message: the service's message, or None.
+        billing: what the service's documents say about the cost of such a task.
+        retryable: True for an outage, False for a bad or refused prompt, None if the code does not say.
     """
 
     def __init__(
@@ -243,19 +243,19 @@ class TaskFailedError(TaskError):
 
 
 class TaskCancelledError(TaskError):
-    """The task was cancelled: by us, by someone else with the key, or by the service."""
+    """The task was cancelled: by this program, by another user of the key, or by the service."""
 
 
 class TaskExpiredError(TaskError):
-    """The service no longer knows the task or has removed its result."""
+    """The service no longer knows the task, or it has removed the result."""
 
 
 class WaitTimeoutError(BideError, TimeoutError):
-    """A wait ended before the task did. The task goes on, unless the message says that it was withdrawn.
+    """The wait ended before the task did. The task goes on, unless the message says that it was withdrawn.
 
     Attributes:
-        task: the last snapshot.
-        fault: the last passing fault before the wait ended, such as a refused connection; None if there was none.
+        task: the last snapshot, or None.
+        fault: the last temporary fault before the wait ended, such as a refused connection; None if there was none.
     """
 
     def __init__(
@@ -273,19 +273,19 @@ class WaitTimeoutError(BideError, TimeoutError):
 
 
 class ClientClosedError(BideError, RuntimeError):
-    """The client was closed while this was waited for, or before it was asked."""
+    """The client was closed before the call or while the caller waited."""
 
 
 class DownloadError(BideError):
-    """A result file could not be fetched or written; the message says which and why. Other files of the task are saved.
+    """A result file could not be fetched or written; the message says which one and why.
 
-    Where `retryable` is true, what has come of it stays in a part file, from which the next `save` goes on (unless its
-    server names no version of it).
+    The other files of the task are saved. If `retryable` is true, the bytes that have arrived stay in a part file. The
+    next `save` continues from it, unless the file's server names no version of the file.
 
     Attributes:
-        retryable: whether a later `save` may do better: True for a connection that breaks, False for a file that is
-            gone, too large, or at an address that is not fetched from.
-        retry_after: seconds that the file's server asked to wait, or None.
+        retryable: whether a later `save` may succeed: True for a broken connection, False for a file that is gone, too
+            large, or at an address that bide does not fetch from.
+        retry_after: how many seconds the file's server asked to wait, or None.
     """
 
     def __init__(
@@ -303,13 +303,13 @@ class DownloadError(BideError):
 
 
 class LedgerError(BideError):
-    """The ledger could not read or write its records; nothing was sent on the strength of it.
+    """The ledger could not read or write its records. bide sent nothing that depends on them.
 
-    Where `.task_id` is set the service has accepted the request, and only recording that has to wait.
+    If `.task_id` is set, the service has accepted the request, and only the record of that is still to be written.
     """
 
 
-def type_named(name: str) -> type[BideError] | None:
-    """The class that a record names as the reason of an end, or None if this version has no such class."""
+def error_type(name: str) -> type[BideError] | None:
+    """The error class with this *name*, as a record keeps it; None if this version has no such class."""
     found = globals().get(name)
     return found if isinstance(found, type) and issubclass(found, BideError) else None

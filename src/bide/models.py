@@ -1,4 +1,4 @@
-"""The values that users hold: requests, tasks, outputs, limits, deadlines. All frozen, all plain JSON underneath."""
+"""The values that users hold: requests, tasks, outputs, limits, deadlines. All are frozen and hold plain JSON data."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from bide._validators import (
     source,
     sources,
     text,
-    texts,
-    whole,
+    tuple_of_texts,
+    whole_number,
 )
 
 if TYPE_CHECKING:
@@ -43,36 +43,40 @@ __all__ = [
 
 
 class TaskStatus(StrEnum):
-    """Where a submission stands. The last six are final.
+    """The status of a submission. The last six are final.
 
-    A word of the service that nobody knows counts as `running`; `Task.raw_status` keeps it as it came.
+    A status of the service that bide does not know counts as `running`; `Task.raw_status` keeps the service's word.
     """
 
     WAITING = "waiting"
-    """In our queue: nothing has been sent."""
+    """In our queue: its create has not been sent."""
     SUBMITTING = "submitting"
-    """The create call is on its way, or its outcome is being looked up."""
+    """The create call is being sent, or bide is finding out its outcome."""
     QUEUED = "queued"
     """In the service's queue."""
     RUNNING = "running"
+    """The service is working on it."""
     SUCCEEDED = "succeeded"
+    """It has ended with a result."""
     FAILED = "failed"
+    """The service reports that it failed."""
     CANCELLED = "cancelled"
+    """It was withdrawn before its create was sent, or cancelled at the service."""
     EXPIRED = "expired"
     """The service no longer knows the task, or has removed its result."""
     REJECTED = "rejected"
-    """The create was refused: no task was made."""
+    """The service refused the create and made no task."""
     UNKNOWN = "unknown"
-    """Nobody can say whether the create arrived."""
+    """The service may have received the create, and bide cannot find out whether it did."""
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing can come after this status."""
+        """Whether no other status can follow this one."""
         return self in _FINAL
 
     @property
     def is_accepted(self) -> bool:
-        """Whether the service is at work on the task (`queued` or `running`)."""
+        """Whether the service has accepted the task, which has not ended (`queued` or `running`)."""
         return self in (TaskStatus.QUEUED, TaskStatus.RUNNING)
 
 
@@ -89,18 +93,23 @@ _FINAL = frozenset(
 
 
 class Billing(StrEnum):
-    """What the service's documents say of the cost of a task in its present status.
+    """What the service's documents say about the cost of a task in its present status.
 
-    Source: the DashScope table "Task lifecycle states". Dieyuyun publishes none: `unknown`.
+    Source: the DashScope table "Task lifecycle states". Dieyuyun publishes no such table: `unknown`.
     """
 
     NOT_YET = "not_yet"
+    """The task costs nothing so far."""
     ON_SUCCESS = "on_success"
+    """The task costs its price if it succeeds."""
     FULL = "full"
+    """The task costs its full price."""
     NONE = "none"
+    """The task costs nothing."""
     PARTIAL = "partial"
-    """Partial billing is possible."""
+    """The task may cost a part of its price."""
     UNKNOWN = "unknown"
+    """The documents do not say."""
 
 
 @frozen
@@ -108,12 +117,12 @@ class ErrorDetail:
     """Why a task, or one output of it, has no result, as plain data.
 
     Attributes:
-        code: the service's code, or None where it gives none.
-        message: the service's words (or ours, where no service spoke), or None.
-        type: the name of the error class that a wait for this raises, or None for the task's own failure.
-        text: the text of that error, with what to do; None where `code` and `message` say it all.
-        status_code: the HTTP status, where the create was refused.
-        retryable: True for an outage, False for a bad or refused prompt, None if the code does not tell.
+        code: the service's code, or None if it gives none.
+        message: the service's message, or bide's if the error does not come from the service; or None.
+        type: the name of the error class that a wait for this submission raises, or None if the task itself failed.
+        text: the text of that error, with advice; None if `code` and `message` say everything.
+        status_code: the HTTP status, if the service refused the create.
+        retryable: True for an outage, False for a bad or refused prompt, None if the code does not say.
     """
 
     code: str | None = None
@@ -126,15 +135,15 @@ class ErrorDetail:
 
 @frozen
 class Output:
-    """One result of a task: a file at a URL, a file that came inline, or the error of a part that failed.
+    """One result of a task: a file at a URL, a file inside the reply, or the error of a part that failed.
 
     Attributes:
-        url: where to fetch it (signed and short-lived: fetch it soon, log it never).
-        data: the file itself, as base64 text, where the service sent it inline.
+        url: where to fetch the file. It is signed and works for a short time: fetch it soon and never log it.
+        data: the file itself as base64 text, if the reply held it.
         kind: "image", "video", "audio" or "file".
-        media_type: such as "image/png", where the service tells.
-        expires_at: when the URL stops working, UTC, as far as known.
-        revised_prompt: the prompt that the service made of yours.
+        media_type: such as "image/png", if the service names it.
+        expires_at: when the URL stops working, UTC, if known.
+        revised_prompt: the prompt that the service made from yours.
         error: why this part failed; `url` and `data` are None then.
     """
 
@@ -157,23 +166,25 @@ def _without_query(url: str | None) -> str | None:
 
 @frozen
 class Task:
-    """A snapshot of a submission at a moment. It never changes; a newer state is a new snapshot.
+    """A snapshot of a submission at one moment. It never changes; a newer state is a new snapshot.
 
     Attributes:
-        ticket: our id of it, known at once.
-        task_id: the service's id, or None until the create is accepted.
-        request_id: the service's id of the exchange that made the task, for its support.
-        raw_status: the service's own word.
-        progress: percent from 0 to 100, or None where the service tells none. It never goes backwards.
-        eta: seconds from this snapshot at which half of such tasks have ended, as those before have taught (until any
-            has, the documented range does). A new one is no event: read `handle.task.eta`. None where it has ended, was
-            not looked at yet, or is driven by another process.
-        created_at: when the service says that it made the task; likewise `started_at` and `finished_at`. UTC.
-        outputs: the results, once `succeeded`; a part that failed has its `error`.
-        usage: what the service counted, as it came.
+        ticket: our id of the submission, known from the start.
+        task_id: the service's id of the task, or None until the create is accepted.
+        request_id: the service's id of the exchange that made the task; its support team needs it.
+        status: the status of the submission.
+        raw_status: the service's own word for the status, or None.
+        progress: percent from 0 to 100, or None if the service reports none. It never decreases.
+        eta: seconds from this snapshot until half of such tasks have ended. It is learned from earlier tasks, or taken
+            from the documented range while no task has ended. A new eta is no event: read `handle.task.eta`. None if
+            the task has ended, has not been polled yet, or is followed by another process.
+        model: the name of the model, or None if it is not known.
+        created_at: when the service says that it made the task, UTC; likewise `started_at` and `finished_at`.
+        outputs: the results of a `succeeded` task; a part that failed has an `error`.
+        usage: what the service counted, unchanged.
         error: why there is no result.
-        billing: what the service's documents say of the cost at this status.
-        raw: the service's last answer, untouched.
+        billing: what the service's documents say about the cost at this status.
+        raw: the service's last answer, unchanged.
     """
 
     ticket: str = ""
@@ -195,35 +206,35 @@ class Task:
 
     def to_dict(self) -> dict[str, Any]:
         """This snapshot as plain JSON data; `Task.from_dict` reads it back."""
-        # By hand, since a durable ledger needs it at each step: `attrs.asdict` takes six times as long.
-        plain = _flat(self, "created_at", "started_at", "finished_at")
+        # Not by `attrs.asdict`, which takes six times as long: a durable ledger needs this at each step.
+        plain = _plain_fields(self, "created_at", "started_at", "finished_at")
         plain["status"], plain["billing"] = self.status.value, self.billing.value
-        plain["outputs"] = [_flat(each, "expires_at") for each in self.outputs]
+        plain["outputs"] = [_plain_fields(each, "expires_at") for each in self.outputs]
         return plain
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
-        """The snapshot that `to_dict` made *plain* of. Keys that this version does not know are passed over.
+        """The snapshot from which `to_dict` made *plain*. Keys that this version does not know are ignored.
 
         Raises:
             ValueError: *plain* is not such a snapshot.
         """
         try:
-            values = _known(cls, plain)
+            values = _known_fields(cls, plain)
             values["status"] = TaskStatus(values["status"])
             values["billing"] = Billing(values.get("billing", Billing.UNKNOWN))
             for name in ("created_at", "started_at", "finished_at"):
-                values[name] = _time(values.get(name))
-            values["error"] = _error(values.get("error"))
-            values["outputs"] = tuple(_output(each) for each in values.get("outputs") or ())
+                values[name] = _parse_time(values.get(name))
+            values["error"] = _read_error(values.get("error"))
+            values["outputs"] = tuple(_read_output(each) for each in values.get("outputs") or ())
             return cls(**values)
         except (KeyError, TypeError, AttributeError) as fault:
             raise ValueError(f"not a task's plain form: {type(fault).__name__}: {fault}") from fault
 
     def advanced(self, seen: Task) -> Task:
-        """The next snapshot, after the service has told *seen*.
+        """The next snapshot, if the service's answer is *seen*.
 
-        What *seen* leaves out stays, progress never goes backwards, and a final status is never left.
+        A value that *seen* lacks is kept, progress never decreases, and a final snapshot never changes.
         """
         if self.status.is_final:
             return self
@@ -243,7 +254,7 @@ class Task:
         )
 
     def differs(self, other: Task) -> bool:
-        """Whether an event lies between this snapshot and *other*: status, progress, outputs or error."""
+        """Whether the step from this snapshot to *other* is an event: status, progress, outputs or error differ."""
         return (
             self.status is not other.status
             or self.progress != other.progress
@@ -252,50 +263,54 @@ class Task:
         )
 
 
-def _flat(value: Task | Output | ErrorDetail, *moments: str) -> dict[str, Any]:
-    """The fields of *value* by their names, *moments* among them as text."""
-    plain = {name: getattr(value, name) for name in _NAMES[type(value)]}
+def _plain_fields(value: Task | Output | ErrorDetail, *moments: str) -> dict[str, Any]:
+    """The fields of *value* by their names, with the times named in *moments* as text."""
+    plain = {name: getattr(value, name) for name in _FIELD_NAMES[type(value)]}
     for name in moments:
         if plain[name] is not None:
             plain[name] = plain[name].isoformat()
     if plain.get("error") is not None:
-        plain["error"] = _flat(plain["error"])
+        plain["error"] = _plain_fields(plain["error"])
     return plain
 
 
-_NAMES = {cls: tuple(each.name for each in attrs.fields(cls)) for cls in (Task, Output, ErrorDetail)}
+_FIELD_NAMES = {cls: tuple(each.name for each in attrs.fields(cls)) for cls in (Task, Output, ErrorDetail)}
 
 
-def _time(value: str | None) -> datetime | None:
+def _parse_time(value: str | None) -> datetime | None:
     return None if value is None else datetime.fromisoformat(value).astimezone(UTC)
 
 
-def _known(cls: type[attrs.AttrsInstance], plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of *plain* that *cls* has: a later version may have written more."""
+def _known_fields(cls: type[attrs.AttrsInstance], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of *plain* that *cls* has. A later version of bide may have written more."""
     names = {each.name for each in attrs.fields(cls)}
     return {name: value for name, value in plain.items() if name in names}
 
 
-def _error(value: Mapping[str, Any] | None) -> ErrorDetail | None:
-    return None if value is None else ErrorDetail(**_known(ErrorDetail, value))
+def _read_error(value: Mapping[str, Any] | None) -> ErrorDetail | None:
+    return None if value is None else ErrorDetail(**_known_fields(ErrorDetail, value))
 
 
-def _output(value: Mapping[str, Any]) -> Output:
-    values = _known(Output, value)
+def _read_output(value: Mapping[str, Any]) -> Output:
+    values = _known_fields(Output, value)
     return Output(
-        **{**values, "expires_at": _time(values.get("expires_at")), "error": _error(values.get("error"))}
+        **{
+            **values,
+            "expires_at": _parse_time(values.get("expires_at")),
+            "error": _read_error(values.get("error")),
+        }
     )
 
 
 @frozen
 class SavedFile:
-    """A result on disk.
+    """A result file on disk. It can be passed wherever Python accepts a path.
 
     Attributes:
-        path: where it is.
-        size: in bytes.
-        sha256: digest of its bytes, 64 hexadecimal digits; None if it was saved before digests were kept.
-        media_type: told by the file's first bytes, else by the server, else None.
+        path: the file's path.
+        size: its length in bytes.
+        sha256: digest of its bytes, 64 hexadecimal digits; None if a version of bide without digests saved it.
+        media_type: from the file's first bytes, else as its server states it, else None.
     """
 
     path: str
@@ -312,27 +327,27 @@ class SavedFile:
 
 @frozen
 class ImageRequest:
-    """One call for images; it means the same on every provider.
+    """A request for images, with the same meaning on every provider.
 
     Args:
         prompt: what to show.
-        model: the service's name of the model; never guessed, since it sets the price.
-        size: "1024x1024" or "1024*1024"; each provider writes it in its own way.
-        n: how many images, from 1 to 100. Always sent: some models default to 4, and bill 4.
+        model: the service's name of the model. It has no default, since it sets the price.
+        size: "1024x1024" or "1024*1024"; the provider writes it as its service expects.
+        n: how many images, from 1 to 100. It is always sent, since some models make and bill 4 without it.
         images: URLs of images to start from.
-        seed: for results that can be had again, where the model knows it.
-        extra: further fields of the service, passed through as they are.
+        seed: for results that can be repeated, if the model supports it.
+        extra: further fields of the service, sent unchanged.
 
     Raises:
-        TypeError, ValueError: a field is not what it should be; nothing has been sent.
+        TypeError, ValueError: a field is invalid. Nothing has been sent.
     """
 
     prompt: str = field(validator=text)
     model: str = field(validator=text, kw_only=True)
     size: str | None = field(default=None, validator=optional_text, kw_only=True)
-    n: int = field(default=1, validator=whole(1, 100, optional=False), kw_only=True)
-    images: tuple[str, ...] = field(default=(), converter=texts, validator=sources, kw_only=True)
-    seed: int | None = field(default=None, validator=whole(0, 2**63 - 1), kw_only=True)
+    n: int = field(default=1, validator=whole_number(1, 100, optional=False), kw_only=True)
+    images: tuple[str, ...] = field(default=(), converter=tuple_of_texts, validator=sources, kw_only=True)
+    seed: int | None = field(default=None, validator=whole_number(0, 2**63 - 1), kw_only=True)
     extra: Mapping[str, Any] = field(factory=dict, converter=json_copy, hash=False, kw_only=True)
 
     @property
@@ -343,19 +358,21 @@ class ImageRequest:
 
 @frozen
 class VideoRequest:
-    """One call for a video; it means the same on every provider.
+    """A request for a video, with the same meaning on every provider.
 
     Args:
         prompt: what to show.
-        model: the service's name of the model; never guessed, since it sets the price.
-        image: URL of the first frame; `last_image`: of the last.
-        size: "1280x720" or "1280*720"; `resolution`: "720P", for models that take that instead.
-        duration: seconds of video.
-        seed: for results that can be had again, where the model knows it.
-        extra: further fields of the service, passed through as they are.
+        model: the service's name of the model. It has no default, since it sets the price.
+        image: URL of the first frame.
+        last_image: URL of the last frame.
+        size: "1280x720" or "1280*720"; the provider writes it as its service expects.
+        resolution: such as "720P", for models that take this in place of a size.
+        duration: length of the video in seconds.
+        seed: for results that can be repeated, if the model supports it.
+        extra: further fields of the service, sent unchanged.
 
     Raises:
-        TypeError, ValueError: a field is not what it should be; nothing has been sent.
+        TypeError, ValueError: a field is invalid. Nothing has been sent.
     """
 
     prompt: str = field(validator=text)
@@ -365,7 +382,7 @@ class VideoRequest:
     size: str | None = field(default=None, validator=optional_text, kw_only=True)
     resolution: str | None = field(default=None, validator=optional_text, kw_only=True)
     duration: float | None = field(default=None, validator=positive, kw_only=True)
-    seed: int | None = field(default=None, validator=whole(0, 2**63 - 1), kw_only=True)
+    seed: int | None = field(default=None, validator=whole_number(0, 2**63 - 1), kw_only=True)
     extra: Mapping[str, Any] = field(factory=dict, converter=json_copy, hash=False, kw_only=True)
 
     @property
@@ -376,15 +393,15 @@ class VideoRequest:
 
 @frozen
 class RawRequest:
-    """A create call to any endpoint of the service, its body as it is.
+    """A create call with your own body, to any endpoint of the service.
 
     Args:
-        path: below the provider's base URL, like "/services/aigc/video-generation/video-synthesis".
-        body: the JSON object to send. What makes the call asynchronous is added by the provider.
+        path: the path below the provider's base URL, like "/services/aigc/video-generation/video-synthesis".
+        body: the JSON object to send. The provider adds what makes the call asynchronous.
         kind: the kind of work, for limits and pace: "image", "video" or a word of your own.
 
     Raises:
-        TypeError, ValueError: a field is not what it should be; nothing has been sent.
+        TypeError, ValueError: a field is invalid. Nothing has been sent.
     """
 
     path: str = field(validator=path_below_base)
@@ -399,7 +416,7 @@ class RawRequest:
 
 
 Request: TypeAlias = ImageRequest | VideoRequest | RawRequest
-"""What `submit` takes."""
+"""What `Client.submit` accepts."""
 
 _REQUESTS: Mapping[str, type[ImageRequest | VideoRequest | RawRequest]] = MappingProxyType(
     {"image": ImageRequest, "video": VideoRequest, "raw": RawRequest}
@@ -407,7 +424,7 @@ _REQUESTS: Mapping[str, type[ImageRequest | VideoRequest | RawRequest]] = Mappin
 
 
 def request_to_dict(request: Request) -> dict[str, Any]:
-    """*request* as plain JSON data, for the ledger."""
+    """*request* as plain JSON data for the ledger; `request_from_dict` reads it back."""
     name = next(name for name, cls in _REQUESTS.items() if isinstance(request, cls))
     plain = attrs.asdict(request, recurse=False)
     if "images" in plain:
@@ -416,10 +433,10 @@ def request_to_dict(request: Request) -> dict[str, Any]:
 
 
 def request_from_dict(plain: Mapping[str, Any]) -> Request:
-    """The request that `request_to_dict` made *plain* of.
+    """The request from which `request_to_dict` made *plain*.
 
     Raises:
-        ValueError: it is no such form.
+        ValueError: *plain* is not such a request.
     """
     values = dict(plain)
     kind = values.pop("type", None)
@@ -439,28 +456,34 @@ def request_from_dict(plain: Mapping[str, Any]) -> Request:
 
 @frozen
 class Limits:
-    """What one key may do for one kind of work. None is no limit.
+    """The limits of one key for one kind of work; None is no limit.
 
     Args:
-        concurrency: tasks in flight at once, from create to end.
-        creates_per_minute: create calls in any 60 seconds.
+        concurrency: how many tasks may be in flight at once, each from its create to its end.
+        creates_per_minute: how many create calls may be sent in any 60 seconds.
+
+    Raises:
+        TypeError, ValueError: a limit is not a number of this kind, or not above 0.
     """
 
-    concurrency: int | None = field(default=None, validator=whole(1, 1_000_000))
+    concurrency: int | None = field(default=None, validator=whole_number(1, 1_000_000))
     creates_per_minute: float | None = field(default=None, validator=positive)
 
 
 @frozen
 class Deadlines:
-    """Three clocks, in seconds; None is no limit. "No slot yet", "the service is busy" and "it hangs" differ.
+    """How long a submission may stay in each of three phases, in seconds; None is no limit.
 
-    When one runs out, whoever waits gets a `WaitTimeoutError`. The first also withdraws the request, which has
-    not been sent; the other two leave the task alone: it goes on, and so does watching it.
+    When a deadline passes, the waiters get a `WaitTimeoutError`. The deadline for `waiting` also withdraws the request,
+    which has not been sent. The other two change nothing at the service: the task goes on, and bide goes on polling it.
 
     Args:
-        waiting: in our queue, for a slot.
-        queued: in the service's queue.
-        running: at work.
+        waiting: in our queue, until a slot is free.
+        queued: in the service's queue, while the service is busy.
+        running: at work in the service, which may be stuck.
+
+    Raises:
+        TypeError, ValueError: a deadline is not a number, or not finite and above 0.
     """
 
     waiting: float | None = field(default=None, validator=positive)

@@ -1,4 +1,4 @@
-"""No reply whatever makes an adapter raise, and what it reads can be stored and shown."""
+"""No reply makes an adapter raise, and what it reads can be stored and shown."""
 
 from __future__ import annotations
 

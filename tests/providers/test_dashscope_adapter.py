@@ -186,11 +186,11 @@ def test_a_request_becomes_the_call_that_its_model_wants(
         (ImageRequest("p", model="wan2.6-image", extra={"input": {"messages": []}}), "hold messages"),
         (VideoRequest("p", model="wan2.6-i2v", image=A, extra={"input": {"img_url": B}}), "hold img_url"),
         (VideoRequest("p", model="m", extra={"duration": 5}), "hold duration"),
-        (VideoRequest("p", model="m", extra={"x": 1, "parameters": {"x": 2}}), "one place alone"),
+        (VideoRequest("p", model="m", extra={"x": 1, "parameters": {"x": 2}}), "one place only"),
         (VideoRequest("p", model="m", extra={"input": "text"}), "must be objects"),
         (VideoRequest("p", model="m", extra={"parameters": [1]}), "must be objects"),
-        (VideoRequest("p", model="wan2.2-s2v", image=A, last_image=B), "takes no last_image"),
-        (ImageRequest("p", model="wanx2.1-imageedit", images=[A, B]), "takes one image, not 2"),
+        (VideoRequest("p", model="wan2.2-s2v", image=A, last_image=B), "accepts no last_image"),
+        (ImageRequest("p", model="wanx2.1-imageedit", images=[A, B]), "accepts one image, not 2"),
     ],
 )
 def test_what_contradicts_itself_is_refused_before_anything_is_sent(
@@ -250,7 +250,7 @@ def test_no_id_leads_to_another_path(provider: DashScope, task_id: str) -> None:
             call(task_id)
 
 
-def test_the_gateway_asks_at_its_own_path() -> None:
+def test_the_gateway_has_its_own_path_for_queries() -> None:
     provider = DashScope.gateway("https://gateway.example/", workspace="w", image_floor=9.0)
 
     assert provider.base_url == "https://gateway.example/apis/v1"
@@ -261,7 +261,7 @@ def test_the_gateway_asks_at_its_own_path() -> None:
     assert (provider.lists, provider.page_size) == (False, 0)
 
 
-def test_a_list_is_asked_for_in_the_services_own_time(provider: DashScope) -> None:
+def test_a_list_call_uses_the_services_own_time(provider: DashScope) -> None:
     since = datetime(2026, 6, 5, 15, 59, 59, 900_000, tzinfo=UTC)
     until = datetime(2026, 6, 5, 16, 0, 0, 1, tzinfo=UTC)
 
@@ -280,7 +280,7 @@ def test_a_list_is_asked_for_in_the_services_own_time(provider: DashScope) -> No
     )
 
 
-def test_a_list_never_asks_for_more_than_a_day(provider: DashScope) -> None:
+def test_a_list_call_never_spans_more_than_a_day(provider: DashScope) -> None:
     until = datetime(2026, 6, 5, 12, 0, 0, 5, tzinfo=UTC)
 
     query = provider.list_call(until - timedelta(days=3), until, 0).query
@@ -293,7 +293,7 @@ def test_a_list_never_asks_for_more_than_a_day(provider: DashScope) -> None:
 # Creates ---------------------------------------------------------------------------------------------------
 
 
-def test_an_accepted_create_tells_the_task(provider: DashScope) -> None:
+def test_an_accepted_create_gives_the_task(provider: DashScope) -> None:
     body = {"output": {"task_status": "PENDING", "task_id": ID}, "request_id": "r-1"}
 
     outcome = provider.read_created(reply(body), VIDEO)
@@ -330,7 +330,7 @@ def test_a_create_may_answer_any_status(
     assert outcome.task.status is status
 
 
-def test_a_create_may_bring_the_result_itself(provider: DashScope) -> None:
+def test_the_reply_to_a_create_may_hold_the_result(provider: DashScope) -> None:
     content = [{"image": URL, "type": "image"}]
     body = {
         "output": {"choices": [{"message": {"content": content}}], "finished": True},
@@ -450,7 +450,7 @@ def test_a_429_without_a_known_code_is_taken_for_full_slots(provider: DashScope,
 
 
 @pytest.mark.parametrize("status", [403, 429])
-def test_a_free_quota_that_is_gone_is_told_by_its_words(provider: DashScope, status: int) -> None:
+def test_a_used_up_free_quota_is_known_by_its_message(provider: DashScope, status: int) -> None:
     body = {"code": "Throttling.AllocationQuota", "message": "Free allocated quota exceeded."}
 
     read = provider.read_created(reply(body, status), VIDEO)
@@ -505,12 +505,12 @@ def test_an_error_says_what_happened_and_what_to_do(provider: DashScope) -> None
     assert "$DASHSCOPE_API_KEY" in text({"code": "InvalidApiKey"}, 401)
     assert "console" in text({"code": "Arrearage"}, 400)
     assert "base_url" in text({"code": "ModelNotFound"}, 404)
-    assert "come back after 5 s" in text({"code": "Throttling"}, 429, retry_after="5")
+    assert "the service allows the next call after 5 s" in text({"code": "Throttling"}, 429, retry_after="5")
     assert text(b"<h1>Bad \x1b[31mGateway", 502) == (
         "DashScope failed at the create: HTTP 502: <h1>Bad \\x1b[31mGateway"
     )
     moved = text(None, 301, location="https://user:pw@other.example/login?token=1")
-    assert "it points to other.example: set base_url" in moved
+    assert "it redirects to other.example: set base_url" in moved
     assert "pw" not in moved
     assert "no other host" in text(None, 302, location="https://[broken")
 
@@ -571,7 +571,7 @@ def test_written_times_are_beijings(provider: DashScope) -> None:
     assert task.outputs[0].expires_at == datetime(2026, 6, 6, 10, 31, tzinfo=UTC)
 
 
-def test_another_clock_can_be_told(provider: DashScope) -> None:
+def test_another_clock_can_be_set(provider: DashScope) -> None:
     task = read_task(DashScope(utc_offset=-5), {"task_status": "RUNNING", "submit_time": DONE})
 
     assert task.created_at == datetime(2026, 6, 5, 23, 31, tzinfo=UTC)
@@ -681,20 +681,20 @@ def test_a_part_that_failed_stands_beside_the_results(provider: DashScope) -> No
         (None, None),
     ],
 )
-def test_a_failed_task_tells_if_another_try_may_help(
+def test_a_failed_task_says_if_another_try_may_help(
     provider: DashScope, code: str | None, retryable: bool | None
 ) -> None:
-    told = {} if code is None else {"code": code, "message": "why"}
+    given = {} if code is None else {"code": code, "message": "why"}
 
-    task = read_task(provider, {"task_status": "FAILED", **told})
+    task = read_task(provider, {"task_status": "FAILED", **given})
 
     assert task.error is not None
     assert (task.error.code, task.error.retryable) == (code, retryable)
-    assert task.error.message == told.get("message")
+    assert task.error.message == given.get("message")
     assert task.outputs == ()
 
 
-def test_a_failure_may_be_told_at_the_top(provider: DashScope) -> None:
+def test_a_failure_may_be_described_at_the_top_level(provider: DashScope) -> None:
     task = read_task(provider, {"task_status": "FAILED"}, code="SystemError", message="why")
 
     assert task.error is not None
@@ -735,7 +735,7 @@ QUERY_FAULTS: list[tuple[int, Any, type, type[Exception]]] = [
 
 
 @pytest.mark.parametrize(("status", "body", "outcome", "error"), QUERY_FAULTS)
-def test_a_look_that_shows_no_task_means_what_it_says(
+def test_a_poll_that_shows_no_task_means_what_its_reply_says(
     provider: DashScope, status: int, body: Any, outcome: type, error: type[Exception]
 ) -> None:
     read = provider.read_task(reply(body, status), ID)
@@ -745,7 +745,7 @@ def test_a_look_that_shows_no_task_means_what_it_says(
     assert type(read.error) is error
 
 
-def test_an_answer_without_an_id_is_about_the_task_that_was_asked_for(provider: DashScope) -> None:
+def test_a_reply_without_an_id_is_about_the_polled_task(provider: DashScope) -> None:
     task = provider.read_task(reply({"output": {"task_status": "RUNNING"}}), ID)
 
     assert isinstance(task, Task)
@@ -851,7 +851,7 @@ def test_a_list_shows_tasks_without_results(provider: DashScope) -> None:
         ({"total": 5, "page_size": 0}, 1, 1),
     ],
 )
-def test_a_list_tells_its_pages(provider: DashScope, more: dict[str, Any], number: int, pages: int) -> None:
+def test_a_list_states_its_pages(provider: DashScope, more: dict[str, Any], number: int, pages: int) -> None:
     assert provider.read_list(reply({"data": [], **more})) == Page((), number, pages)
 
 
@@ -870,7 +870,7 @@ def test_a_list_tells_its_pages(provider: DashScope, more: dict[str, Any], numbe
         (500, None, TryAgain),
     ],
 )
-def test_a_list_that_is_none_means_what_it_says(
+def test_a_reply_without_a_list_means_what_it_says(
     provider: DashScope, status: int, body: Any, outcome: type
 ) -> None:
     assert type(provider.read_list(reply(body, status))) is outcome
@@ -890,7 +890,7 @@ def test_the_documented_limits_are_known(provider: DashScope) -> None:
     assert (provider.lists, provider.page_size) == (True, 100)
 
 
-def test_what_is_known_can_be_told_better() -> None:
+def test_documented_figures_can_be_replaced() -> None:
     provider = DashScope(image_floor=1, longest=60, image_unknown_hold=2, video_floor=4, video_unknown_hold=3)
 
     assert (provider.profile("image").floor, provider.profile("image").longest) == (1, 60)

@@ -162,7 +162,7 @@ def test_there_is_no_list(provider: Dieyuyun) -> None:
 # Creates ---------------------------------------------------------------------------------------------------
 
 
-def test_an_accepted_create_tells_the_task(provider: Dieyuyun) -> None:
+def test_an_accepted_create_gives_the_task(provider: Dieyuyun) -> None:
     body = {"id": ID, "status": "queued", "progress": 0, "created_at": CREATED, "request_id": "req_def456"}
 
     assert provider.read_created(reply(body), IMAGE) == Accepted(
@@ -413,7 +413,7 @@ def test_a_failed_task(provider: Dieyuyun) -> None:
         ({"error_code": "insufficient_balance"}, "insufficient_balance", None, False),
     ],
 )
-def test_a_failure_is_told_as_it_is(
+def test_a_failure_keeps_the_services_code_and_message(
     provider: Dieyuyun,
     error: dict[str, Any],
     code: str | None,
@@ -448,7 +448,7 @@ def test_a_status_word_gives_the_status(provider: Dieyuyun, word: str, status: T
 
 
 @pytest.mark.parametrize(
-    ("told", "progress"),
+    ("reported", "progress"),
     [
         (60, 60.0),
         ("60%", 60.0),
@@ -460,8 +460,8 @@ def test_a_status_word_gives_the_status(provider: Dieyuyun, word: str, status: T
         (True, None),
     ],
 )
-def test_progress_is_a_percentage_or_none(provider: Dieyuyun, told: Any, progress: float | None) -> None:
-    assert read_task(provider, {"id": ID, "status": "processing", "progress": told}).progress == progress
+def test_progress_is_a_percentage_or_none(provider: Dieyuyun, reported: Any, progress: float | None) -> None:
+    assert read_task(provider, {"id": ID, "status": "processing", "progress": reported}).progress == progress
 
 
 @pytest.mark.parametrize(
@@ -491,7 +491,7 @@ def test_progress_is_a_percentage_or_none(provider: Dieyuyun, told: Any, progres
         ({"url": "https://h/a?Expires=soon"}, Output(url="https://h/a?Expires=soon", kind="image")),
     ],
 )
-def test_a_result_is_a_url_or_the_file_itself(provider: Dieyuyun, part: Any, output: Output) -> None:
+def test_a_result_is_a_url_or_the_file(provider: Dieyuyun, part: Any, output: Output) -> None:
     task = read_task(provider, {"id": ID, "status": "completed", "result": {"data": [part]}})
 
     assert task.outputs == (output,)
@@ -562,7 +562,7 @@ def test_a_time_may_be_written_in_several_ways(provider: Dieyuyun, when: Any) ->
         (200, {"id": "task_other", "status": "completed"}, TryAgain, UnexpectedReplyError),
     ],
 )
-def test_a_look_that_shows_no_task_means_what_it_says(
+def test_a_poll_that_shows_no_task_means_what_its_reply_says(
     provider: Dieyuyun, status: int, body: Any, outcome: type, error: type[Exception]
 ) -> None:
     read = provider.read_task(reply(body, status), ID)

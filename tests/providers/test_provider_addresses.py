@@ -30,7 +30,7 @@ def test_a_region_has_its_host(region: str, base_url: str) -> None:
     assert DashScope(region).base_url == base_url
 
 
-def test_an_unknown_region_is_told_with_the_known_ones() -> None:
+def test_the_error_for_an_unknown_region_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match="unknown region 'mars'; known are beijing, singapore, virginia"):
         DashScope("mars")
 
@@ -99,10 +99,10 @@ def test_what_is_no_base_url_is_refused(base_url: str) -> None:
 
 
 def test_a_password_in_a_base_url_is_refused_and_not_shown() -> None:
-    with pytest.raises(ValueError, match="must not hold a user or password") as told:
+    with pytest.raises(ValueError, match="must not hold a user or password") as caught:
         Dieyuyun("https://user:hunter2@example.com")
 
-    assert "hunter2" not in str(told.value)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_bad_base_url_of_the_environment_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What the signature in a result's address tells of its end. The forms are those of the storage services' documents."""
+"""When the signature in a result's URL expires, in the forms of the storage services' documents."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bide.providers._replies import file_output, signed_until
+from bide.providers._replies import file_output, signature_end
 
 SIGNED, ENDS = datetime(2026, 7, 22, 9, 40, tzinfo=UTC), datetime(2026, 7, 22, 10, 40, tzinfo=UTC)
 EPOCH = int(ENDS.timestamp())
 WRITTEN = "20260722T094000Z"
 PAST = datetime(2009, 2, 10, tzinfo=UTC)
 
-TOLD = {
+SIGNED_QUERIES = {
     "OSS, S3, OBS": f"OSSAccessKeyId=a&Expires={EPOCH}&Signature=s%3D",
     "CloudFront": f"Expires={EPOCH}&Signature=s~&Key-Pair-Id=K",
     "GCS, second version": f"GoogleAccessId=a%40b&Expires={EPOCH}&Signature=s",
@@ -43,9 +43,9 @@ TOLD = {
 }
 
 
-@pytest.mark.parametrize("query", TOLD.values(), ids=TOLD)
-def test_a_signature_tells_its_end(query: str) -> None:
-    assert signed_until(f"https://h/a.png?{query}") == ENDS
+@pytest.mark.parametrize("query", SIGNED_QUERIES.values(), ids=SIGNED_QUERIES)
+def test_a_signature_says_when_it_expires(query: str) -> None:
+    assert signature_end(f"https://h/a.png?{query}") == ENDS
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def test_a_signature_tells_its_end(query: str) -> None:
         f"e={int(PAST.timestamp())}&token=t",
     ],
 )
-def test_an_end_that_has_passed_is_told_as_it_is(query: str) -> None:
-    assert signed_until(f"https://h/a.png?{query}") == PAST
+def test_a_time_in_the_past_is_returned(query: str) -> None:
+    assert signature_end(f"https://h/a.png?{query}") == PAST
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_an_end_that_has_passed_is_told_as_it_is(query: str) -> None:
         "sig=s",
     ],
 )
-def test_what_is_no_signature_tells_no_end(query: str) -> None:
-    assert signed_until(f"https://h/a.png?{query}") is None
+def test_what_is_no_signature_has_no_end(query: str) -> None:
+    assert signature_end(f"https://h/a.png?{query}") is None
 
 
 def test_the_signature_counts_before_what_the_service_says() -> None:
@@ -120,10 +120,14 @@ VALUES = st.one_of(
 @given(st.lists(st.tuples(NAMES, VALUES, st.booleans()), max_size=6), st.text(max_size=10))
 @example([("X-Amz-Date", "9999-12-31T23:59:59Z", False), ("X-Amz-Expires", "86400", False)], "")
 @example([("se", "0001-01-01T00:00:00+23:59", True), ("sig", "", False)], "")
-def test_no_address_whatever_makes_it_raise(fields: list[tuple[str, str, bool]], rest: str) -> None:
+def test_no_url_makes_it_raise(fields: list[tuple[str, str, bool]], rest: str) -> None:
     query = "&".join(f"{name}={quote(value) if quoted else value}" for name, value, quoted in fields)
 
-    found = [signed_until(f"https://h/a?{query}{rest}"), signed_until(f"{rest}?{query}"), signed_until(rest)]
+    found = [
+        signature_end(f"https://h/a?{query}{rest}"),
+        signature_end(f"{rest}?{query}"),
+        signature_end(rest),
+    ]
 
     assert all(each is None or (each.tzinfo is UTC and 2000 <= each.year <= 2200) for each in found)
 
@@ -131,5 +135,5 @@ def test_no_address_whatever_makes_it_raise(fields: list[tuple[str, str, bool]],
 @pytest.mark.parametrize(
     "url", ["https://[", "https://[::1", "//[x]?Expires=1", "", "?", "\0", "https://h:99999/?e=1"]
 )
-def test_what_is_no_address_tells_no_end(url: str) -> None:
-    assert signed_until(url) is None
+def test_what_is_no_url_has_no_end(url: str) -> None:
+    assert signature_end(url) is None

@@ -1,4 +1,4 @@
-"""Seeing inside: the hook, the log, the statistics, and the command for a support ticket."""
+"""What a client reports: the hook, the log, the statistics, and the command for a support ticket."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def names(events: list[Event]) -> list[str]:
 # The hook ----------------------------------------------------------------------------------------------------
 
 
-async def test_the_hook_hears_each_step_of_a_task_once() -> None:
+async def test_the_hook_gets_each_step_of_a_task_once() -> None:
     events: list[Event] = []
     service = ToyService(queries=[RUNNING, RUNNING, {"status": "running", "progress": 40}, DONE])
     async with service.client(on_event=events.append) as client:
@@ -112,7 +112,7 @@ async def test_a_service_that_cannot_be_reached_is_a_pause_too() -> None:
     assert "no route" in str(paused)
 
 
-async def test_a_429_on_a_query_is_a_look_that_failed_and_a_pause_of_the_queries() -> None:
+async def test_a_429_on_a_query_is_a_failed_poll_and_a_pause_of_the_queries() -> None:
     events: list[Event] = []
     async with emulator_with(video_seconds=12) as emulator:
         emulator.fault(on="query", status=429, headers={"retry-after": "9"})
@@ -123,14 +123,14 @@ async def test_a_429_on_a_query_is_a_look_that_failed_and_a_pause_of_the_queries
             assert 0 < (await client.statistics()).queries_paused_for <= 10
             await handle.result()
 
-    looked, paused = [event for event in events if event.error is not None]
-    assert (looked.name, paused.name) == (EventName.POLLED, EventName.PAUSED)
-    assert isinstance(looked.error, RateLimitError)
+    polled, paused = [event for event in events if event.error is not None]
+    assert (polled.name, paused.name) == (EventName.POLLED, EventName.PAUSED)
+    assert isinstance(polled.error, RateLimitError)
     assert 9 <= (paused.seconds or 0) <= 10
     assert paused.task_id == handle.task_id
 
 
-async def test_saved_files_are_told(tmp_path: Path) -> None:
+async def test_saved_files_are_an_event(tmp_path: Path) -> None:
     events: list[Event] = []
     async with emulator_with(image_seconds=1) as emulator:
         async with client_at(emulator, on_event=events.append) as client:
@@ -145,7 +145,7 @@ async def test_saved_files_are_told(tmp_path: Path) -> None:
     assert (statistics.saved, statistics.succeeded) == (2, 1)
 
 
-async def test_a_hook_that_raises_disturbs_nobody_and_is_told_once_in_full(
+async def test_a_hook_that_raises_stops_nothing_and_is_logged_once_in_full(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def broken(event: Event) -> None:
@@ -160,7 +160,7 @@ async def test_a_hook_that_raises_disturbs_nobody_and_is_told_once_in_full(
     assert line.exc_info is not None
 
 
-def test_a_hook_that_nobody_could_await_is_refused() -> None:
+def test_a_hook_that_would_have_to_be_awaited_is_refused() -> None:
     async def hook(event: Event) -> None: ...
 
     for wrong in (hook, "print"):
@@ -185,13 +185,13 @@ async def main():
             await handle.save({str(tmp_path)!r})
 asyncio.run(main())
 """
-    return subprocess.run(  # noqa: PLW1510 - the caller looks at it
+    return subprocess.run(  # noqa: PLW1510 - the caller checks it
         [sys.executable, "-c", whole], capture_output=True, text=True, env=environment, timeout=60
     )
 
 
 @pytest.mark.real_time
-async def test_the_environment_asks_for_the_log(tmp_path: Path) -> None:
+async def test_the_environment_turns_on_the_log(tmp_path: Path) -> None:
     ended = run_with(tmp_path, "", BIDE_LOG="debug")
 
     assert ended.returncode == 0
@@ -217,7 +217,7 @@ async def test_an_application_with_a_log_of_its_own_gets_each_line_once(tmp_path
     assert ended.stderr == ""
     lines = [line for line in ended.stdout.splitlines() if line.startswith("own dashscope")]
     assert [line.split()[4] for line in lines][:3] == ["waiting", "submitting", "submitted"]
-    assert " looked " not in ended.stdout
+    assert " polled " not in ended.stdout
 
 
 @pytest.mark.real_time
@@ -227,7 +227,7 @@ async def test_without_the_environment_nothing_is_printed(tmp_path: Path) -> Non
     assert (ended.stdout, ended.stderr) == ("", "")
 
 
-def test_a_level_that_is_none_is_told(
+def test_an_invalid_level_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("BIDE_LOG", "loud")
@@ -237,7 +237,7 @@ def test_a_level_that_is_none_is_told(
     assert "expected one of debug, info, warning, error" in caplog.text
 
 
-async def test_what_waiters_are_told_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_waiters_get_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     async with ToyService(queries=[403]).client() as client:
         handle = await client.submit(image())
         with pytest.raises(BideError):
@@ -263,7 +263,7 @@ async def test_an_event_reads_as_a_line() -> None:
 # The statistics ----------------------------------------------------------------------------------------------
 
 
-async def test_the_statistics_tell_how_submissions_have_ended() -> None:
+async def test_the_statistics_show_how_submissions_have_ended() -> None:
     async with emulator_with(concurrency=3, image_seconds=2) as emulator:
         async with client_at(emulator, limits=THREE) as client:
             prompts = ["one", "two", "[fail InternalError]", "[refuse InvalidParameter]"]
@@ -306,7 +306,7 @@ async def test_no_budget_of_queries_is_no_limit() -> None:
 # For a support ticket ----------------------------------------------------------------------------------------
 
 
-async def test_the_curl_command_asks_for_the_task_and_has_no_key(capfd: pytest.CaptureFixture[str]) -> None:
+async def test_the_curl_command_polls_the_task_and_has_no_key(capfd: pytest.CaptureFixture[str]) -> None:
     async with emulator_with(image_seconds=1) as emulator:
         async with client_at(emulator) as client:
             handle = await client.submit(image())
@@ -377,7 +377,7 @@ async def test_the_create_of_a_task_made_elsewhere_is_not_known() -> None:
             handle.as_curl(create=True)
 
 
-async def test_each_way_of_ending_is_told_once() -> None:
+async def test_each_way_of_ending_is_one_event() -> None:
     events: list[Event] = []
     at_once = ToyService(creates=[{"id": None, "status": "succeeded"}])
     lost = ToyService(creates=[httpx.ReadError("cut")])
@@ -455,7 +455,7 @@ async def test_a_log_handler_that_raises_loses_no_task() -> None:
         log.setLevel(logging.NOTSET)
 
 
-async def test_a_pause_that_cannot_be_told_loses_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pause_that_cannot_be_reported_loses_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """A ledger may fail where the pause is read from it: the create goes on all the same."""
     ledger = MemoryLedger()
 
@@ -486,7 +486,7 @@ async def test_a_signature_in_what_the_service_says_is_not_logged(caplog: pytest
     assert "hush" not in caplog.text
 
 
-async def test_a_pause_of_queries_counts_whatever_was_asked() -> None:
+async def test_a_pause_of_queries_counts_for_each_kind_of_call() -> None:
     events: list[Event] = []
     async with emulator_with(image_seconds=60, queue_seconds=60) as emulator:
         async with client_at(emulator, on_event=events.append) as client:
@@ -501,7 +501,7 @@ async def test_a_pause_of_queries_counts_whatever_was_asked() -> None:
     assert 6 - 0.01 <= pause <= 6.6, "the service's Retry-After and a tenth of jitter at most"
 
 
-async def test_repeated_warnings_of_one_kind_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_repeated_warnings_of_one_kind_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     async with ToyService(queries=[403]).client() as client:
         await client.submit(image())
         await asyncio.sleep(600)
@@ -542,4 +542,4 @@ async def test_an_object_whose_call_is_async_is_no_hook(caplog: pytest.LogCaptur
     hook = Hook()
     async with ToyService(queries=[DONE]).client(on_event=lambda event: hook(event)) as client:  # noqa: PLW0108 - it hides the coroutine function
         await client.run(image())
-    assert "nobody awaits" in caplog.text
+    assert "never awaited" in caplog.text

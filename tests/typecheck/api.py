@@ -144,7 +144,7 @@ async def failing(client: Client, request: Request) -> None:
         assert_type(error.task_id, str | None)
 
 
-async def telling(client: Client, task: Task) -> None:
+async def reporting(client: Client, task: Task) -> None:
     statistics = await client.statistics()
     assert_type(statistics.lanes, tuple[LaneStatistics, ...])
     assert_type(statistics.creates_429, int)
@@ -163,7 +163,7 @@ async def learning(ledger: MemoryLedger) -> None:
         assert_type(model.problem, str | None)
 
 
-def hearing(event: Event) -> None:
+def receiving(event: Event) -> None:
     assert_type(event.name, EventName)
     assert_type((event.output, event.bytes, event.total), tuple[int | None, int | None, int | None])
     assert_type(event.task, Task)

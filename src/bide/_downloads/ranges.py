@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from attrs import frozen
 
 from bide._text import excerpt, redacted
-from bide._wire import Reply, epoch_of
+from bide._wire import Reply, parse_http_date
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -159,7 +159,7 @@ def validator_of(headers: Mapping[str, str]) -> str | None:
     changed = headers.get("last-modified", "").strip()
     if not _is_header(changed):
         return None
-    then, now = epoch_of(changed), epoch_of(headers.get("date"))
+    then, now = parse_http_date(changed), parse_http_date(headers.get("date"))
     return changed if then is not None and now is not None and now - then >= 1 else None
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 
 from bide._http.addresses import check_hosts
-from bide._validators import positive, whole
+from bide._validators import positive, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -32,10 +32,14 @@ class Downloads:
         TypeError, ValueError: a field is not what it should be.
     """
 
-    at_once: int = field(default=4, validator=whole(1, 100, optional=False), kw_only=True)
+    at_once: int = field(default=4, validator=whole_number(1, 100, optional=False), kw_only=True)
     deadline: float = field(default=1800.0, validator=positive, kw_only=True)
-    largest_image: int = field(default=100_000_000, validator=whole(1, 2**62, optional=False), kw_only=True)
-    largest_video: int = field(default=2_000_000_000, validator=whole(1, 2**62, optional=False), kw_only=True)
+    largest_image: int = field(
+        default=100_000_000, validator=whole_number(1, 2**62, optional=False), kw_only=True
+    )
+    largest_video: int = field(
+        default=2_000_000_000, validator=whole_number(1, 2**62, optional=False), kw_only=True
+    )
     hosts: tuple[str, ...] | None = field(default=None, converter=_hosts, kw_only=True)
 
     def largest(self, kind: str) -> int:

@@ -271,14 +271,14 @@ class Transport:
         finally:
             await response.aclose()
         if why:
-            begin = excerpt(key.out_of(bytes(content[:4000])))
+            begin = excerpt(key.remove_from(bytes(content[:4000])))
             raise UnexpectedReplyError(
                 f"the answer of {self.origin} (HTTP {response.status_code}) {why}; it begins: {begin}"
             )
         headers = {
-            name.lower(): key.out_of(value.encode()).decode() for name, value in response.headers.items()
+            name.lower(): key.remove_from(value.encode()).decode() for name, value in response.headers.items()
         }
-        return Reply(response.status_code, headers, key.out_of(bytes(content)))
+        return Reply(response.status_code, headers, key.remove_from(bytes(content)))
 
     def _url(self, call: Call) -> str:
         path = call.path

@@ -1,6 +1,10 @@
-"""One file per API: requests to calls, replies to tasks or refusals. No I/O, no state.
+"""The services that bide knows, one adapter each, and the protocol for adding another.
 
-`Provider` is the protocol to implement for a further service.
+What enters: a request, a task id, or a service's HTTP reply as plain data (`Reply`). What leaves: the HTTP request to
+send (`Call`), and what a reply means: a `Task`, or one of the outcomes below, such as `Accepted`, `NotNow` or `Gone`.
+An adapter sends nothing, keeps no state, and reads any reply without raising.
+
+To use a service, pass its adapter to `Client`: `Client(DashScope())`. To add one, implement `Provider`.
 """
 
 from bide._wire import Call, Reply, quoted

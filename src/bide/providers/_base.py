@@ -1,4 +1,4 @@
-"""What an adapter is, and the outcomes that it can read from a reply."""
+"""`Provider`, the protocol of an adapter, and the outcomes that it reads from replies."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 @frozen
 class Profile:
-    """What a provider knows of one kind of work. All times in seconds.
+    """What a provider knows about one kind of work. All times are in seconds.
 
     Attributes:
-        floor: the least time between two looks at a task.
+        floor: the shortest time between two polls of a task.
         typical: the documented range of durations (about the 10 % and 90 % points).
-        limits: the documented limits per key.
-        lifetime: how long results stay after their end, by the documents; None where they do not say.
-        longest: the longest that such a task takes; past it its slot counts as free.
-        unknown_hold: how long a create whose outcome nobody knows counts as a slot.
+        longest: the longest time that such a task takes; after it the task's slot counts as free.
+        unknown_hold: how long a create with an unknown outcome counts as a slot.
+        limits: the documented limits of a key.
+        lifetime: how long the service keeps results after a task's end; None where its documents do not say.
     """
 
     floor: float
@@ -37,30 +37,31 @@ class Profile:
     lifetime: float | None = None
 
 
-# What a create's reply can mean.
+# What the reply to a create can mean.
 
 
 @frozen
 class Accepted:
-    """The service made the task. It has an id, or is final already (a synchronous answer)."""
+    """The service made the task. The task has an id, or it is already final (a synchronous answer)."""
 
     task: Task
 
 
 @frozen
 class Refused:
-    """The service will not make this task; sending it again cannot help."""
+    """The service refuses to make this task. Sending the request again cannot help."""
 
     error: APIError
 
 
 @frozen
 class NotNow:
-    """The service made no task and would take the same request later.
+    """The service made no task, but may accept the same request later.
 
     Attributes:
-        reason: "slots": too many tasks in flight; "rate": calls came too fast; "capacity": the service is busy.
-        certain: True where the code names the reason, False where it is our reading of a bare 429.
+        reason: "slots": too many tasks in flight; "rate": too many calls in a short time; "capacity": the service is
+            busy.
+        certain: True if the service's code names the reason; False if we assume it from a 429 without such a code.
     """
 
     error: APIError
@@ -70,7 +71,7 @@ class NotNow:
 
 @frozen
 class Unclear:
-    """The task may have been made: a 5xx, or a 2xx without a readable id."""
+    """The service may have made the task: it answered 5xx, or 2xx without a readable id."""
 
     error: BideError
 
@@ -78,26 +79,26 @@ class Unclear:
 CreateOutcome: TypeAlias = Accepted | Refused | NotNow | Unclear
 
 
-# What a query's reply can mean (besides a `Task`).
+# What the reply to a query can mean, besides a `Task`.
 
 
 @frozen
 class Gone:
-    """The service does not know the task. One such answer proves nothing; repeated, the task has expired."""
+    """The service does not know the task. One such answer proves nothing; if it repeats, the task has expired."""
 
     error: APIError
 
 
 @frozen
 class TryAgain:
-    """A passing fault: 408, 425, 429, 5xx, or a body that makes no sense."""
+    """A temporary fault: HTTP 408, 425, 429 or 5xx, or a body that cannot be read."""
 
     error: BideError
 
 
 @frozen
 class Denied:
-    """A lasting fault of ours, such as a key that is no longer valid. It says nothing about the task."""
+    """A permanent fault on our side, such as an invalid key. It says nothing about the task."""
 
     error: APIError
 
@@ -107,12 +108,12 @@ QueryOutcome: TypeAlias = Task | Gone | TryAgain | Denied
 
 @frozen
 class Stopped:
-    """The service has taken the cancel. The task's end is still to be seen."""
+    """The service has accepted the cancel. A later poll shows how the task ended."""
 
 
 @frozen
 class TooLate:
-    """The service does not cancel a task in this state."""
+    """The service does not cancel a task in its present state."""
 
 
 CancelOutcome: TypeAlias = Stopped | TooLate | Gone | TryAgain | Denied
@@ -120,7 +121,7 @@ CancelOutcome: TypeAlias = Stopped | TooLate | Gone | TryAgain | Denied
 
 @frozen
 class ListedTask:
-    """A task as a list shows it: a snapshot without results, and the prompt where it is echoed."""
+    """A task in a list: a snapshot without results, and the prompt if the list shows it."""
 
     task: Task
     prompt: str | None = None
@@ -128,7 +129,7 @@ class ListedTask:
 
 @frozen
 class Page:
-    """One page of a list; *number* counts from 1."""
+    """One page of a list: `number` of `pages`, counted from 1."""
 
     tasks: tuple[ListedTask, ...]
     number: int
@@ -139,19 +140,21 @@ ListOutcome: TypeAlias = Page | TryAgain | Denied
 
 
 class Provider(Protocol):
-    """One service: how a request becomes a call, and what a reply means. No state, no I/O.
+    """One service: how a request becomes a call, and what a reply means.
 
-    Everything that differs between two services is in here. Two examples: `Dieyuyun` (short) and `DashScope`
-    (with a list). Ids in paths go through `quoted`.
+    Everything that differs between two services is here. An implementation sends nothing and keeps no state. Read
+    `Dieyuyun` (short) and `DashScope` (with a list) as examples. Put a task id into a path with `quoted`.
+
+    The `read_...` methods never raise, whatever the service answers.
 
     Attributes:
-        name: in lower case, for messages and records: "dashscope".
-        base_url: origin and path prefix of the API; calls are below it, the key goes to its origin alone.
-        key_variables: environment variables that may hold the key, first one first.
-        queries_per_second: how many queries, lists and cancels an account may make in any second; None: no limit.
-        idempotent: whether the same create sent twice with the same ticket makes one task.
-        lists: whether there is a list of recent tasks.
-        page_size: how many tasks `list_call` asks for; 0 without a list.
+        name: the service's name in lower case, for messages and records: "dashscope".
+        base_url: origin and path prefix of the API. All calls go below it, and the key is sent to its origin only.
+        key_variables: environment variables that may hold the key; the first one that is set counts.
+        queries_per_second: how many queries, lists and cancels an account may make in any second; None is no limit.
+        idempotent: whether the same create, sent twice with the same ticket, makes one task.
+        lists: whether the service has a list of recent tasks.
+        page_size: how many tasks `list_call` requests; 0 without a list.
     """
 
     @property
@@ -176,31 +179,31 @@ class Provider(Protocol):
     def page_size(self) -> int: ...
 
     def profile(self, kind: str) -> Profile:
-        """What is known of this kind of work; a kind that the service does not name gets a cautious one."""
+        """What is known about this *kind* of work; a cautious profile for a kind that the service does not name."""
         ...
 
     def create_call(self, request: Request, ticket: str) -> Call:
-        """The call that makes the task.
+        """The call that makes the task; *ticket* is our id of the submission.
 
         Raises:
-            ValueError: this service cannot do what *request* asks; said before anything is sent.
+            ValueError: the service cannot do what *request* asks. Nothing has been sent.
         """
         ...
 
     def read_created(self, reply: Reply, request: Request) -> CreateOutcome:
-        """What the reply to `create_call` means. Never raises for whatever a service may answer."""
+        """What the reply to `create_call` means."""
         ...
 
     def knows(self, word: str) -> bool:
-        """Whether *word* is a documented task status. Any other counts as running and is warned about once."""
+        """Whether *word* is a documented task status. The client counts any other as running and warns once."""
         ...
 
     def query_call(self, task_id: str) -> Call:
-        """The call that asks for a task."""
+        """The call that polls a task."""
         ...
 
     def read_task(self, reply: Reply, task_id: str) -> QueryOutcome:
-        """What the reply to `query_call` means; a `Task` without ticket. Never raises."""
+        """What the reply to `query_call` means. A `Task` comes without a ticket."""
         ...
 
     def cancel_call(self, task_id: str) -> Call:
@@ -208,13 +211,13 @@ class Provider(Protocol):
         ...
 
     def read_cancelled(self, reply: Reply, task_id: str) -> CancelOutcome:
-        """What the reply to `cancel_call` means. Never raises."""
+        """What the reply to `cancel_call` means."""
         ...
 
     def list_call(self, since: datetime, until: datetime, page: int, model: str | None = None) -> Call:
-        """The call for one page of the tasks that were created from *since* to *until*, by the service's clock."""
+        """The call for one page of the tasks created from *since* to *until*, by the service's clock."""
         ...
 
     def read_list(self, reply: Reply) -> ListOutcome:
-        """What the reply to `list_call` means. Never raises."""
+        """What the reply to `list_call` means."""
         ...

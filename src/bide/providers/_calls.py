@@ -1,4 +1,4 @@
-"""Building calls: addresses, sizes, and the fields that a request passes through."""
+"""Build calls: base URLs, paths, sizes, and the fields of a request."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ if TYPE_CHECKING:
 _SIZE = re.compile(r"\s*(\d+)\s*[xX*×]\s*(\d+)\s*")
 
 
-def chosen_base_url(given: str | None, variables: Iterable[str], default: str) -> str:
-    """The base URL: as *given*, else from the first environment variable that holds one, else the *default*.
+def choose_base_url(given: str | None, variables: Iterable[str], default: str) -> str:
+    """The base URL: as *given*, else from the first of the environment *variables* that is set, else *default*.
 
     Raises:
-        ValueError: it is no URL that calls can be made below.
+        ValueError: it is not a URL below which calls can be made.
     """
     if given is not None:
-        return checked_base_url(given, "base_url")
+        return check_base_url(given, "base_url")
     for name in variables:
         if value := os.environ.get(name, "").strip():
-            return checked_base_url(value, f"${name}")
+            return check_base_url(value, f"${name}")
     return default
 
 
-def checked_base_url(value: str, where: str) -> str:
-    """*value* without its last slash.
+def check_base_url(value: str, where: str) -> str:
+    """Return *value* without slashes at its end.
 
     Raises:
-        ValueError: it is no URL that calls can be made below. The message does not show what may be secret.
+        TypeError: it is not a str.
+        ValueError: it is not a URL below which calls can be made. The message shows no password and no query.
     """
     if not isinstance(value, str):
         raise TypeError(f"{where} must be a str, not {type(value).__name__}")
@@ -48,7 +49,7 @@ def checked_base_url(value: str, where: str) -> str:
         valid = False
         parts = urlsplit("")
     if "@" in parts.netloc:
-        raise ValueError(f"{where} must not hold a user or password; the key goes into api_key=")
+        raise ValueError(f"{where} must not hold a user or password; pass the key as api_key=")
     if not valid or not value.isprintable() or any(c in value for c in " \\?#"):
         raise ValueError(
             f"{where} must be a URL such as https://api.example.com/v1, without query or fragment, "
@@ -57,8 +58,8 @@ def checked_base_url(value: str, where: str) -> str:
     return value.rstrip("/")
 
 
-def checked_path(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    """An attrs validator: a path below the base URL, with {id} once where its name is not "list_path"."""
+def check_path(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """An attrs validator for a path below the base URL; query_path and cancel_path must hold "{id}" once."""
     needed = 1 if attribute.name in ("query_path", "cancel_path") else 0
     if not isinstance(value, str) or not value.startswith("/") or value.count("{id}") != needed:
         rest = ' that has "{id}" once, like "/tasks/{id}"' if needed else ', like "/tasks"'
@@ -79,46 +80,46 @@ def task_call(method: str, template: str, task_id: str, headers: Mapping[str, st
     return Call(method, filled, query=fields, headers=headers or {})
 
 
-def sized(size: str | None, sign: str) -> str | None:
-    """*size* with the service's *sign* between width and height; a word such as "1K" stays as it is."""
+def format_size(size: str | None, sign: str) -> str | None:
+    """*size* with the service's *sign* between width and height. A word such as "1K" is not changed."""
     match = _SIZE.fullmatch(size or "")
     return f"{match[1]}{sign}{match[2]}" if match else size
 
 
-def whole(value: float | None) -> float | None:
-    """*value* as an int where it is one: services that want 5 refuse 5.0."""
+def int_if_whole(value: float | None) -> float | None:
+    """*value* as an int if it is a whole number, since services that expect 5 refuse 5.0."""
     return int(value) if value is not None and value == int(value) else value
 
 
-def own_fields(request: ImageRequest | VideoRequest) -> frozenset[str]:
-    """The names of what *request* says itself, which `extra` may not say again."""
+def field_names(request: ImageRequest | VideoRequest) -> frozenset[str]:
+    """The names of the fields of *request*, which its `extra` must not repeat."""
     return frozenset(each.name for each in attrs.fields(type(request))) - {"extra"}
 
 
-def told(**fields: Any) -> dict[str, Any]:
-    """The *fields* that say something."""
+def without_none(**fields: Any) -> dict[str, Any]:
+    """The *fields* that are not None."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def merged(
+def merge(
     own: dict[str, Any], extra: Mapping[str, Any], where: str, reserved: Iterable[str] = ()
 ) -> dict[str, Any]:
     """*own* and *extra* in one object.
 
     Raises:
-        ValueError: *extra* holds a field that the request itself has: which one should count?
+        ValueError: *extra* repeats a field of *own* or of *reserved*, so that it is unclear which one counts.
     """
     clash = sorted((own.keys() | set(reserved)) & extra.keys())
     if clash:
         names = ", ".join(clash)
         raise ValueError(
-            f"{where} must not hold {names}: use the request's own field, or name it in one place alone"
+            f"{where} must not hold {names}: use the request's own field, or give it in one place only"
         )
     return {**own, **extra}
 
 
-def names_oss(value: object) -> bool:
-    """Whether an `oss://` URL stands anywhere in *value*."""
+def has_oss_url(value: object) -> bool:
+    """Whether *value* holds an `oss://` URL at any depth."""
     todo = [value]
     while todo:
         each = todo.pop()

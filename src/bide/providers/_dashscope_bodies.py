@@ -1,4 +1,4 @@
-"""What DashScope wants to be sent: the endpoint follows from the model's name, and so do the names of fields."""
+"""The creates of DashScope: the model's name decides the endpoint and the names of the fields."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from typing import Any
 
 from bide.models import ImageRequest, VideoRequest
-from bide.providers import _calls as ask
+from bide.providers import _calls as calls
 
 
-def create_of(request: ImageRequest | VideoRequest) -> tuple[str, dict[str, Any]]:
-    """The path and the body of the create for *request*.
+def path_and_body(request: ImageRequest | VideoRequest) -> tuple[str, dict[str, Any]]:
+    """The path and the body of the create call for *request*.
 
     Raises:
-        ValueError: the model cannot take what the request gives, or `extra` names a field of the request.
+        ValueError: the model does not accept a field of the request, or `extra` repeats one.
     """
     return _video(request) if isinstance(request, VideoRequest) else _image(request)
 
@@ -27,35 +27,38 @@ def _wan_version(model: str) -> tuple[int, int] | None:
 def _video(request: VideoRequest) -> tuple[str, dict[str, Any]]:
     older = re.search(r"kf2v|s2v", request.model.lower()) is not None
     path = f"/services/aigc/{'image2video' if older else 'video-generation'}/video-synthesis"
-    parameters = ask.told(
-        size=ask.sized(request.size, "*"),
+    parameters = calls.without_none(
+        size=calls.format_size(request.size, "*"),
         resolution=request.resolution,
-        duration=ask.whole(request.duration),
+        duration=calls.int_if_whole(request.duration),
         seed=request.seed,
     )
     return path, _body(request, {"prompt": request.prompt, **_frames(request)}, parameters)
 
 
 def _frames(request: VideoRequest) -> dict[str, Any]:
-    """The pictures of a video request, under the names of the model's family."""
+    """The images of a video request, under the field names of the model's family."""
     model, first, last = request.model.lower(), request.image, request.last_image
     if "s2v" in model:
         if last is not None:
-            raise ValueError(f"DashScope's {request.model} takes no last_image")
-        return ask.told(image_url=first)
+            raise ValueError(f"DashScope's {request.model} accepts no last_image")
+        return calls.without_none(image_url=first)
     if "kf2v" not in model and ((version := _wan_version(model)) is None or version >= (2, 7)):
-        # Wan 2.7 and the families beside Wan take one list for all kinds of media.
+        # Wan 2.7 and later, and all other families, take one list for all kinds of media.
         frames = (("first_frame", first), ("last_frame", last))
         media = [{"type": kind, "url": url} for kind, url in frames if url is not None]
         return {"media": media} if media else {}
     if "kf2v" in model or last is not None:
-        return ask.told(first_frame_url=first, last_frame_url=last)
-    return ask.told(img_url=first)
+        return calls.without_none(first_frame_url=first, last_frame_url=last)
+    return calls.without_none(img_url=first)
 
 
 def _image(request: ImageRequest) -> tuple[str, dict[str, Any]]:
-    # `n` is always sent: the first Wan models make, and bill, four images where it is left out.
-    parameters = {"n": request.n, **ask.told(size=ask.sized(request.size, "*"), seed=request.seed)}
+    # `n` is always sent: without it, the first Wan models make and bill four images.
+    parameters = {
+        "n": request.n,
+        **calls.without_none(size=calls.format_size(request.size, "*"), seed=request.seed),
+    }
     model, images = request.model.lower(), list(request.images)
     version = _wan_version(model)
     if version is not None and version >= (2, 6):
@@ -65,8 +68,8 @@ def _image(request: ImageRequest) -> tuple[str, dict[str, Any]]:
     given = {"prompt": request.prompt}
     if "imageedit" in model:
         if len(images) > 1:
-            raise ValueError(f"DashScope's {request.model} takes one image, not {len(images)}")
-        given |= ask.told(base_image_url=images[0] if images else None)
+            raise ValueError(f"DashScope's {request.model} accepts one image, not {len(images)}")
+        given |= calls.without_none(base_image_url=images[0] if images else None)
     elif images:
         given["images"] = images
     edits = bool(images) or "imageedit" in model or "i2i" in model
@@ -81,12 +84,12 @@ def _body(
     more_input, more_parameters = (extra.pop(name, {}) for name in ("input", "parameters"))
     if not isinstance(more_input, dict) or not isinstance(more_parameters, dict):
         raise ValueError(
-            "extra['input'] and extra['parameters'] must be objects: they are merged into the body's"
+            "extra['input'] and extra['parameters'] must be objects: they are merged into those of the body"
         )
-    own = ask.own_fields(request)
-    parameters = ask.merged(parameters, more_parameters, "extra['parameters']", own)
+    own = calls.field_names(request)
+    parameters = calls.merge(parameters, more_parameters, "extra['parameters']", own)
     return {
         "model": request.model,
-        "input": ask.merged(given, more_input, "extra['input']", {"prompt"}),
-        "parameters": ask.merged(parameters, extra, "extra", own),
+        "input": calls.merge(given, more_input, "extra['input']", {"prompt"}),
+        "parameters": calls.merge(parameters, extra, "extra", own),
     }

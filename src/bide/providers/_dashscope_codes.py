@@ -28,7 +28,10 @@ _CODES: Codes = {
     "throttling.allocationquota": ("rate", 429),
     "throttling.concurrency": ("slots", 429),
     "limitrequests": ("rate", 429),
-    "insufficientquota": ("rate", 429),  # per minute or second here; elsewhere the word means money
+    "insufficientquota": (
+        "rate",
+        429,
+    ),  # a rate per minute or second here; at other services this code means money
     "commoditynotpurchased": ("billing", 429),
     "prepaidbilloverdue": ("billing", 429),
     "postpaidbilloverdue": ("billing", 429),

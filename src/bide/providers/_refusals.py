@@ -1,7 +1,7 @@
-"""What a refusal means: one table of codes for each service, one set of rules for all.
+"""What an error reply means: one table of codes for each service, and one set of rules for all.
 
-A code has a *meaning*, and the meaning and the HTTP status together make the outcome. The rules lean one way:
-whenever a create may have been carried out, it is `Unclear`, since sending it again could buy the task twice.
+A code has a *meaning*. The meaning and the HTTP status together give the outcome. The rules are cautious: a create
+that the service may have carried out is `Unclear`, since sending it again could buy the task twice.
 """
 
 from __future__ import annotations
@@ -25,27 +25,31 @@ from bide.errors import (
     UnexpectedReplyError,
 )
 from bide.providers._base import Denied, Gone, NotNow, Refused, TryAgain, Unclear
-from bide.providers._replies import brief, mapping, text
+from bide.providers._replies import excerpt_or_none, mapping, text
 
 if TYPE_CHECKING:
     from bide._wire import Reply
 
 Meaning: TypeAlias = Literal["refused", "billing", "slots", "rate", "capacity", "outage"]
-"""What a code says of the request: wrong, unpaid, too many at once, too fast, service busy, service broken."""
+"""What a code says about the request.
 
-Codes: TypeAlias = Mapping[str, tuple[Meaning, int]]
-"""A service's codes, in the form of `plain_code`, with their meaning and the HTTP status they belong to.
-
-The status is used where a service sends an error with HTTP 200.
+"refused": the request or the key is wrong; "billing": the account must pay first; "slots": too many tasks at once;
+"rate": too many calls in a short time; "capacity": the service is busy; "outage": the service has failed.
 """
 
-# 303 says "done, see there", and 300 and 304 make no sense for a create: only these prove that nothing was done.
+Codes: TypeAlias = Mapping[str, tuple[Meaning, int]]
+"""A service's codes, as `normalize_code` returns them, with their meaning and their usual HTTP status.
+
+The usual status counts where a service sends an error with HTTP 200.
+"""
+
+# These prove that the service did nothing. 303 means that it has done the work; 300 and 304 make no sense for a create.
 _REDIRECTS = frozenset({301, 302, 307, 308})
 _PASSING = frozenset({408, 425, 429})
 
 
-def plain_code(code: str) -> str:
-    """*code* as the tables spell it: `LimitRequests` and `limit_requests` are one code."""
+def normalize_code(code: str) -> str:
+    """*code* as the tables spell it: `LimitRequests` and `limit_requests` are the same code."""
     return re.sub(r"[_\s-]", "", code[:200]).lower()
 
 
@@ -54,8 +58,8 @@ class Fault:
     """The error part of a reply.
 
     Attributes:
-        standard: the HTTP status, or the one that the code belongs to where it came with HTTP 200.
-        meaning: what the code says, or None for an unknown one.
+        standard: the HTTP status; for an error with HTTP 200 the usual status of its code.
+        meaning: what the code means, or None for an unknown code.
     """
 
     status: int
@@ -69,14 +73,14 @@ class Fault:
 
 @frozen
 class FaultReader:
-    """How one service says no.
+    """Reads the error replies of one service.
 
     Attributes:
         title: the service's name in messages.
         key_variable: the environment variable of its key, for messages.
-        codes: what its codes mean. "invalidurl" stands for "InvalidURL.ConnectionRefused" too.
-        exact: codes of the table that do not stand for longer ones.
-        billing_words: parts of messages, in lower case, that mean "pay first" whatever the code.
+        codes: what its codes mean. "invalidurl" includes longer codes such as "InvalidURL.ConnectionRefused".
+        exact: codes of the table that include no longer ones.
+        billing_words: parts of messages, in lower case, that mean "pay first", whatever the code is.
     """
 
     title: str
@@ -86,26 +90,26 @@ class FaultReader:
     billing_words: tuple[str, ...] = ()
 
     def read(self, reply: Reply, data: object) -> Fault:
-        """The error in *reply*, whose JSON is *data* (None if it has none).
+        """The error in *reply*. *data* is its JSON object, or None if it has none.
 
-        Services write it flat, below "error" or below "output", and name its fields in several ways.
+        Services put the error at the top level, below "error" or below "output", and its fields have several names.
         """
         places = (mapping(data, "error"), data, mapping(data, "output"))
-        code = _first(places, "code", "error_code", "errorCode", "type")
-        message = _first(places, "message", "error_message", "errorMessage", "msg", "error", "detail")
+        code = _first_text(places, "code", "error_code", "errorCode", "type")
+        message = _first_text(places, "message", "error_message", "errorMessage", "msg", "error", "detail")
         if data is None and reply.content:
             message = excerpt(reply.content, 200)
         meaning, usual = self._meaning(code, message)
-        if meaning is None and self._meaning(_first(places, "type"), None)[0] == "billing":
-            # OpenAI's manner has a code and, coarser, a type: money must not be missed behind a new code.
+        if meaning is None and self._meaning(_first_text(places, "type"), None)[0] == "billing":
+            # OpenAI's format has a code and a coarser type. A billing error must be recognised behind a new code, too.
             meaning, usual = "billing", 402
         return Fault(
             status=reply.status,
             standard=(usual or reply.status) if reply.status < 300 else reply.status,
-            code=brief(code, 100),
-            message=brief(message),
-            request_id=brief(
-                _first(places, "request_id", "requestId") or reply.headers.get("x-request-id"), 100
+            code=excerpt_or_none(code, 100),
+            message=excerpt_or_none(message),
+            request_id=excerpt_or_none(
+                _first_text(places, "request_id", "requestId") or reply.headers.get("x-request-id"), 100
             ),
             retry_after=reply.retry_after,
             meaning=meaning,
@@ -114,32 +118,32 @@ class FaultReader:
     def _meaning(self, code: str | None, message: str | None) -> tuple[Meaning | None, int | None]:
         if message is not None and any(words in message.lower() for words in self.billing_words):
             return "billing", 429
-        whole = name = plain_code(code or "")
+        whole = name = normalize_code(code or "")
         while name:
             if name in self.codes and (name == whole or name not in self.exact):
                 return self.codes[name]
             name = name.rpartition(".")[0]
         return None, None
 
-    def retryable(self, code: str | None) -> bool | None:
-        """Whether a task that failed with *code* may do better another time; None: the code does not tell."""
+    def is_retryable(self, code: str | None) -> bool | None:
+        """Whether a task that failed with *code* may succeed if it is made again; None if the code does not say."""
         meaning, _ = self._meaning(code, None)
         if meaning is None:
-            return True if code is not None and plain_code(code).endswith("timeout") else None
+            return True if code is not None and normalize_code(code).endswith("timeout") else None
         return meaning not in ("refused", "billing")
 
     # Outcomes ----------------------------------------------------------------------------------------------
 
-    def refused_create(self, reply: Reply, data: object) -> Refused | NotNow | Unclear:
-        """What a create's reply means that is no acceptance."""
+    def read_refused_create(self, reply: Reply, data: object) -> Refused | NotNow | Unclear:
+        """What the reply to a create means, if it accepts no task."""
         fault = self.read(reply, data)
-        error = self._error(fault, reply, "create")
+        error = self._build_error(fault, reply, "create")
         if fault.status in _REDIRECTS:
             return Refused(error)
-        # 408 is told by proxies too, when the service behind them may have read it all.
+        # A proxy may send 408 although the service behind it has read the whole request.
         if fault.status < 300 or (400 <= fault.status < 500 and fault.status != 408):
-            return _answered(fault, error)
-        # "Busy" with 503 is the service's own word, or that of a proxy that says when to come back.
+            return _outcome_of_answer(fault, error)
+        # With 503, only a code of the service, or a `Retry-After`, shows that the service was busy and did nothing.
         busy = fault.status == 503 and (
             fault.meaning in ("slots", "rate") or (fault.retry_after is not None and fault.meaning is None)
         )
@@ -147,10 +151,10 @@ class FaultReader:
             return NotNow(error, "capacity")
         return Unclear(error)
 
-    def failed_look(self, reply: Reply, data: object, asked: str) -> Gone | TryAgain | Denied:
-        """What the reply to a query, cancel or list (*asked*) means that is no answer to it."""
+    def read_failure(self, reply: Reply, data: object, action: str) -> Gone | TryAgain | Denied:
+        """What an error reply to a call means; *action* is "query", "cancel" or "list"."""
         fault = self.read(reply, data)
-        error = self._error(fault, reply, asked)
+        error = self._build_error(fault, reply, action)
         if fault.standard in (404, 410):
             return Gone(error)
         passing = fault.meaning in ("slots", "rate", "capacity", "outage")
@@ -158,27 +162,27 @@ class FaultReader:
             return TryAgain(error)
         return Denied(error)
 
-    def failed_list(self, reply: Reply, data: object) -> TryAgain | Denied:
-        """What the reply to a list means that is no list. "Not found" is lasting here: there is no such list."""
-        outcome = self.failed_look(reply, data, "list")
+    def read_failed_list(self, reply: Reply, data: object) -> TryAgain | Denied:
+        """What an error reply to a list means. "Not found" is permanent here: the service has no such list."""
+        outcome = self.read_failure(reply, data, "list")
         return Denied(outcome.error) if isinstance(outcome, Gone) else outcome
 
-    def unknown_task(self, asked: str, words: str, status: int) -> Gone:
-        """The service's answer that it does not know the task."""
-        return Gone(NotFoundError(f"{self.title} answered the {asked}: {words}", status_code=status))
+    def unknown_task(self, action: str, words: str, status: int) -> Gone:
+        """The outcome if the service answers that it does not know the task."""
+        return Gone(NotFoundError(f"{self.title} answered the {action}: {words}", status_code=status))
 
     # Errors ------------------------------------------------------------------------------------------------
 
-    def _error(self, fault: Fault, reply: Reply, asked: str) -> APIError:
+    def _build_error(self, fault: Fault, reply: Reply, action: str) -> APIError:
         cls = _error_class(fault)
-        told = " ".join(filter(None, (f"HTTP {fault.status}", fault.code)))
+        words = " ".join(filter(None, (f"HTTP {fault.status}", fault.code)))
         if fault.message:
-            told += f": {excerpt(fault.message, 400)}"
+            words += f": {excerpt(fault.message, 400)}"
         if fault.request_id:
-            told += f" (request id {fault.request_id})"
+            words += f" (request id {fault.request_id})"
         verb = "failed at" if cls is ServerError else "refused"
         return cls(
-            f"{self.title} {verb} the {asked}: {told}{self._advice(cls, fault, reply)}",
+            f"{self.title} {verb} the {action}: {words}{self._advice(cls, fault, reply)}",
             status_code=fault.status,
             code=fault.code,
             message=fault.message,
@@ -188,31 +192,31 @@ class FaultReader:
 
     def _advice(self, cls: type[APIError], fault: Fault, reply: Reply) -> str:
         if 300 <= fault.status < 400:
-            return f"; it points to {_host(reply)}: set base_url to the API's own address"
+            return f"; it redirects to {_redirect_host(reply)}: set base_url to the API's own address"
         if cls is AuthenticationError:
-            return f"; check the key (${self.key_variable} or api_key=) and that it belongs to this base_url"
+            return f"; check that the key (${self.key_variable} or api_key=) is valid and belongs to this base_url"
         if cls is BillingError:
-            return "; pay or buy what is missing in the service's console: waiting does not help"
+            return "; pay the bill or buy the product in the service's console: waiting does not help"
         if cls is NotFoundError:
             return "; check the id, the model's name and base_url"
         if cls is RateLimitError and fault.retry_after is not None:
-            return f"; come back after {fault.retry_after:g} s"
+            return f"; the service allows the next call after {fault.retry_after:g} s"
         return ""
 
 
-def _answered(fault: Fault, error: APIError) -> Refused | NotNow | Unclear:
-    """The outcome of a create that the service has read and answered with an error of its own."""
+def _outcome_of_answer(fault: Fault, error: APIError) -> Refused | NotNow | Unclear:
+    """The outcome of a create that the service has read and answered with its own error."""
     match fault.meaning:
         case "slots" | "rate" | "capacity":
             return NotNow(error, fault.meaning)
         case "billing" | "refused":
             return Refused(error)
     if fault.status == 429:
-        # Both services say 429 when too many tasks are in flight, and neither names a code for it for certain.
+        # Both services answer 429 when too many tasks are in flight, and document no certain code for it.
         return NotNow(error, "slots", certain=False)
     if fault.meaning == "outage" or fault.status < 300:
         return Unclear(error)
-    # 425: the service would not even look at it (RFC 8470).
+    # 425: the service did not process the request (RFC 8470).
     return NotNow(error, "capacity") if fault.status == 425 else Refused(error)
 
 
@@ -232,11 +236,11 @@ def _error_class(fault: Fault) -> type[APIError]:
     return by_status.get(status, InvalidRequestError)
 
 
-def _first(places: tuple[object, ...], *names: str) -> str | None:
+def _first_text(places: tuple[object, ...], *names: str) -> str | None:
     return next((found for place in places if (found := text(place, *names)) is not None), None)
 
 
-def _host(reply: Reply) -> str:
+def _redirect_host(reply: Reply) -> str:
     try:
         host = urlsplit(reply.headers.get("location", "")).netloc.rpartition("@")[2]
     except ValueError:
@@ -245,18 +249,18 @@ def _host(reply: Reply) -> str:
 
 
 def object_in(reply: Reply) -> dict[str, Any] | None:
-    """The JSON object that *reply* holds, or None."""
+    """The JSON object in the body of *reply*, or None."""
     try:
         return reply.object()
     except UnexpectedReplyError:
         return None
 
 
-NO_ERROR = frozenset({"", "0", "200", "ok", "success"})
-"""Codes by which gateways say that all is well: an id beside one of them must not be lost."""
+_SUCCESS_CODES = frozenset({"", "0", "200", "ok", "success"})
+"""Codes with which gateways report success: a task id beside one of them must not be lost."""
 
 
 def has_error(data: Mapping[str, Any]) -> bool:
-    """Whether *data* holds an error of its own, as services send it with HTTP 200 too."""
-    code = _first((mapping(data, "error"), data), "code", "error_code", "errorCode", "error")
-    return code is not None and str(code).lower() not in NO_ERROR
+    """Whether *data* holds an error. Services send errors with HTTP 200, too."""
+    code = _first_text((mapping(data, "error"), data), "code", "error_code", "errorCode", "error")
+    return code is not None and str(code).lower() not in _SUCCESS_CODES

@@ -1,4 +1,4 @@
-"""Reading a service's JSON tolerantly: what is missing, or not what it should be, is None and never raises."""
+"""Read a service's JSON without ever raising: a field that is missing or of the wrong type is None, or empty."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from urllib.parse import parse_qsl, urlsplit
 from bide._text import excerpt
 from bide.models import ErrorDetail, Output
 
-LONGEST_URL = 16_384
-LONGEST_WORDS = 2_000
-"""Characters of a service's message that errors keep; a longer one is no message."""
+MAX_URL_CHARACTERS = 16_384
+MAX_MESSAGE_CHARACTERS = 2_000
+"""Characters of a service's message that an error keeps; the rest is cut."""
 
 _EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 _LATEST = datetime(2200, 1, 1, tzinfo=UTC)
@@ -24,9 +24,9 @@ _SUFFIXES = {
     "audio": ("mp3", "wav", "flac", "m4a", "ogg", "aac"),
 }
 _KINDS = {suffix: kind for kind, suffixes in _SUFFIXES.items() for suffix in suffixes}
-_DATED = ("x-oss", "x-amz", "x-goog", "x-tos")
-"""Signatures that tell when they were made and how long they last: Alibaba Cloud OSS, Amazon S3, Google Cloud Storage,
-Volcengine TOS."""
+_DATED_SIGNATURES = ("x-oss", "x-amz", "x-goog", "x-tos")
+"""Prefixes of the fields of signatures that hold their date and their lifetime: Alibaba Cloud OSS, Amazon S3,
+Google Cloud Storage, Volcengine TOS."""
 
 
 # Values ----------------------------------------------------------------------------------------------------
@@ -39,9 +39,9 @@ def _values(data: object, names: tuple[str, ...]) -> Iterator[object]:
 
 
 def text(data: object, *names: str) -> str | None:
-    """The first of the fields *names* that holds words or a whole number.
+    """The first of the fields *names* that holds a text or a whole number, as text.
 
-    Half of a surrogate pair, which JSON can spell and UTF-8 cannot, becomes "?".
+    Half of a surrogate pair, which JSON can write and UTF-8 cannot, becomes "?".
     """
     for value in _values(data, names):
         if isinstance(value, str) and value.strip():
@@ -52,7 +52,7 @@ def text(data: object, *names: str) -> str | None:
 
 
 def number(data: object, *names: str) -> float | None:
-    """The first of the fields *names* that holds a finite number, or its spelling ("60", "60%")."""
+    """The first of the fields *names* that holds a finite number, or one as text ("60", "60%")."""
     for value in _values(data, names):
         found = _number(value)
         if found is not None:
@@ -86,23 +86,23 @@ def sequence(data: object, name: str) -> list[Any]:
 
 
 def moment(data: object, *names: str, zone: tzinfo = UTC, per_second: int = 1) -> datetime | None:
-    """The first of the fields *names* that holds a moment, as UTC: a written time, or a number since the epoch.
+    """The first of the fields *names* that holds a time, as UTC: a written time, or a number since the epoch.
 
     Args:
-        zone: where a written time without a zone was written.
-        per_second: 1000 if numbers are milliseconds.
+        zone: the time zone of a written time that names none.
+        per_second: 1 if numbers are seconds, 1000 if they are milliseconds.
     """
     for value in _values(data, names):
-        found = _written(value, zone) if isinstance(value, str) else None
+        found = _written_time(value, zone) if isinstance(value, str) else None
         if found is None and (count := _number(value)) is not None:
-            found = from_epoch(count / per_second)
+            found = _from_epoch(count / per_second)
         if found is not None:
             return found
     return None
 
 
-def _written(value: str, zone: tzinfo) -> datetime | None:
-    # An all-digit text is a count since the epoch, although ISO 8601 would read "20260101" as a day.
+def _written_time(value: str, zone: tzinfo) -> datetime | None:
+    # A text of digits only is a number since the epoch, although ISO 8601 would read "20260101" as a day.
     if value.strip().isdecimal():
         return None
     try:
@@ -113,8 +113,8 @@ def _written(value: str, zone: tzinfo) -> datetime | None:
     return found if _EARLIEST <= found <= _LATEST else None
 
 
-def from_epoch(seconds: float) -> datetime | None:
-    """*seconds* since the epoch as UTC; None if no task of ours can have lived then."""
+def _from_epoch(seconds: float) -> datetime | None:
+    """*seconds* since the epoch as UTC; None for a time before 2000 or after 2200, which is no time of a task."""
     if not _EARLIEST.timestamp() <= seconds <= _LATEST.timestamp():
         return None
     return datetime.fromtimestamp(seconds, UTC)
@@ -123,14 +123,19 @@ def from_epoch(seconds: float) -> datetime | None:
 # Results ---------------------------------------------------------------------------------------------------
 
 
-def detail(code: str | None, message: str | None, *, retryable: bool | None = None) -> ErrorDetail:
-    """Why a task or a part of it failed; the service's text is cut and escaped."""
-    return ErrorDetail(code=brief(code, 100), message=brief(message), retryable=retryable)
+def error_detail(code: str | None, message: str | None, *, retryable: bool | None = None) -> ErrorDetail:
+    """Why a task or a part of it failed. The service's texts are cut and escaped."""
+    return ErrorDetail(code=excerpt_or_none(code, 100), message=excerpt_or_none(message), retryable=retryable)
 
 
-def brief(words: str | None, limit: int = LONGEST_WORDS) -> str | None:
+def excerpt_or_none(words: str | None, limit: int = MAX_MESSAGE_CHARACTERS) -> str | None:
     """A service's *words*, cut and escaped; None stays None."""
     return None if words is None else excerpt(words, limit)
+
+
+def short_text(data: object, *names: str, limit: int) -> str | None:
+    """What `text` returns, cut to *limit* characters and escaped."""
+    return excerpt_or_none(text(data, *names), limit)
 
 
 def file_output(
@@ -141,12 +146,13 @@ def file_output(
     media_type: str | None = None,
     revised_prompt: str | None = None,
 ) -> Output:
-    """The result file at *url*. What cannot be fetched over HTTP becomes an output with an error: no
-    `javascript:` or `file:` of a hostile answer reaches a browser or a disk through us.
+    """The result file at *url*. A URL that is not HTTP becomes an output with an error.
+
+    So no `javascript:` or `file:` URL of a hostile reply reaches a browser or a disk.
 
     Args:
-        kind: of the file, unless its suffix says otherwise.
-        expires_at: when the URL stops working, unless its own signature says so.
+        kind: the kind of file, unless the suffix of *url* shows another.
+        expires_at: when the URL stops working, unless its signature says so.
     """
     if not isinstance(url, str) or not _is_fetchable(url):
         words = (
@@ -157,13 +163,13 @@ def file_output(
         url=url,
         kind=_KINDS.get(urlsplit(url).path.rpartition(".")[2].lower(), kind),
         media_type=media_type,
-        expires_at=signed_until(url) or expires_at,
+        expires_at=signature_end(url) or expires_at,
         revised_prompt=revised_prompt,
     )
 
 
 def _is_fetchable(url: str) -> bool:
-    if len(url) > LONGEST_URL or not url.isprintable() or any(c.isspace() for c in url):
+    if len(url) > MAX_URL_CHARACTERS or not url.isprintable() or any(c.isspace() for c in url):
         return False
     try:
         parts = urlsplit(url)
@@ -172,62 +178,62 @@ def _is_fetchable(url: str) -> bool:
         return False
 
 
-def signed_until(url: str) -> datetime | None:
-    """When the signature in *url* ends, or None where it does not tell; the first of several ends.
+def signature_end(url: str) -> datetime | None:
+    """When the signature in *url* expires, or None if the URL does not say; the earliest of several times.
 
-    Names are read in any case, and a moment that has passed is told as it is. What the services document:
+    Names of fields may be in upper or lower case. A time in the past is returned, too. The services document:
 
-    - `Expires`, a moment: Alibaba Cloud OSS, Amazon S3 and CloudFront, Google Cloud Storage, Huawei Cloud OBS;
-    - `X-…-Date` and seconds in `X-…-Expires`: those of `_DATED`;
+    - `Expires`, a time: Alibaba Cloud OSS, Amazon S3 and CloudFront, Google Cloud Storage, Huawei Cloud OBS;
+    - `X-…-Date`, and the lifetime in seconds in `X-…-Expires`: the services of `_DATED_SIGNATURES`;
     - `q-sign-time` and `q-key-time`, each as START;END: Tencent Cloud COS;
     - `se`, a written time, with `sig`: Azure Storage;
-    - `e`, a count since the epoch, with `token`: Qiniu Kodo.
+    - `e`, seconds since the epoch, with `token`: Qiniu Kodo.
     """
     try:
         query = urlsplit(url).query
     except ValueError:
         return None
     given = {name.lower(): value for name, value in parse_qsl(query)}
-    return min((each for each in _ends(given) if each is not None), default=None)
+    return min((each for each in _signature_ends(given) if each is not None), default=None)
 
 
-def _ends(given: Mapping[str, str]) -> Iterator[datetime | None]:
-    """The ends of the signatures in the fields *given* of a query."""
+def _signature_ends(given: Mapping[str, str]) -> Iterator[datetime | None]:
+    """When each signature in *given*, the fields of a query string, expires."""
     yield moment(given, "expires")
-    for family in _DATED:
+    for family in _DATED_SIGNATURES:
         signed, lasts = moment(given, f"{family}-date"), number(given, f"{family}-expires")
         if signed is not None and lasts is not None and lasts >= 0:
-            yield from_epoch(signed.timestamp() + lasts)
+            yield _from_epoch(signed.timestamp() + lasts)
     for name in ("q-sign-time", "q-key-time"):
-        yield _counted(given.get(name, "").partition(";")[2])
+        yield _epoch_time(given.get(name, "").partition(";")[2])
     if "sig" in given:
-        yield _written(given.get("se", ""), UTC)
+        yield _written_time(given.get("se", ""), UTC)
     if "token" in given:
-        yield _counted(given.get("e"))
+        yield _epoch_time(given.get("e"))
 
 
-def _counted(value: object) -> datetime | None:
-    """A moment as a count of seconds since the epoch, and in no other form."""
+def _epoch_time(value: object) -> datetime | None:
+    """A time that is written as seconds since the epoch, and in no other form."""
     count = _number(value)
-    return None if count is None else from_epoch(count)
+    return None if count is None else _from_epoch(count)
 
 
 def inline_output(data: str, kind: str, *, revised_prompt: str | None = None) -> Output:
-    """A file that came as base64 text, as it is or as a `data:` URL."""
+    """A file that the reply holds as base64 text or as a `data:` URL."""
     media_type = None
     if data.startswith("data:"):
         head, _, data = data.partition(",")
-        media_type = brief(head.removeprefix("data:").partition(";")[0] or None, 60)
+        media_type = excerpt_or_none(head.removeprefix("data:").partition(";")[0] or None, 60)
     return Output(data=data, kind=kind, media_type=media_type, revised_prompt=revised_prompt)
 
 
-def later(then: datetime | None, hours: float) -> datetime | None:
-    """*hours* after *then*, where that is known."""
+def add_hours(then: datetime | None, hours: float) -> datetime | None:
+    """The time *hours* after *then*; None if *then* is None."""
     return None if then is None else then + timedelta(hours=hours)
 
 
-def distinct(outputs: Iterable[Output]) -> tuple[Output, ...]:
-    """*outputs* in their order; a URL that stands in two places of an answer counts once."""
+def without_duplicates(outputs: Iterable[Output]) -> tuple[Output, ...]:
+    """*outputs* in their order; a URL that a reply holds twice counts once."""
     seen: set[str] = set()
     kept: list[Output] = []
     for each in outputs:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from attrs import evolve, field, frozen
 
+from bide._text import excerpt
 from bide._wire import Call, is_task_id
 from bide.models import Billing, Limits, Output, RawRequest, Task, TaskStatus
-from bide.providers import _calls as ask
+from bide.providers import _calls as calls
 from bide.providers import _replies as read
 from bide.providers._base import Accepted, ListedTask, Page, Profile, Stopped, TooLate, TryAgain, Unclear
-from bide.providers._dashscope_bodies import create_of
+from bide.providers._dashscope_bodies import path_and_body
 from bide.providers._dashscope_codes import FAULTS
 from bide.providers._refusals import has_error, object_in
 
@@ -35,48 +36,51 @@ _ALIASES = {**{zone: region for region, zone in _ZONES.items()}, "intl": "singap
 _STATUSES = {
     "PENDING": (TaskStatus.QUEUED, Billing.NOT_YET),
     "RUNNING": (TaskStatus.RUNNING, Billing.ON_SUCCESS),
-    # Known to old SDKs alone; nobody says that it is final.
+    # Only old SDKs know it, and no document says that it is final.
     "SUSPENDED": (TaskStatus.RUNNING, Billing.UNKNOWN),
     "SUCCEEDED": (TaskStatus.SUCCEEDED, Billing.FULL),
     "FAILED": (TaskStatus.FAILED, Billing.NONE),
     "CANCELED": (TaskStatus.CANCELLED, Billing.PARTIAL),
-    # A query that answers this is `Gone`.
+    # The reply to a query with this word is `Gone`.
     "UNKNOWN": (TaskStatus.RUNNING, Billing.UNKNOWN),
 }
 
-_MOST_PAGES = 1_000_000
+_MAX_PAGES = 1_000_000
 _LIFETIME_HOURS = 24.0
-"""Tasks and result URLs live that long, and no list reaches further."""
+"""The service keeps tasks and result URLs for this time, and a list goes back no further."""
 
 
 @frozen(init=False)
 class DashScope:
     """DashScope, in one of its regions, at a workspace's own host, or at any other address.
 
-    Key, host and model belong to one region. The base URL is *base_url*, else `$DASHSCOPE_BASE_URL`, else
-    `$DASHSCOPE_HTTP_BASE_URL`, else the host of *region* (of the *workspace*, with *workspace_host*).
+    A key and a model belong to one region; choose the region or the address that fits them. The base URL is
+    *base_url*, else `$DASHSCOPE_BASE_URL`, else `$DASHSCOPE_HTTP_BASE_URL`, else the host of *region* (with
+    *workspace_host*, the host of *workspace*).
 
-    `extra` of a request: its objects "input" and "parameters" are merged into those of the body, any other field
-    goes into "parameters". For endpoints that the two requests do not reach there is `RawRequest`.
+    A request's `extra`: the objects "input" and "parameters" are merged into those of the body; any other field goes
+    into "parameters". Use `RawRequest` for endpoints that `ImageRequest` and `VideoRequest` do not reach.
 
     Args:
         region: "beijing" (cn-beijing), "singapore" (intl, ap-southeast-1) or "virginia" (us, us-east-1).
         workspace: id of a workspace; sent with each call.
-        workspace_host: call the workspace's own host, `{workspace}.{zone}.maas.aliyuncs.com`.
+        workspace_host: whether to call the workspace's own host, `{workspace}.{zone}.maas.aliyuncs.com`.
         base_url: address of the API, such as "https://dashscope.aliyuncs.com/api/v1".
-        utc_offset: hours from UTC to the clock of the service's written times. They carry no zone; it is
-            Beijing's in Beijing, and nobody says what it is elsewhere.
-        query_path: path below the base URL; likewise *cancel_path* and *list_path*.
-        lists: whether the service has the list of recent tasks.
-        page_size: tasks asked for in one page of it.
-        image_floor: seconds between two looks at an image task, at least; *video_floor* likewise. The documents say
-            "every few seconds", and allow 20 queries a second.
-        longest: seconds until a task's slot counts as free. The service gives tasks up after 3 h.
-        image_unknown_hold: seconds that an image create without a known outcome counts as a slot;
+        utc_offset: hours from UTC to the service's clock, 8 unless given. The times that the service writes name no
+            zone. In Beijing they are Beijing time; for other regions the documents do not say.
+        query_path: path of a query below the base URL, with "{id}" once; likewise *cancel_path*.
+        list_path: path of the list of tasks below the base URL.
+        lists: whether the service has a list of recent tasks.
+        page_size: tasks to request in one page of the list.
+        image_floor: shortest time between two polls of an image task, in seconds; *video_floor* likewise. The
+            documents say "every few seconds" and allow 20 queries a second.
+        longest: seconds after which a task's slot counts as free. The service gives up a task after 3 h.
+        image_unknown_hold: seconds for which an image create with an unknown outcome counts as a slot;
             *video_unknown_hold* likewise.
 
     Raises:
-        ValueError: the region is not known, or the base URL or a path cannot be one.
+        TypeError: the base URL is not a str.
+        ValueError: the region is unknown, the workspace is missing or invalid, or the base URL or a path is invalid.
     """
 
     region: str
@@ -84,9 +88,9 @@ class DashScope:
     workspace_host: bool
     base_url: str
     utc_offset: float
-    query_path: str = field(validator=ask.checked_path)
-    cancel_path: str = field(validator=ask.checked_path)
-    list_path: str = field(validator=ask.checked_path)
+    query_path: str = field(validator=calls.check_path)
+    cancel_path: str = field(validator=calls.check_path)
+    list_path: str = field(validator=calls.check_path)
     lists: bool
     page_size: int
     image_floor: float
@@ -114,13 +118,13 @@ class DashScope:
         image_unknown_hold: float = 120.0,
         video_unknown_hold: float = 600.0,
     ) -> None:
-        region = _known_region(region)
+        region = _find_region(region)
         default = f"https://{_host(region, workspace, workspace_host)}/api/v1"
         self.__attrs_init__(
             region=region,
             workspace=workspace,
             workspace_host=workspace_host,
-            base_url=ask.chosen_base_url(
+            base_url=calls.choose_base_url(
                 base_url, ("DASHSCOPE_BASE_URL", "DASHSCOPE_HTTP_BASE_URL"), default
             ),
             utc_offset=8.0 if utc_offset is None else utc_offset,
@@ -136,7 +140,7 @@ class DashScope:
             video_unknown_hold=video_unknown_hold,
         )
 
-    # Plain properties: a ClassVar would not do for `Provider` in every type checker.
+    # Properties, since not every type checker accepts a ClassVar as a property of `Provider`.
 
     @property
     def name(self) -> str:
@@ -156,21 +160,24 @@ class DashScope:
 
     @classmethod
     def gateway(cls, base_url: str, **settings: Any) -> Self:
-        """DashScope behind a reseller's gateway, which asks for a task at another path.
+        """DashScope behind a reseller's gateway, which has another path for queries and no list.
 
-        Its documents show `GET /apis/v1/services/aigc/tasks?task_id={id}` and no list; creates are taken to be below
-        `/apis/v1` too.
+        The gateway's documents show `GET /apis/v1/services/aigc/tasks?task_id={id}` and no list. We assume that creates
+        are below `/apis/v1`, too.
 
         Args:
             base_url: the gateway's address, with or without "/apis/v1".
             settings: further arguments of `DashScope`.
+
+        Raises:
+            TypeError, ValueError: as for `DashScope`.
         """
-        root = ask.checked_base_url(base_url, "base_url").removesuffix("/apis/v1")
+        root = calls.check_base_url(base_url, "base_url").removesuffix("/apis/v1")
         chosen = {"query_path": "/services/aigc/tasks?task_id={id}", "lists": False, **settings}
         return cls(base_url=f"{root}/apis/v1", **chosen)
 
     def profile(self, kind: str) -> Profile:
-        """Images: 30 creates a minute; videos: 3 in flight, and so for kinds that the documents do not name."""
+        """Images: 30 creates a minute. Videos, and kinds that the documents do not name: 3 tasks in flight."""
         if kind == "image":
             return Profile(
                 floor=self.image_floor,
@@ -190,32 +197,32 @@ class DashScope:
         )
 
     def knows(self, word: str) -> bool:
-        """Whether *word* is a task status that the documents (or old SDKs) name."""
+        """Whether the documents or old SDKs name *word* as a task status."""
         return word.upper() in _STATUSES
 
     # Calls -------------------------------------------------------------------------------------------------
 
-    def create_call(self, request: Request, ticket: str) -> Call:  # noqa: ARG002 - DashScope takes no key of ours
-        """The call that makes the task; the endpoint follows from the model's name."""
+    def create_call(self, request: Request, ticket: str) -> Call:  # noqa: ARG002 - DashScope accepts no idempotency key
+        """The call that makes the task; the model's name decides the endpoint."""
         if isinstance(request, RawRequest):
             path, body = request.path, dict(request.body)
         else:
-            path, body = create_of(request)
+            path, body = path_and_body(request)
         headers = {**self._headers, "X-DashScope-Async": "enable"}
-        if ask.names_oss(body):
+        if calls.has_oss_url(body):
             headers["X-DashScope-OssResourceResolve"] = "enable"
         return Call("POST", path, headers=headers, body=body)
 
     def query_call(self, task_id: str) -> Call:
-        """The call that asks for a task."""
-        return ask.task_call("GET", self.query_path, task_id, self._headers)
+        """The call that polls a task."""
+        return calls.task_call("GET", self.query_path, task_id, self._headers)
 
     def cancel_call(self, task_id: str) -> Call:
-        """The call that cancels a task; the service takes it while the task is `PENDING`."""
-        return ask.task_call("POST", self.cancel_path, task_id, self._headers)
+        """The call that cancels a task. The service accepts it while the task is `PENDING`."""
+        return calls.task_call("POST", self.cancel_path, task_id, self._headers)
 
     def list_call(self, since: datetime, until: datetime, page: int, model: str | None = None) -> Call:
-        """The call for one page of tasks. A span of more than 24 h, which the service refuses, loses its start."""
+        """The call for one page of tasks. The service refuses a span over 24 h: only its last 24 h are listed."""
         end = until if until.microsecond == 0 else until.replace(microsecond=0) + timedelta(seconds=1)
         start = max(since.replace(microsecond=0), end - timedelta(hours=_LIFETIME_HOURS))
         query = {
@@ -223,7 +230,7 @@ class DashScope:
             "end_time": self._list_time(end),
             "page_no": str(max(1, page)),
             "page_size": str(self.page_size or 10),
-            **ask.told(model_name=model),
+            **calls.without_none(model_name=model),
         }
         return Call("GET", self.list_path, query=query, headers=self._headers)
 
@@ -246,60 +253,60 @@ class DashScope:
         if 200 <= reply.status < 300:
             if data is None:
                 return Unclear(reply.unexpected("not a JSON object"))
-            if (task := self._created(data, request.model)) is not None:
+            if (task := self._created_task(data, request.model)) is not None:
                 return Accepted(task)
             if not has_error(data):
                 return Unclear(reply.unexpected("no usable output.task_id"))
-        return FAULTS.refused_create(reply, data)
+        return FAULTS.read_refused_create(reply, data)
 
     def read_task(self, reply: Reply, task_id: str) -> QueryOutcome:
         """What the reply to `query_call` means."""
         data = object_in(reply)
         if not 200 <= reply.status < 300:
-            return FAULTS.failed_look(reply, data, "query")
+            return FAULTS.read_failure(reply, data, "query")
         if data is None:
             return TryAgain(reply.unexpected("not a JSON object"))
         output = read.mapping(data, "output")
-        word, told_id = read.text(output, "task_status"), read.text(output, "task_id")
+        word, answered_id = read.text(output, "task_status"), read.text(output, "task_id")
         if word is None:
             if has_error(data):
-                return FAULTS.failed_look(reply, data, "query")
+                return FAULTS.read_failure(reply, data, "query")
             return TryAgain(reply.unexpected("no output.task_status"))
-        if told_id not in (None, task_id):
-            return TryAgain(reply.unexpected(f"it is not about task {task_id}"))
+        if answered_id not in (None, task_id):
+            return TryAgain(reply.unexpected(f"it is about another task than {task_id}"))
         if word.upper() == "UNKNOWN":
-            return FAULTS.unknown_task("query", "the task is not known, or older than 24 h", reply.status)
+            return FAULTS.unknown_task("query", "the task is unknown, or older than 24 h", reply.status)
         return self._task(data, task_id)
 
-    def read_cancelled(self, reply: Reply, task_id: str) -> CancelOutcome:  # noqa: ARG002 - it names no task
+    def read_cancelled(self, reply: Reply, task_id: str) -> CancelOutcome:  # noqa: ARG002 - the reply names no task
         """What the reply to `cancel_call` means."""
         data = object_in(reply)
         if read.text(data, "code") == "UnsupportedOperation" and reply.status < 500:
             return TooLate()
         if 200 <= reply.status < 300 and not (data and has_error(data)):
             return Stopped()
-        return FAULTS.failed_look(reply, data, "cancel")
+        return FAULTS.read_failure(reply, data, "cancel")
 
     def read_list(self, reply: Reply) -> ListOutcome:
-        """What the reply to `list_call` means. Rows without a readable id are left out."""
+        """What the reply to `list_call` means, without the rows that have no readable id."""
         data = object_in(reply)
         if not 200 <= reply.status < 300 or (data is not None and "data" not in data and has_error(data)):
-            return FAULTS.failed_list(reply, data)
+            return FAULTS.read_failed_list(reply, data)
         if data is None or not isinstance(data.get("data"), list):
             return TryAgain(reply.unexpected("no array in data"))
-        rows = [self._listed(row) for row in data["data"]]
-        page = int(min(max(1, read.number(data, "page_no") or 1), _MOST_PAGES))
+        rows = [self._listed_task(row) for row in data["data"]]
+        page = int(min(max(1, read.number(data, "page_no") or 1), _MAX_PAGES))
         return Page(
-            tasks=tuple(row for row in rows if row is not None), number=page, pages=_pages(data, page)
+            tasks=tuple(row for row in rows if row is not None), number=page, pages=_page_count(data, page)
         )
 
     # Tasks -------------------------------------------------------------------------------------------------
 
-    def _created(self, data: Mapping[str, Any], model: str | None) -> Task | None:
-        """The task that a create's answer tells; without an id it must bring the result itself."""
+    def _created_task(self, data: Mapping[str, Any], model: str | None) -> Task | None:
+        """The task in the reply to a create, or None. A reply without an id must hold the result itself."""
         output = read.mapping(data, "output")
         task_id = read.text(output, "task_id")
-        request_id = read.brief(read.text(data, "request_id"), 100)
+        request_id = read.short_text(data, "request_id", limit=100)
         if task_id is not None:
             if not is_task_id(task_id):
                 return None
@@ -320,14 +327,14 @@ class DashScope:
         return Task(
             task_id=task_id,
             status=status,
-            raw_status=read.brief(word, 60),
-            model=read.brief(read.text(output, "model", "model_name"), 200),
+            raw_status=excerpt(word, 60),
+            model=read.short_text(output, "model", "model_name", limit=200),
             created_at=self._moment(output, "submit_time"),
             started_at=self._moment(output, "scheduled_time"),
             finished_at=finished_at,
             outputs=self._outputs(output, finished_at) if status is TaskStatus.SUCCEEDED else (),
             usage=usage if isinstance(usage, dict) else None,
-            error=_why(output, data) if status is TaskStatus.FAILED else None,
+            error=_error_of(output, data) if status is TaskStatus.FAILED else None,
             billing=billing,
             raw=data,
         )
@@ -336,8 +343,8 @@ class DashScope:
         return read.moment(data, *names, zone=self._zone, per_second=1000)
 
     def _outputs(self, output: Mapping[str, Any], finished_at: datetime | None) -> tuple[Output, ...]:
-        """All results in *output*, in its order; one that stands in two places counts once."""
-        until = read.later(finished_at, _LIFETIME_HOURS)
+        """All results in *output*, in its order; a URL that it holds twice counts once."""
+        until = read.add_hours(finished_at, _LIFETIME_HOURS)
         revised = read.text(output, "actual_prompt")
         found = [
             read.file_output(output[name], "video", expires_at=until, revised_prompt=revised)
@@ -346,7 +353,7 @@ class DashScope:
         ]
         results = output.get("results")
         for each in results if isinstance(results, list) else [results]:
-            found.extend(_parts(each, until, revised))
+            found.extend(_outputs_of_entry(each, until, revised))
         for choice in read.sequence(output, "choices"):
             for part in read.sequence(read.mapping(choice, "message"), "content"):
                 found.extend(
@@ -354,10 +361,10 @@ class DashScope:
                     for kind in ("image", "video", "audio")
                     if isinstance(part, Mapping) and part.get(kind) is not None
                 )
-        return read.distinct(found)
+        return read.without_duplicates(found)
 
-    def _listed(self, row: object) -> ListedTask | None:
-        """A row of the list; None if it has no readable id, or the service says that it does not know the task."""
+    def _listed_task(self, row: object) -> ListedTask | None:
+        """The task in a *row* of the list; None if it has no readable id, or the service does not know the task."""
         task_id = read.text(row, "task_id")
         word = read.text(row, "status", "task_status") or "RUNNING"
         if not isinstance(row, dict) or not is_task_id(task_id) or word.upper() == "UNKNOWN":
@@ -365,14 +372,14 @@ class DashScope:
         status, billing = _STATUSES.get(word.upper(), (TaskStatus.RUNNING, Billing.UNKNOWN))
         task = Task(
             task_id=task_id,
-            request_id=read.brief(read.text(row, "request_id"), 100),
+            request_id=read.short_text(row, "request_id", limit=100),
             status=status,
-            raw_status=read.brief(word, 60),
-            model=read.brief(read.text(row, "model_name", "model"), 200),
+            raw_status=excerpt(word, 60),
+            model=read.short_text(row, "model_name", "model", limit=200),
             created_at=self._moment(row, "gmt_create", "submit_time"),
             started_at=self._moment(row, "start_time", "scheduled_time"),
             finished_at=self._moment(row, "end_time") if status.is_final else None,
-            error=_why(row) if status is TaskStatus.FAILED else None,
+            error=_error_of(row) if status is TaskStatus.FAILED else None,
             billing=billing,
             raw=row,
         )
@@ -382,11 +389,11 @@ class DashScope:
 # Regions ---------------------------------------------------------------------------------------------------
 
 
-def _known_region(region: str) -> str:
+def _find_region(region: str) -> str:
     found = _ALIASES.get(region, region)
     if found not in _HOSTS:
         known = ", ".join([*_HOSTS, *_ALIASES])
-        raise ValueError(f"unknown region {region!r}; known are {known}; for another address give base_url=")
+        raise ValueError(f"unknown region {region!r}; known are {known}; pass base_url= for another address")
     return found
 
 
@@ -394,22 +401,24 @@ def _host(region: str, workspace: str | None, workspace_host: bool) -> str:
     if not workspace_host:
         return _HOSTS[region]
     if workspace is None or not re.fullmatch(r"[A-Za-z0-9-]{1,63}", workspace):
-        raise ValueError(f"workspace_host needs workspace=, of letters, digits and '-', not {workspace!r}")
+        raise ValueError(
+            f"workspace_host needs workspace= with letters, digits and '-' only, not {workspace!r}"
+        )
     return f"{workspace}.{_ZONES[region]}.maas.aliyuncs.com"
 
 
 # Answers ---------------------------------------------------------------------------------------------------
 
 
-def _why(*places: Mapping[str, Any]) -> ErrorDetail:
-    """Why a task or a part failed: `code` and `message`, both of which may be missing."""
+def _error_of(*places: Mapping[str, Any]) -> ErrorDetail:
+    """Why a task or a part failed: the first `code` and `message` in *places*; both may be missing."""
     code = next((found for each in places if (found := read.text(each, "code"))), None)
     message = next((found for each in places if (found := read.text(each, "message"))), None)
-    return read.detail(code, message, retryable=FAULTS.retryable(code))
+    return read.error_detail(code, message, retryable=FAULTS.is_retryable(code))
 
 
-def _parts(result: object, until: datetime | None, revised: str | None) -> list[Output]:
-    """The outputs of one entry of `results`: a file under one of several names, or why there is none."""
+def _outputs_of_entry(result: object, until: datetime | None, revised: str | None) -> list[Output]:
+    """The outputs of one entry of `results`: its files, under several names, or the error of its part."""
     names = {"url": "image", "video_url": "video", "transcription_url": "file"}
     if not isinstance(result, Mapping):
         return []
@@ -420,13 +429,13 @@ def _parts(result: object, until: datetime | None, revised: str | None) -> list[
         if result.get(name) is not None
     ]
     if not files and (read.text(result, "code") or read.text(result, "message")):
-        files.append(Output(kind="image", error=_why(result)))
+        files.append(Output(kind="image", error=_error_of(result)))
     return files
 
 
-def _pages(data: Mapping[str, Any], page: int) -> int:
-    told = read.number(data, "total_page")
-    if told is None:
+def _page_count(data: Mapping[str, Any], page: int) -> int:
+    pages = read.number(data, "total_page")
+    if pages is None:
         total, size = read.number(data, "total") or 0, read.number(data, "page_size") or 0
-        told = math.ceil(total / size) if size >= 1 else page
-    return int(min(max(told, page), _MOST_PAGES))
+        pages = math.ceil(total / size) if size >= 1 else page
+    return int(min(max(pages, page), _MAX_PAGES))

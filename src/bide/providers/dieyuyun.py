@@ -1,4 +1,4 @@
-"""Dieyuyun: images and videos behind an API in OpenAI's manner, with tasks."""
+"""Dieyuyun: image and video tasks, by an API in OpenAI's style."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, field, frozen
 
+from bide._text import excerpt
 from bide._wire import Call, is_task_id
 from bide.errors import APIError, InvalidRequestError
 from bide.models import Billing, ErrorDetail, ImageRequest, Output, RawRequest, Task, TaskStatus, VideoRequest
-from bide.providers import _calls as ask
+from bide.providers import _calls as calls
 from bide.providers import _replies as read
 from bide.providers._base import Accepted, Denied, Profile, Stopped, TooLate, TryAgain, Unclear
 from bide.providers._refusals import FaultReader, has_error, object_in
@@ -33,7 +34,7 @@ _STATUSES = {
     "expired": TaskStatus.EXPIRED,
 }
 
-# The service publishes no table of codes. These are its one documented code and the words of OpenAI's manner.
+# The service publishes no table of codes. These are its one documented code and the usual codes of OpenAI's style.
 _CODES: Codes = {
     "upstreamerror": ("outage", 502),
     "internalerror": ("outage", 500),
@@ -77,37 +78,40 @@ _CODES: Codes = {
 }
 _FAULTS = FaultReader(title="Dieyuyun", key_variable="DIEYUYUN_API_KEY", codes=_CODES)
 
-_TOO_LATE = ("cancel", "status", "state", "complet", "finish", "final")
-"""Parts of what a service says when a task is past cancelling; the words themselves are not documented."""
+_TOO_LATE_WORDS = ("cancel", "status", "state", "complet", "finish", "final")
+"""Parts of the messages of a service that can no longer cancel a task. The messages are not documented."""
 
 
 @frozen(init=False)
 class Dieyuyun:
-    """Dieyuyun, at its own address or behind any other.
+    """Dieyuyun, at its own address or at any other.
 
-    What its documents leave open is an argument here. The base URL is *base_url*, else `$DIEYUYUN_BASE_URL`, else
-    "https://open.dieyuyun.com". `extra` of a request is merged into the body as it is.
+    What the service's documents do not fix is an argument here. The base URL is *base_url*, else
+    `$DIEYUYUN_BASE_URL`, else "https://open.dieyuyun.com". A request's `extra` is merged into the body unchanged.
 
     Args:
         base_url: address of the API, without "/v1".
-        image_path: path below the base URL; likewise *video_path*, *query_path* and *cancel_path*.
-        images_field: the field of the body that takes `ImageRequest.images`.
-        first_frame_field: the field that takes `VideoRequest.image`; likewise *last_frame_field*.
-        image_floor: seconds between two looks at an image task, at least; *video_floor* likewise. The documents
-            advise 3 to 5.
-        image_longest: seconds until an image task's slot counts as free; *video_longest* likewise. Not documented.
-        image_unknown_hold: seconds that an image create without a known outcome counts as a slot;
+        image_path: path of a create for images below the base URL; likewise *video_path*.
+        query_path: path of a query below the base URL, with "{id}" once; likewise *cancel_path*.
+        images_field: the field of the body for `ImageRequest.images`.
+        first_frame_field: the field of the body for `VideoRequest.image`; *last_frame_field*: for `last_image`.
+        image_floor: shortest time between two polls of an image task, in seconds; *video_floor* likewise. The
+            documents advise 3 to 5.
+        image_longest: seconds after which an image task's slot counts as free; *video_longest* likewise. The documents
+            name no such time.
+        image_unknown_hold: seconds for which an image create with an unknown outcome counts as a slot;
             *video_unknown_hold* likewise.
 
     Raises:
-        ValueError: the base URL or a path cannot be one.
+        TypeError: the base URL is not a str.
+        ValueError: the base URL or a path is invalid.
     """
 
     base_url: str
-    image_path: str = field(validator=ask.checked_path)
-    video_path: str = field(validator=ask.checked_path)
-    query_path: str = field(validator=ask.checked_path)
-    cancel_path: str = field(validator=ask.checked_path)
+    image_path: str = field(validator=calls.check_path)
+    video_path: str = field(validator=calls.check_path)
+    query_path: str = field(validator=calls.check_path)
+    cancel_path: str = field(validator=calls.check_path)
     images_field: str
     first_frame_field: str
     last_frame_field: str
@@ -137,7 +141,7 @@ class Dieyuyun:
         video_unknown_hold: float = 600.0,
     ) -> None:
         self.__attrs_init__(
-            base_url=ask.chosen_base_url(base_url, ("DIEYUYUN_BASE_URL",), "https://open.dieyuyun.com"),
+            base_url=calls.choose_base_url(base_url, ("DIEYUYUN_BASE_URL",), "https://open.dieyuyun.com"),
             image_path=image_path,
             video_path=video_path,
             query_path=query_path,
@@ -153,7 +157,7 @@ class Dieyuyun:
             video_unknown_hold=video_unknown_hold,
         )
 
-    # Plain properties: a ClassVar would not do for `Provider` in every type checker.
+    # Properties, since not every type checker accepts a ClassVar as a property of `Provider`.
 
     @property
     def name(self) -> str:
@@ -180,7 +184,7 @@ class Dieyuyun:
         return 0
 
     def profile(self, kind: str) -> Profile:
-        """Images take 10 to 30 s, videos 1 to 5 minutes; a kind that is not named gets the videos' patience."""
+        """Images take 10 to 30 s, videos 1 to 5 minutes. Other kinds have the times of videos, but may take 10 s."""
         if kind == "image":
             return Profile(
                 floor=self.image_floor,
@@ -196,47 +200,47 @@ class Dieyuyun:
         )
 
     def knows(self, word: str) -> bool:
-        """Whether *word* is a task status that the documents name."""
+        """Whether the documents name *word* as a task status."""
         return word.lower() in _STATUSES
 
     # Calls -------------------------------------------------------------------------------------------------
 
-    def create_call(self, request: Request, ticket: str) -> Call:  # noqa: ARG002 - Dieyuyun takes no key of ours
-        """The call that makes the task. A `RawRequest` may say `"async"` itself."""
+    def create_call(self, request: Request, ticket: str) -> Call:  # noqa: ARG002 - Dieyuyun accepts no idempotency key
+        """The call that makes the task. The body of a `RawRequest` may set `"async"` itself."""
         if isinstance(request, RawRequest):
             return Call("POST", request.path, body={"async": True, **request.body})
         own = self._video(request) if isinstance(request, VideoRequest) else self._image(request)
         path = self.video_path if isinstance(request, VideoRequest) else self.image_path
-        return Call("POST", path, body=ask.merged(own, request.extra, "extra", ask.own_fields(request)))
+        return Call("POST", path, body=calls.merge(own, request.extra, "extra", calls.field_names(request)))
 
     def _image(self, request: ImageRequest) -> dict[str, Any]:
-        # `n` is always sent: nobody says what the models make, and bill, where it is left out.
+        # `n` is always sent: no document says how many images a model makes and bills without it.
         own = {"model": request.model, "prompt": request.prompt, "n": request.n, "async": True}
-        more = ask.told(size=ask.sized(request.size, "x"), seed=request.seed)
+        more = calls.without_none(size=calls.format_size(request.size, "x"), seed=request.seed)
         return own | more | ({self.images_field: list(request.images)} if request.images else {})
 
     def _video(self, request: VideoRequest) -> dict[str, Any]:
         own = {"model": request.model, "prompt": request.prompt, "async": True}
         frames = {self.first_frame_field: request.image, self.last_frame_field: request.last_image}
-        more = ask.told(
+        more = calls.without_none(
             **frames,
-            size=ask.sized(request.size, "x"),
+            size=calls.format_size(request.size, "x"),
             resolution=request.resolution,
-            duration=ask.whole(request.duration),
+            duration=calls.int_if_whole(request.duration),
             seed=request.seed,
         )
         return own | more
 
     def query_call(self, task_id: str) -> Call:
-        """The call that asks for a task."""
-        return ask.task_call("GET", self.query_path, task_id)
+        """The call that polls a task."""
+        return calls.task_call("GET", self.query_path, task_id)
 
     def cancel_call(self, task_id: str) -> Call:
-        """The call that cancels a task; the service takes it while the task is `queued` or `processing`."""
-        return ask.task_call("POST", self.cancel_path, task_id)
+        """The call that cancels a task. The service accepts it while the task is `queued` or `processing`."""
+        return calls.task_call("POST", self.cancel_path, task_id)
 
     def list_call(self, since: datetime, until: datetime, page: int, model: str | None = None) -> Call:
-        """Never made: `lists` is False.
+        """Dieyuyun has no list of tasks: `lists` is False.
 
         Raises:
             NotImplementedError: always.
@@ -246,35 +250,35 @@ class Dieyuyun:
     # Replies -----------------------------------------------------------------------------------------------
 
     def read_created(self, reply: Reply, request: Request) -> CreateOutcome:
-        """What the reply to `create_call` means; it may be final already, or bring the result itself."""
+        """What the reply to `create_call` means. The task may be final, or the reply may be the result itself."""
         data = object_in(reply)
         if 200 <= reply.status < 300:
             if data is None:
                 return Unclear(reply.unexpected("not a JSON object"))
-            task = _created(data, request)
+            task = _created_task(data, request)
             if task is not None:
                 return Accepted(task)
             if not has_error(data):
                 return Unclear(reply.unexpected("neither a usable id nor a result"))
-        return _FAULTS.refused_create(reply, data)
+        return _FAULTS.read_refused_create(reply, data)
 
     def read_task(self, reply: Reply, task_id: str) -> QueryOutcome:
         """What the reply to `query_call` means."""
         data = object_in(reply)
         if not 200 <= reply.status < 300:
-            return _FAULTS.failed_look(reply, data, "query")
+            return _FAULTS.read_failure(reply, data, "query")
         if data is None:
             return TryAgain(reply.unexpected("not a JSON object"))
         if read.text(data, "status") is None:
             if has_error(data):
-                return _FAULTS.failed_look(reply, data, "query")
+                return _FAULTS.read_failure(reply, data, "query")
             return TryAgain(reply.unexpected("no status"))
         if read.text(data, "id", "task_id") not in (None, task_id):
-            return TryAgain(reply.unexpected(f"it is not about task {task_id}"))
+            return TryAgain(reply.unexpected(f"it is about another task than {task_id}"))
         return _task(data, task_id)
 
-    def read_cancelled(self, reply: Reply, task_id: str) -> CancelOutcome:  # noqa: ARG002 - it may name no task
-        """What the reply to `cancel_call` means: a task, or nothing at all."""
+    def read_cancelled(self, reply: Reply, task_id: str) -> CancelOutcome:  # noqa: ARG002 - the reply may name no task
+        """What the reply to `cancel_call` means. The service may answer with a task or with an empty body."""
         data = object_in(reply)
         if 200 <= reply.status < 300:
             status = _STATUSES.get((read.text(data, "status") or "").lower())
@@ -282,31 +286,31 @@ class Dieyuyun:
                 return TooLate()
             if status is not None or not (data and has_error(data)):
                 return Stopped()
-        outcome = _FAULTS.failed_look(reply, data, "cancel")
-        return TooLate() if isinstance(outcome, Denied) and _says_too_late(outcome.error) else outcome
+        outcome = _FAULTS.read_failure(reply, data, "cancel")
+        return TooLate() if isinstance(outcome, Denied) and _is_too_late(outcome.error) else outcome
 
     def read_list(self, reply: Reply) -> ListOutcome:
-        """Never asked: `lists` is False. Whatever came is no list."""
+        """Always `Denied`: Dieyuyun has no list of tasks."""
         return Denied(InvalidRequestError("Dieyuyun documents no list of tasks", status_code=reply.status))
 
 
-def _says_too_late(error: APIError) -> bool:
+def _is_too_late(error: APIError) -> bool:
     if error.status_code == 409:
         return True
     words = f"{error.code} {error.message}".lower()
-    return error.status_code in (400, 422) and any(part in words for part in _TOO_LATE)
+    return error.status_code in (400, 422) and any(part in words for part in _TOO_LATE_WORDS)
 
 
 # Tasks -----------------------------------------------------------------------------------------------------
 
 
-def _created(data: Mapping[str, Any], request: Request) -> Task | None:
-    """The task that a create's answer tells; without an id it must be final."""
+def _created_task(data: Mapping[str, Any], request: Request) -> Task | None:
+    """The task in the reply to a create, or None. A task without an id must be final."""
     task_id, word = read.text(data, "id", "task_id"), read.text(data, "status")
     if task_id is not None and not is_task_id(task_id):
         return None
     if word is None and read.sequence(data, "data") and not has_error(data):
-        # The synchronous form is the result alone, which the task form has under "result".
+        # A synchronous reply is the result alone; a task has it in the field "result".
         task = _task({**data, "status": "completed", "result": data}, task_id)
         task = evolve(task, raw_status=None, raw=data)
     elif word is None and has_error(data):
@@ -315,7 +319,7 @@ def _created(data: Mapping[str, Any], request: Request) -> Task | None:
         task = _task(data, task_id)
     if task_id is None and not task.status.is_final:
         return None
-    request_id = read.brief(read.text(data, "request_id"), 100)
+    request_id = read.short_text(data, "request_id", limit=100)
     return evolve(task, model=task.model or request.model, request_id=request_id)
 
 
@@ -328,15 +332,15 @@ def _task(data: Mapping[str, Any], task_id: str | None) -> Task:
     return Task(
         task_id=task_id,
         status=status,
-        raw_status=read.brief(word, 60),
+        raw_status=excerpt(word, 60),
         progress=None if progress is None else min(100.0, max(0.0, progress)),
-        model=read.brief(read.text(data, "model_code", "model"), 200),
+        model=read.short_text(data, "model_code", "model", limit=200),
         created_at=read.moment(data, "created_at", "created"),
         started_at=read.moment(data, "started_at"),
         finished_at=(ended or read.moment(result, "created")) if status.is_final else None,
         outputs=_outputs(result) if status is TaskStatus.SUCCEEDED else (),
         usage=usage if isinstance(usage, dict) else None,
-        error=_why(data) if status is TaskStatus.FAILED else None,
+        error=_error_of(data) if status is TaskStatus.FAILED else None,
         billing=Billing.UNKNOWN,
         raw=data,
     )
@@ -344,25 +348,25 @@ def _task(data: Mapping[str, Any], task_id: str | None) -> Task:
 
 def _outputs(result: Mapping[str, Any]) -> tuple[Output, ...]:
     until = read.moment(result, "expires_at")
-    return read.distinct(_output(part, until) for part in read.sequence(result, "data"))
+    return read.without_duplicates(_output(part, until) for part in read.sequence(result, "data"))
 
 
 def _output(part: object, until: datetime | None) -> Output:
-    """One entry of `data`: a URL, a file as base64, or why there is neither."""
+    """One entry of `data`: a URL, a file as base64 text, or the error of its part."""
     prompt = read.text(part, "revised_prompt")
     url, inline = (part.get("url"), part.get("b64_json")) if isinstance(part, Mapping) else (part, None)
     if url is None and isinstance(inline, str) and inline:
         return read.inline_output(inline, "image", revised_prompt=prompt)
     if url is None:
-        return Output(kind="image", error=_why(part))
-    media_type = read.brief(read.text(part, "media_type", "mime_type", "content_type"), 60)
+        return Output(kind="image", error=_error_of(part))
+    media_type = read.short_text(part, "media_type", "mime_type", "content_type", limit=60)
     until = read.moment(part, "expires_at") or until
     return read.file_output(url, "image", expires_at=until, media_type=media_type, revised_prompt=prompt)
 
 
-def _why(data: object) -> ErrorDetail:
-    """Why a task or a part failed, flat or in OpenAI's shape; both fields may be missing."""
+def _error_of(data: object) -> ErrorDetail:
+    """Why a task or a part failed, at the top level or in OpenAI's form; code and message may be missing."""
     error = read.mapping(data, "error")
     code = read.text(data, "error_code") or read.text(error, "code", "type") or read.text(data, "code")
     message = read.text(data, "error_message", "error", "message") or read.text(error, "message")
-    return read.detail(code, message, retryable=_FAULTS.retryable(code))
+    return read.error_detail(code, message, retryable=_FAULTS.is_retryable(code))

@@ -26,6 +26,8 @@ class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[valid-type, m
 
     loop: VirtualTimeLoop
     silent = 0
+    patience = 12_000
+    """Looks of 5 ms at sockets and threads, after which nothing can happen: a minute."""
 
     def select(self, timeout: float | None = None) -> Any:
         ready = super().select(0)
@@ -41,7 +43,7 @@ class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[valid-type, m
             return ready
         if timeout is None:
             self.silent += 1
-            if self.silent > 400:
+            if self.silent > self.patience:
                 raise DeadlockError("the test waits for something that cannot happen")
             return super().select(0.005)
         self.silent = 0
@@ -83,7 +85,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._virtual
 
+    passed = 0.0
+    """Virtual seconds of all loops so far."""
+
     def advance(self, seconds: float) -> None:
+        VirtualTimeLoop.passed += seconds
         # The loop runs what is due within its clock's resolution; the jump must not fall short of the timer.
         self._virtual += seconds + 1e-9
 
@@ -102,8 +108,12 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 def wait_for_ledgers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no virtual time pass while a SQLite ledger's thread is at work for the loop."""
+    """Let no virtual time pass while a SQLite ledger's thread is at work for the loop; its own clock passes with it."""
+    from bide.ledgers.sqlite import database
     from bide.ledgers.sqlite.worker import Worker
+
+    since = database._seconds_since_boot() - VirtualTimeLoop.passed
+    monkeypatch.setattr(database, "_seconds_since_boot", lambda: since + VirtualTimeLoop.passed)
 
     put, stop = Worker.put, Worker.stop
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import ast
 import io
+import re
 import subprocess
 import tarfile
 import tempfile
@@ -252,6 +253,11 @@ def write_map() -> None:
     MAP.write_text(
         text.replace(MAP_BEGINS + old + MAP_ENDS, MAP_BEGINS + draw(House(ROOT)) + MAP_ENDS), "utf-8"
     )
+
+
+def files_named_in(prose: str) -> list[str]:
+    """The Python files that a text names in code spans, such as `_runtime/engine.py`."""
+    return re.findall(r"`((?:\w+/)*\w+\.py)`", prose)
 
 
 def checkout(revision: str, folder: Path) -> Path:

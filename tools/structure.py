@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 MAP = ROOT / "docs" / "architecture.md"
 MAP_BEGINS, MAP_ENDS = "<!-- map: python tools/structure.py --write -->\n```\n", "```\n<!-- end of map -->\n"
-MAP_WIDTH = 118
+MAP_WIDTH, MAP_INDENT = 118, 24
 
 WALKS = {
     "news of a record": (
@@ -207,35 +207,36 @@ def report(house: House) -> dict[str, str]:
 
 def draw(house: House) -> str:
     """The map: the layers from the top down, and a line for each room and module."""
-    title = " (imports go down, never up; in a layer `|` parts rooms that must not import each other)"
-    lines = [f"src/{PACKAGE}{title}", ""]
-    placed = {name for layer in house.layers for name in layer}
-    for number, layer in enumerate(house.layers, 1):
-        lines.append(f"-- layer {number} of {len(house.layers)} ".ljust(MAP_WIDTH, "-"))
-        for name in layer:
-            lines += _room_lines(house, f"{PACKAGE}.{name}")
-    lines.append("-- outside the layers ".ljust(MAP_WIDTH, "-"))
-    rooms = sorted({module.room for module in house.modules.values()})
-    for room in rooms:
-        if room.removeprefix(f"{PACKAGE}.") not in placed:
-            lines += _room_lines(house, room)
+    lines = [f"src/{PACKAGE}"]
+    layers = [
+        (f"layer {number} of {len(house.layers)}", names) for number, names in enumerate(house.layers, 1)
+    ]
+    placed = {name for _, names in layers for name in names}
+    rooms = sorted({module.room.removeprefix(f"{PACKAGE}.") for module in house.modules.values()})
+    for title, names in [*layers, ("outside the layers", [room for room in rooms if room not in placed])]:
+        lines.append(f"-- {title} ".ljust(MAP_WIDTH, "-"))
+        for name in names:
+            lines += _room_lines(house, PACKAGE if name == PACKAGE else f"{PACKAGE}.{name}")
     return "\n".join(lines) + "\n"
 
 
 def _room_lines(house: House, room: str) -> Iterator[str]:
     """A line for the room, and one for each module in it."""
-    names = [name for name in house.modules if name == room or name.startswith(f"{room}.")]
-    for name in sorted(names) if room != PACKAGE else [room]:
+    inside = [] if room == PACKAGE else [name for name in house.modules if name.startswith(f"{room}.")]
+    for name in [room, *sorted(inside)]:
         module = house.modules[name]
-        depth = name.count(".") - 1 if room != PACKAGE else 0
-        file = module.path.parent.name + "/" if module.is_package and name != PACKAGE else module.path.name
-        yield from textwrap.wrap(
-            module.summary,
-            MAP_WIDTH,
-            initial_indent=f"{'  ' * depth}{file}".ljust(24) + " ",
-            subsequent_indent=" " * 25,
-            break_on_hyphens=False,
-        )
+        is_folder = module.is_package and name != PACKAGE
+        file = f"{module.path.parent.name}/" if is_folder else module.path.name
+        head = f"{'  ' * (name.count('.') - 1)}{file}".ljust(MAP_INDENT)
+        yield f"{head}{_shortened(module.summary, MAP_WIDTH - len(head))}".rstrip()
+
+
+def _shortened(sentence: str, width: int) -> str:
+    """*sentence*, without the last clauses if it is too long."""
+    if len(sentence) <= width:
+        return sentence
+    clauses = [match.start() for match in re.finditer(r"[,;:] ", sentence) if match.start() <= width]
+    return sentence[: clauses[-1]] if clauses else textwrap.shorten(sentence, width, placeholder=" ...")
 
 
 def drawn() -> str | None:

@@ -55,7 +55,7 @@ YOUNG_SECONDS = 2.0
 MOST_MISSING_LISTS = 2
 """A task that so many lists in a row have lacked is polled until a list shows it."""
 NEVER_LISTED = 1_000_000
-"""The same, for good: a list has shown the task falsely."""
+"""The same, without an end: a list has shown the task falsely."""
 CONTRADICTIONS_BEFORE_PAUSE = 2
 """Tasks that lists have shown falsely, after which no list is made for a while."""
 POLL_AT_LEAST_EVERY_SECONDS = 180.0

@@ -95,8 +95,7 @@ class Poller:
             now: the first poll comes at once.
             answered: its create was answered just now, and so it was made between its admission and this moment.
         """
-        task_id = record.task.task_id
-        if record.ticket in self._schedule or task_id is None:
+        if record.ticket in self._schedule or record.task.task_id is None:
             return
         moment, since = self._clock(), record.admitted
         age = 0.0 if since is None else max(0.0, self._ledger.now() - since)
@@ -105,18 +104,16 @@ class Poller:
             profile = self._profiles[record.kind] = self._account.provider.profile(record.kind)
         name = record.task.model if record.request is None else record.request.model
         watched = WatchedTask(
-            ticket=record.ticket,
-            task_id=task_id,
+            task=record.task,
             key=record.key or "",
             kind=record.kind,
-            zero=moment - (age / 2 if answered else age),
-            is_dated=since is not None,
-            is_named=name is not None,
-            slot_until=record.slot_until,
             profile=profile,
             model=self.duration_models.model(record.kind, name, record.request, profile.typical),
-            task=record.task,
+            zero=moment - (age / 2 if answered else age),
             poll_at=moment,
+            slot_until=record.slot_until,
+            is_dated=since is not None,
+            is_named=name is not None,
         )
         if not now:
             self._schedule.plan(watched)

@@ -39,18 +39,16 @@ class WatchedTask(Observed):
         missing_lists: lists in a row that lacked it.
     """
 
-    ticket: str
-    task_id: str
+    task: Task
     key: str
     kind: str
-    zero: float
-    is_dated: bool
-    is_named: bool
-    slot_until: float
     profile: Profile
     model: DurationModel
-    task: Task
+    zero: float
     poll_at: float
+    slot_until: float = math.inf
+    is_dated: bool = True
+    is_named: bool = True
     is_paced: bool = False
     is_asked_again: bool = False
     deadline: float = math.inf
@@ -62,6 +60,16 @@ class WatchedTask(Observed):
     needs_poll: bool = False
     missing_lists: int = 0
     is_closed: bool = False
+
+    @property
+    def ticket(self) -> str:
+        """Our id of the submission."""
+        return self.task.ticket
+
+    @property
+    def task_id(self) -> str:
+        """The service's id: an accepted task has one."""
+        return self.task.task_id or ""
 
     def age(self, moment: float) -> float:
         """Its age at a *moment*."""

@@ -62,7 +62,7 @@ class Engine:
         )
         self._submitter = Submitter(account, owner, submissions, self.poller, self._terms)
         self._unsubscribe = self._ledger.subscribe(self._notice)
-        self.takeover.look_around_soon()
+        self.takeover.read_ledger_soon()
         self.saver.start()
 
     def _slots(self, kind: str) -> int | None:
@@ -195,7 +195,7 @@ class Engine:
         if isinstance(news, Hint):
             self._submitter.wake()
             if news is not Hint.SLOTS:
-                self.takeover.look_around_soon(adopt=news is Hint.OWNERS)
+                self.takeover.read_ledger_soon(adopt=news is Hint.OWNERS)
         elif news.origin == self.account.origin:
             self.change_record(news)
 
@@ -206,7 +206,7 @@ class Engine:
         if changed is not None:
             self._pass_on(record, *changed)
         if record.owner is None and not record.task.status.is_final:
-            self.takeover.look_around_soon()
+            self.takeover.read_ledger_soon()
 
     def _pass_on(self, record: Record, submission: Submission, before: TaskStatus) -> None:
         status = record.task.status

@@ -63,19 +63,19 @@ class Takeover:
         self._submissions = submissions
         self._driver = driver
         self._adopts = adopts
-        self._is_looking_around = False
+        self._is_reading = False
         self._has_to_adopt = False
 
     # In the background -------------------------------------------------------------------------------------
 
-    def look_around_soon(self, *, adopt: bool = True) -> None:
+    def read_ledger_soon(self, *, adopt: bool = True) -> None:
         """Adopt what other clients have left, read what they have changed, and ask for our share of the query rate."""
         self._has_to_adopt = self._has_to_adopt or adopt
-        if not self._background.is_closing and not self._is_looking_around:
-            self._is_looking_around = True
-            self._background.spawn(self._look_around())
+        if not self._background.is_closing and not self._is_reading:
+            self._is_reading = True
+            self._background.spawn(self._read_ledger())
 
-    async def _look_around(self) -> None:
+    async def _read_ledger(self) -> None:
         try:
             while self._has_to_adopt:
                 self._has_to_adopt = False
@@ -94,7 +94,7 @@ class Takeover:
             text = excerpt(str(fault), 1000)
             log_line(logging.WARNING, f"what other clients have left cannot be taken over: {text}")
         finally:
-            self._is_looking_around = False
+            self._is_reading = False
 
     async def _catch_up(self) -> None:
         """Read changes of submissions that other clients drive: news are lost if the process that sends them dies."""

@@ -115,7 +115,7 @@ def _unknown(record: Record, task: Task) -> SubmissionUnknownError:
     at = f" at {record.sent_at:%Y-%m-%d %H:%M:%S} UTC" if record.sent_at else ""
     return SubmissionUnknownError(
         f"it is unknown whether the create of ticket {task.ticket} arrived ({why}). bide does not send it again, since "
-        f"that could buy it twice. Look in the service's console or list for a task{of_model} made{at}: if it is "
+        f"that could buy it twice. Check the service's console or list for a task{of_model} made{at}: if it is "
         f"there, client.attach(its id, ticket={task.ticket!r}) goes on with it; if not, submit it again with a new "
         f"ticket",
         request=record.request,

@@ -128,7 +128,7 @@ class Takeover:
         adopted = await self.adopt()
         records = await self._ledger.open_records(self._account.origin, self._account.keys)
         submissions = [self._driver.open(await self.followed(record)) for record in records]
-        # An adopted one may have ended already: as `unknown`, where the service has no list to look it up in.
+        # An adopted one may have ended already: as `unknown`, where the service has no list that could show its task.
         return [*(each for each in adopted if each not in submissions), *submissions]
 
     async def follow(self, ticket: str) -> Submission:

@@ -1,6 +1,6 @@
-"""What may be asked of a service: with the right key, within the query budget, by the service's clock.
+"""`Account`: the calls to a service, each with the right key, within the query rate, by the service's clock.
 
-The layer between the adapters (which know the words) and the submission and polling above (which know when).
+It stands between the adapters, which know the service's words, and submission and polling, which know when to call.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ CREATE_TIMEOUT_SECONDS = 60.0
 QUERY_TIMEOUT_SECONDS = 20.0
 """Seconds for one exchange, the connection included."""
 CLOCK_SLACK_SECONDS = 3.0
-"""Seconds: a service tells its clock in whole ones, and an answer takes a moment to come."""
+"""A service reports its clock in whole seconds, and an answer takes a moment to arrive."""
 MOST_PAGES = 100
 """A list longer than this is not read to its end."""
 
 
 @define
 class Counters:
-    """What was asked of the service and how often it said "too many"."""
+    """Calls sent to the service, and how many it has answered with 429."""
 
     creates: int = 0
     creates_429: int = 0
@@ -54,7 +54,7 @@ class Counters:
 
 @define(eq=False)
 class Account:
-    """One provider, its keys by fingerprint, and the query budget.
+    """One provider, with its keys and its query rate.
 
     Attributes:
         origin: provider and origin, as `origin_of` joins them: where limits apply.
@@ -82,13 +82,13 @@ class Account:
         return tuple(self._secrets)
 
     async def create(self, record: Record) -> CreateOutcome:
-        """Send the create of an admitted record, once. Whatever happens after the sending is `Unclear` at worst.
+        """Send the create of an admitted record, once. Whatever fails after it was sent, the outcome is `Unclear`.
 
         Raises:
             TransportError: nothing was sent: no connection was made.
         """
         if record.request is None or record.key is None:
-            raise ValueError(f"ticket {record.ticket} has no request or no key: it cannot be created")
+            raise ValueError(f"ticket {record.ticket} has no request or no key: its create cannot be sent")
         call = self.provider.create_call(record.request, record.ticket)
         self.counters.creates += 1
         try:
@@ -102,11 +102,11 @@ class Account:
             return Unclear(fault)
         except UnexpectedReplyError as fault:
             return Unclear(fault)
-        except Exception as fault:  # noqa: BLE001 - an adapter's bug must not look like "nothing was sent"
+        except Exception as fault:  # noqa: BLE001 - after an adapter's bug, too, the create may have arrived
             return Unclear(misread(fault))
 
     async def query(self, key: str, task_id: str) -> QueryOutcome:
-        """Ask for a task. The caller has a place in the query_limiter."""
+        """Query a task. The caller has acquired a place of the query limiter."""
         self.counters.queries += 1
         outcome = await self._ask(
             self.provider.query_call(task_id), key, lambda r: self.provider.read_task(r, task_id)
@@ -114,7 +114,7 @@ class Account:
         return self._dated(outcome) if isinstance(outcome, Task) else outcome
 
     async def cancel(self, key: str, task_id: str) -> CancelOutcome:
-        """Ask to cancel a task."""
+        """Send the cancel call of a task."""
         async with self.place():
             self.counters.cancels += 1
             call = self.provider.cancel_call(task_id)
@@ -123,7 +123,7 @@ class Account:
     async def listed(
         self, key: str, since: float, until: float, model: str | None = None
     ) -> list[ListedTask] | TryAgain | Denied:
-        """All tasks that were created from *since* to *until* (ledger's clock), as the service lists them."""
+        """All tasks that were created from *since* to *until* (ledger's clock), from the service's list."""
         tasks: list[ListedTask] = []
         for number in range(1, MOST_PAGES + 1):
             async with self.place():
@@ -144,7 +144,7 @@ class Account:
 
         Raises:
             NotFoundError: none of them can.
-            BideError: the service could not be asked.
+            BideError: the query failed.
         """
         if len(self._secrets) == 1:
             return next(iter(self._secrets))
@@ -164,8 +164,8 @@ class Account:
         if not create:
             if task.task_id is None:
                 raise ValueError(
-                    f"ticket {task.ticket} has no task id: there is nothing to ask for. as_curl(create=True) gives the "
-                    f"create; running that makes, and bills, a new task"
+                    f"ticket {task.ticket} has no task id, so there is no status query yet. as_curl(create=True) "
+                    f"returns the create; to run that makes, and bills, a new task"
                 )
             call = self.provider.query_call(task.task_id)
         elif request is None:
@@ -178,7 +178,7 @@ class Account:
         return self.transport.as_curl(call, key_variable=variable)
 
     def service_time(self, moment: float) -> datetime:
-        """A *moment* of the ledger's clock by the service's own, as far as its answers have told."""
+        """A *moment* of the ledger's clock by the service's clock, as far as its answers have shown that."""
         if self._offset is not None:
             return datetime.fromtimestamp(moment + self._offset, UTC)
         return datetime.fromtimestamp(datetime.now(UTC).timestamp() + moment - self.ledger.now(), UTC)
@@ -190,7 +190,7 @@ class Account:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """A place in the query_limiter, for one query."""
+        """A place of the query limiter, for one query."""
         await self.query_limiter.acquire()
         try:
             yield
@@ -198,7 +198,7 @@ class Account:
             self.query_limiter.release()
 
     async def _ask(self, call: Call, key: str, read: Callable[[Reply], _T]) -> _T | TryAgain:
-        """One exchange that may be repeated at will: a fault of the wire is `TryAgain`."""
+        """One exchange that may be repeated: a fault of the connection is `TryAgain`."""
         try:
             reply = await self._send(call, key, QUERY_TIMEOUT_SECONDS)
         except (TransportError, UnexpectedReplyError) as fault:
@@ -213,7 +213,7 @@ class Account:
         return read(reply)
 
     def _dated(self, task: Task) -> Task:
-        """*task* with the expiry of results whose address does not tell it: by the documents, from now on at most."""
+        """*task* with an expiry for the results whose address names none: the documented lifetime, from now on."""
         if not any(each.url is not None and each.expires_at is None for each in task.outputs):
             return task
         return evolve(task, outputs=tuple(map(self._dated_output, task.outputs)))
@@ -237,10 +237,10 @@ def origin_of(provider: Provider, transport: Transport) -> str:
 
 
 def retry_after_of(outcome: TryAgain) -> float | None:
-    """The seconds that a passing fault asked to wait, or None."""
+    """The `Retry-After` of a passing fault in seconds, or None."""
     return outcome.error.retry_after if isinstance(outcome.error, APIError) else None
 
 
 def misread(fault: Exception) -> UnexpectedReplyError:
-    """The error for an exception that nobody foresaw, such as a bug in an adapter: as text, it may hold anything."""
+    """The error for an unforeseen exception, such as a bug in an adapter. It is kept as text: it may hold anything."""
     return UnexpectedReplyError(f"an answer could not be read: {type(fault).__name__}: {excerpt(str(fault))}")

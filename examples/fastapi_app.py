@@ -19,8 +19,8 @@ together keep within what the key allows; one key, one file.
   digests of the prompts instead, but then only the worker that took a video can send it: what waits ends as cancelled
   with it.
 - Progress is seen by the worker that watches the video; the others know its state.
-- Authentication is yours to add: a caller who knows a ticket sees its video and may cancel it. With several callers, put
-  the caller's name before the ticket.
+- Authentication is yours to add: a caller who knows a ticket sees its video and may cancel it. With several callers,
+  put the caller's name before the ticket.
 - A limit of the body's size, and of open streams, belongs in the proxy in front of it.
 """
 

@@ -1,4 +1,4 @@
-# Every target sets up .venv by itself, from nothing but Python 3.11 or later: with uv where it is there, else with
+# Every target makes .venv if it is missing, from nothing but Python 3.11 or later: with uv if it is installed, else with
 # venv and pip. PYTHON=... names the interpreter to use.
 
 BIN := .venv/bin

@@ -1,9 +1,9 @@
 """The floor under the ledger: what one task writes, by hand with `sqlite3`, in one thread and one transaction a step.
 
-The tables and indexes are those of a ledger, and so are the rows that a step reads and writes: what waits first and its
-lane, before a task is admitted; who else has the id, before one is accepted. (The lane has no cap and no rate: neither
-here nor there is anything counted.) A record is found by its number, and fenced by what it must have been before. JSON
-is made inside the loop. No objects, no other processes, nobody to be told.
+It has the tables and indexes of a ledger, and each step reads and writes the same rows: before a task is admitted, the
+first waiting record and its lane; before one is accepted, the other record with that id. (The lane has no cap and no
+rate, so neither side counts anything.) A record is found by its number, and changed only from the state that it must
+have had. JSON is made inside the loop. There are no objects, no other processes, no callbacks.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ class Bare:
         """Close it."""
         self._connection.close()
 
-    def live(self, ticket: str, request: Mapping[str, Any], told: list[Mapping[str, Any]]) -> None:
-        """One life: what was asked for, and the snapshots that a service tells, the last one final."""
+    def live(self, ticket: str, request: Mapping[str, Any], snapshots: list[Mapping[str, Any]]) -> None:
+        """One life: what was asked for, and the snapshots that a service reports, the last one final."""
         execute = self._connection.execute
-        accepted, running, ended = told
+        accepted, running, ended = snapshots
         task_id = accepted["task_id"]
 
         execute("BEGIN IMMEDIATE")

@@ -1,18 +1,19 @@
 """The learned pace over real sockets: httpx on the loopback, the emulator with drawn durations, in virtual time.
 
-Requests are queries and lists together. Lag is from the end at the emulator, which tells the truth of each task, to
-the moment that the waiter has the result. Each answer comes 0.15 s after the service has read its state.
+Requests are queries and lists together. Lag is the time from the end at the emulator, which knows the true state of
+each task, to the moment that the waiter has the result. Each answer comes 0.15 s after the service has read its state.
 
-- 12 images (lognormal, median 16 s, sigma 0.3) submitted at once behind 3 slots, round after round, once 50 tasks have
-  been seen. Beside it the simple pace that bide had before: the first look one to two floors after the create, the
-  next one a floor later where status or progress were new, else after 1.2 times the gap before, 10 s at most; each gap
-  up to 5 % longer by chance. On DashScope the first look finds the task running, which is new, and then nothing is new
-  to the end. Its floor was 3 s; bide is shown with the floor that it has today (2 s on DashScope, whose documents say
-  "every few seconds") and with that of before. On Dieyuyun each look tells a new progress, and the floor is 3 s: there
-  only the requests can fall, and there is no goal.
-- 500 DashScope videos (lognormal, 110 s, 0.3), submitted at once, or attached by a client that knows but their ids,
-  where 20 queries a second are allowed and all beyond are refused; with lists and without.
-- So many DashScope tasks live at any time, each followed by the next, after 30: with lists and without.
+- 12 images (lognormal, median 16 s, sigma 0.3) are submitted at once behind 3 slots, round after round, after 50 tasks
+  have been seen. Beside it runs the simple pace of earlier versions: the first poll comes one to two floors after the
+  create, the next one a floor later if status or progress are new, else after 1.2 times the gap before, 10 s at most;
+  each gap is up to 5 % longer by chance. On DashScope the first poll finds the task running, which is new, and after
+  that nothing is new until the end. The floor of the simple pace was 3 s. bide runs with today's floor (2 s on
+  DashScope, whose documents say "every few seconds") and with the earlier one. On Dieyuyun each poll reports a new
+  progress and the floor is 3 s: there only the requests can fall, and there is no goal.
+- 500 DashScope videos (lognormal, 110 s, 0.3) are submitted at once, or attached by a client that knows only their ids.
+  20 queries a second are allowed, more are refused. It runs with lists and without.
+- A fixed number of DashScope tasks is alive at any time: when one ends, the next starts. Figures are taken after the
+  first 30, with lists and without.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ PLACES = (("dashscope", None), ("dashscope", BEFORE), ("dieyuyun", None))
 """Services and floors; None is the floor that bide has for it."""
 MANY = 500
 MADE = {"submitted": False, "attached": True}
-WAYS = {"lists": True, "single looks": False}
+WAYS = {"lists": True, "single polls": False}
 LIVE = (("video", 3), ("video", 10), ("video", 50), ("image", 10))
 LIVE_WARM, LIVE_EACH, LIVE_LEAST = 30, 4, 100
 """Tasks before the measured ones, and how many are measured: so many for each live one, and at least so many."""
@@ -119,7 +120,7 @@ def emulated(seed: int, rate: int | None = None) -> Emulator:
 
 
 def simple(floor: float, *, news: bool) -> Pace:
-    """The simple pace, with the means of its chances; *news* is whether each look tells something new."""
+    """The simple pace, with the means of its chances; *news* is whether each poll reports something new."""
     first, chance, most = 1.5 * floor, 1.025, 10.0
     gaps = [floor * chance]
     while not news and gaps[-1] < most * chance:
@@ -211,7 +212,7 @@ async def many(*, attached: bool, lists: bool, seed: int) -> Measured:
 
         client = await stack.enter_async_context(new_client())
         if attached:
-            # The client that makes them is closed before its first look, so that none of its requests counts.
+            # The client that makes them is closed before its first poll, so that none of its requests counts.
             async with new_client() as other:
                 made = [await other.submit(request) for request in requests_of("video", MANY)]
                 names = [(await handle.accepted()).task_id for handle in made]
@@ -363,7 +364,7 @@ def rows_live(found: Mapping[str, Measured]) -> list[Row]:
         lists, single = (found[f"{number} {kind}s live, {words}"] for words in WAYS)
         for words, of in zip(WAYS, (lists, single), strict=True):
             rows += figures(f"{number} {kind}s live, {words}", of)
-        case = f"{number} {kind}s live, lists to single looks"
+        case = f"{number} {kind}s live, lists to single polls"
         share, later = lists.each / single.each, lists.lag - single.lag
         rows.append(Row(case, "requests a task", share, "at most 0.75", share <= 0.75))
         # What a list shows as ended is fetched: one answer more.

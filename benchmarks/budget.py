@@ -1,7 +1,7 @@
 """A hundred tasks of 20 s at once, where the account may make 20 queries a second. On both services, real clock.
 
 Beside bide, `dashscope` 2.0.2 does the same with `ImageSynthesis.call`, in threads and with asyncio, each against an
-emulator of its own. Its looks are not paced; one that is answered 429 ends the wait for its task.
+emulator of its own. Its polls are not paced; one that is answered 429 ends the wait for its task.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def peer_rows(name: str, outcome: Outcome) -> list[Row]:
     return [
         Row(name, "finished, of 100", outcome.finished),
         Row(name, "creates accepted (paid)", counts.paid),
-        Row(name, "queries answered 429", counts.looks_refused),
-        Row(name, "queries and lists", counts.looks),
+        Row(name, "queries answered 429", counts.polls_refused),
+        Row(name, "queries and lists", counts.polls),
         Row(name, "wall time, s", outcome.seconds),
     ]
 

@@ -1,8 +1,7 @@
-"""Three seconds of random cancels, then ten looks at once: is a connection or a slot lost?
+"""Three seconds of random cancels, then ten polls at once: is a connection or a slot lost?
 
-Twenty callers submit, look, wait and cancel what they wait for at random moments, against the
-emulator, where ten tasks stay open and five slots are left. Beside it, they cancel requests of an `httpx.AsyncClient`
-with ten connections.
+Twenty callers submit, poll and wait, and cancel what they wait for at random moments, against the emulator. Ten tasks
+stay open and five slots are left. Beside it, callers cancel requests of an `httpx.AsyncClient` with ten connections.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from goals import Row, arguments, show
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-CALLERS, SECONDS, LOOKS, SLOTS = 20, 3.0, 10, 15
+CALLERS, SECONDS, POLLS, SLOTS = 20, 3.0, 10, 15
 LATENCY = 0.02
 """Seconds that each answer takes: so cancels meet requests under way."""
 
@@ -45,10 +44,10 @@ async def cancelled_at_random(work: Callable[[], Awaitable[object]]) -> int:
     return times
 
 
-async def all_at_once(looks: list[Callable[[], Awaitable[object]]]) -> tuple[int, float]:
-    """Ten looks at once: how many were answered within 5 s, and after how many seconds the last of them."""
+async def all_at_once(polls: list[Callable[[], Awaitable[object]]]) -> tuple[int, float]:
+    """Ten polls at once: how many were answered within 5 s, and after how many seconds the last of them."""
     before = time.perf_counter()
-    tasks = [asyncio.ensure_future(look()) for look in looks]
+    tasks = [asyncio.ensure_future(poll()) for poll in polls]
     done, late = await asyncio.wait(tasks, timeout=5)
     took = time.perf_counter() - before
     for task in late:
@@ -57,12 +56,12 @@ async def all_at_once(looks: list[Callable[[], Awaitable[object]]]) -> tuple[int
 
 
 async def with_bide(emulator: Emulator) -> list[Row]:
-    """A client of ours: submits, looks and waits are cancelled."""
+    """A client of ours: submits, polls and waits are cancelled."""
     provider = DashScope(base_url=emulator.dashscope_url)
     limits = Limits(concurrency=SLOTS)
     async with Client(provider, api_key="sk-bench", limits=limits, queries_per_second=1000) as client:
         open_ones = [
-            await client.submit(ImageRequest(f"open {n} [seconds 600]", model="any")) for n in range(LOOKS)
+            await client.submit(ImageRequest(f"open {n} [seconds 600]", model="any")) for n in range(POLLS)
         ]
         await asyncio.gather(*(handle.accepted() for handle in open_ones))
 
@@ -79,10 +78,10 @@ async def with_bide(emulator: Emulator) -> list[Row]:
         times = await cancelled_at_random(work)
         answered, took = await all_at_once([handle.refresh for handle in open_ones])
         # What was made goes on without its callers: wait until it has ended and is known.
-        while (await client.statistics()).open > len(open_ones):  # noqa: ASYNC110 - nobody waits for them any more
+        while (await client.statistics()).open > len(open_ones):  # noqa: ASYNC110 - no caller waits for them any more
             await asyncio.sleep(0.1)
         filled = [
-            await client.submit(ImageRequest("fill [seconds 600]", model="any")) for _ in range(SLOTS - LOOKS)
+            await client.submit(ImageRequest("fill [seconds 600]", model="any")) for _ in range(SLOTS - POLLS)
         ]
         await asyncio.wait_for(asyncio.gather(*(handle.accepted() for handle in filled)), 10)
         most = emulator.stats()["services"]["dashscope"]["max_in_flight"]
@@ -90,7 +89,7 @@ async def with_bide(emulator: Emulator) -> list[Row]:
     slots = now.lanes[0].slots
     return [
         Row("bide", "cancels", times),
-        Row("bide", "looks answered after it, of 10", answered, "10", answered == LOOKS),
+        Row("bide", "polls answered after it, of 10", answered, "10", answered == POLLS),
         Row("bide", "until the last of them, s", took),
         Row("bide", "connections busy at the end", now.connections_busy, "0", now.connections_busy == 0),
         Row("bide", "slots that can be filled, of 15", slots, "15", slots == SLOTS),
@@ -102,18 +101,18 @@ async def with_bide(emulator: Emulator) -> list[Row]:
 
 async def with_httpx(emulator: Emulator) -> list[Row]:
     """Plain requests, with a pool of as many connections."""
-    limits = httpx.Limits(max_connections=LOOKS)
+    limits = httpx.Limits(max_connections=POLLS)
     headers = {"Authorization": "Bearer sk-bench-too"}
     async with httpx.AsyncClient(base_url=emulator.dashscope_url, limits=limits, headers=headers) as client:
 
-        async def look() -> None:
+        async def poll() -> None:
             await client.get("/tasks/none")
 
-        times = await cancelled_at_random(look)
-        answered, took = await all_at_once([look] * LOOKS)
+        times = await cancelled_at_random(poll)
+        answered, took = await all_at_once([poll] * POLLS)
     return [
         Row("httpx", "cancels", times),
-        Row("httpx", "looks answered after it, of 10", answered),
+        Row("httpx", "polls answered after it, of 10", answered),
         Row("httpx", "until the last of them, s", took),
     ]
 

@@ -1,6 +1,6 @@
-"""Processes that work on one ledger, for `ledger.py`: what each of them does, and how it is told to.
+"""Processes that work on one ledger, for `ledger.py`: what each of them does, and how they get their orders.
 
-They are forked from a server that has the imports behind it and has opened nothing: one more is there in an instant.
+They are forked from a server that has imported everything and opened nothing, so a new process starts at once.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ class Life:
             task=task,
             owner=owner,
         )
-        self.queued, self.running, self.ended = _told(task, f"{process:08x}-35bd-4cbf-8acd-{number:012x}")
+        self.queued, self.running, self.ended = _snapshots(
+            task, f"{process:08x}-35bd-4cbf-8acd-{number:012x}"
+        )
 
     def plain(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The request and the snapshots as a ledger stores them."""
@@ -96,8 +98,8 @@ class Life:
         return request_to_dict(self.record.request), stored
 
 
-def _told(task: Task, task_id: str) -> tuple[Task, Task, Task]:
-    """What a service tells of a task, look by look."""
+def _snapshots(task: Task, task_id: str) -> tuple[Task, Task, Task]:
+    """What a service reports of a task, poll by poll."""
     queued = evolve(
         task,
         task_id=task_id,
@@ -171,12 +173,12 @@ async def bare(start: Start, path: Path, count: int) -> tuple[float, float]:
     made = [Life(n, owner="me") for n in range(count + WARM)]
     plain = [(life.ticket, *life.plain()) for life in made]
     floor = Bare(path)
-    for ticket, asked, told in plain[:WARM]:
-        floor.live(ticket, asked, told)
+    for ticket, asked, snapshots in plain[:WARM]:
+        floor.live(ticket, asked, snapshots)
     await start()
     began = time.monotonic()
-    for ticket, asked, told in plain[WARM:]:
-        floor.live(ticket, asked, told)
+    for ticket, asked, snapshots in plain[WARM:]:
+        floor.live(ticket, asked, snapshots)
     ended = time.monotonic()
     floor.close()
     return began, ended

@@ -1,4 +1,4 @@
-"""The CPU of one decision of the pace, with 128 tasks behind it."""
+"""The CPU of one decision of the pace, after 128 tasks."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""Saving results beside `curl`, over loopback: throughput, what is left of the loop for others, and memory.
+"""Saving results beside `curl`, over loopback: throughput, how late the loop is for others, and memory.
 
-One server, in a process of its own, and one directory on disk for all; the rounds of all ways take turns. bide writes
-to a part file with a journal, hashes what it writes (SHA-256), and returns when the file is on disk; curl leaves that
-to the system's next quiet moment. "curl, on disk, hashed" does what bide does: curl, then `sync` and `sha256sum` of the
-files. "httpx by hand" is a loop that writes what comes in the same thread, one file after another. Each save has a new
-process and a new client, which has looked at one task before, as each has that has something to save; what a process
-takes to start is counted for none. The lag is that of the saver's loop, beside that of a loop with nothing to do, in
-another process in the same seconds, and is looked at in a save of its own: looking a thousand times a second takes a
-part of two cores. Memory is the most that the saver's process had until the end, less what it had just before.
+One server, in a process of its own, and one directory on disk serve all; the rounds of all ways alternate. bide writes
+to a part file with a journal, hashes the bytes (SHA-256), and returns when the file is on disk. curl leaves the write
+to disk to the system. "curl, on disk, hashed" does what bide does: curl, then `sync` and `sha256sum` of the files.
+"httpx by hand" is a loop that writes in its own thread, one file after another. Each save has a new process and a new
+client, which has polled one task before, as every client with a result to save has. The start of a process is not
+counted. The lag is that of the saver's loop, beside that of an idle loop in another process in the same seconds. It is
+measured in a save of its own, since measuring a thousand times a second uses a part of two cores. Memory is the most
+that the saver's process had until the end, less what it had just before.
 
-The files go to the directory for temporary files: `TMPDIR=/somewhere` tries another disk. What has no goal is for
-comparison. Without curl there are no ratios, and the goal for them is left out.
+The files go to the directory for temporary files: `TMPDIR=/somewhere` tries another disk. Figures without a goal are
+for comparison. Without curl there are no ratios, and their goals are left out.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Measured:
 
     Attributes:
         began: by the clock that all processes share.
-        late: seconds that the loop was late, each time that the probe looked; `idle`: the same of an idle loop.
+        late: seconds that the loop was late, each time that the probe measured it; `idle`: the same of an idle loop.
         growth: bytes of memory beyond those before.
     """
 
@@ -116,20 +116,20 @@ async def probe() -> AsyncIterator[list[tuple[float, float]]]:
     """Notes when it woke, and how late the loop was to wake it, again and again."""
     late: list[tuple[float, float]] = []
 
-    async def look() -> None:
+    async def watch() -> None:
         while True:
             due = time.perf_counter() + TICK
             await asyncio.sleep(TICK)
             now = time.perf_counter()
             late.append((now, now - due))
 
-    looking = asyncio.create_task(look())
+    watching = asyncio.create_task(watch())
     await asyncio.sleep(5 * TICK)
     try:
         yield late
         await asyncio.sleep(5 * TICK)  # it may have been kept waiting until now
     finally:
-        looking.cancel()
+        watching.cancel()
 
 
 def within(late: Sequence[tuple[float, float]], began: float, seconds: float) -> tuple[float, ...]:
@@ -224,7 +224,7 @@ def in_turns(each: Mapping[str, Way], urls: list[str], size: int) -> dict[str, l
     for _ in range(ROUNDS):
         for name, way in each.items():
             with tempfile.TemporaryDirectory(prefix="bide-download-") as folder:
-                os.sync()  # nobody waits for what another one has left to be written
+                os.sync()  # no client waits for what another one has left to be written
                 found[name].append(way(urls, Path(folder)))
                 saved = [path.stat().st_size for path in Path(folder).iterdir()]
                 if way is not curl_to_nowhere and saved != [size] * len(urls):

@@ -1,7 +1,7 @@
-"""What a workload may say of time and progress, each told in JSON: seconds to draw, arrivals and progress bars.
+"""What a workload may say of time and progress, written in JSON: seconds to draw, arrivals and progress bars.
 
-Every term is read once into a plain function of a `random.Random`; a wrong one raises `TermError`, which says where it
-stands, what was seen there and what was expected. Pure, standard library only.
+Every term is read once into a plain function of a `random.Random`. A wrong term raises `TermError`, which says where it
+stands, what was found there and what was expected. Pure, standard library only.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def only(where: str, seen: object, kinds: str) -> tuple[str, Any]:
 
 
 def seconds(where: str, term: object) -> Draw:
-    """The draw that *term* tells: a number, or one distribution by its name.
+    """The draw that *term* describes: a number, or one distribution by its name.
 
     `{"lognormal": [median, sigma]}`, `{"gamma": [shape, scale]}`, `{"exp": mean}`, `{"uniform": [from, to]}`,
     `{"pareto": [least, alpha]}`, `{"plus": [seconds, draw]}`, `{"mix": [[weight, draw], ...]}`.
@@ -74,25 +74,25 @@ def seconds(where: str, term: object) -> Draw:
     if isinstance(term, int | float):
         fixed = number(where, term)
         return lambda _: fixed
-    kind, told = only(where, term, "lognormal gamma exp uniform pareto plus mix")
+    kind, value = only(where, term, "lognormal gamma exp uniform pareto plus mix")
     where = f"{where}, {kind}"
     if kind == "exp":
-        mean = number(where, told, above=True)
+        mean = number(where, value, above=True)
         return lambda random: random.expovariate(1 / mean)
     if kind == "uniform":
-        low, high = numbers(where, told, "from to")
+        low, high = numbers(where, value, "from to")
         return lambda random: random.uniform(low, high)
     if kind == "plus":
-        return _later(where, told)
+        return _later(where, value)
     if kind == "mix":
-        return _mixed(where, told)
-    return _shaped(where, kind, told)
+        return _mixed(where, value)
+    return _shaped(where, kind, value)
 
 
-def _shaped(where: str, kind: str, told: object) -> Draw:
+def _shaped(where: str, kind: str, value: object) -> Draw:
     """A distribution of two numbers, both above 0."""
     words = {"lognormal": "median sigma", "gamma": "shape scale", "pareto": "least alpha"}
-    a, b = numbers(where, told, words[kind], above=True)
+    a, b = numbers(where, value, words[kind], above=True)
     if kind == "lognormal":
         return lambda random: a * math.exp(random.gauss(0.0, b))
     if kind == "gamma":
@@ -100,18 +100,18 @@ def _shaped(where: str, kind: str, told: object) -> Draw:
     return lambda random: a * random.paretovariate(b)
 
 
-def _later(where: str, told: object) -> Draw:
-    if not isinstance(told, list) or len(told) != 2:
-        raise TermError(where, told, "a list [seconds, draw]")
-    first, then = number(where, told[0]), seconds(where, told[1])
+def _later(where: str, value: object) -> Draw:
+    if not isinstance(value, list) or len(value) != 2:
+        raise TermError(where, value, "a list [seconds, draw]")
+    first, then = number(where, value[0]), seconds(where, value[1])
     return lambda random: first + then(random)
 
 
-def _mixed(where: str, told: object) -> Draw:
-    if not isinstance(told, list) or not told or any(not isinstance(p, list) or len(p) != 2 for p in told):
-        raise TermError(where, told, "a list of [weight, draw]")
-    bounds = list(itertools.accumulate(number(f"{where}, weight", weight, above=True) for weight, _ in told))
-    draws = [seconds(where, draw) for _, draw in told]
+def _mixed(where: str, value: object) -> Draw:
+    if not isinstance(value, list) or not value or any(not isinstance(p, list) or len(p) != 2 for p in value):
+        raise TermError(where, value, "a list of [weight, draw]")
+    bounds = list(itertools.accumulate(number(f"{where}, weight", weight, above=True) for weight, _ in value))
+    draws = [seconds(where, draw) for _, draw in value]
 
     def draw(random: Random) -> float:
         return draws[bisect.bisect(bounds, random.random() * bounds[-1])](random)
@@ -126,17 +126,17 @@ def arrivals(where: str, term: object) -> Arrivals:
     """
     if term == "at once":
         return lambda _: itertools.repeat(0.0)
-    kind, told = only(where, term, "poisson every bursts")
+    kind, value = only(where, term, "poisson every bursts")
     where = f"{where}, {kind}"
     if kind == "poisson":
-        rate = number(where, told, above=True)
+        rate = number(where, value, above=True)
         return lambda random: itertools.accumulate(random.expovariate(rate) for _ in itertools.count())
     if kind == "every":
-        gap = number(where, told, above=True)
+        gap = number(where, value, above=True)
         return lambda _: (gap * index for index in itertools.count())
-    size, every = numbers(where, told, "size every", above=True)
+    size, every = numbers(where, value, "size every", above=True)
     if size != int(size):
-        raise TermError(f"{where}, size", told[0], "a whole number from 1")
+        raise TermError(f"{where}, size", value[0], "a whole number from 1")
     return lambda _: (every * (index // int(size)) for index in itertools.count())
 
 
@@ -145,7 +145,7 @@ STAIRS = [[0.05, 10.0], [0.25, 30.0], [0.50, 60.0], [0.80, 90.0]]
 
 
 def bar(where: str, term: object) -> Bar:
-    """The progress bar that *term* tells: what a task of so many seconds shows after some of them, in percent.
+    """The progress bar that *term* describes: what a task of so many seconds shows after some of them, in percent.
 
     `"none"`; `"linear"`, which is `{"linear": 0.10}`: 100 u^p of the share u, p lognormal with that sigma; `"stair"` or
     `{"stairs": [[share, percent], ...]}`; `{"jump": [share, percent]}`, 0 before it; `"stuck"`, which is
@@ -160,23 +160,23 @@ def bar(where: str, term: object) -> Bar:
             return _noise
         if term not in plain:
             raise TermError(where, term, f"an object or one of none, noise, {', '.join(plain)}")
-    kind, told = only(
+    kind, value = only(
         where, plain.get(term, term) if isinstance(term, str) else term, "linear stairs stuck jump clock"
     )
     where = f"{where}, {kind}"
     if kind == "linear":
-        return _linear(number(where, told))
+        return _linear(number(where, value))
     if kind == "clock":
-        clock = number(where, told, above=True)
+        clock = number(where, value, above=True)
         return lambda _random, _run: lambda ran: min(99.0, 100.0 * ran / clock)
     if kind == "stuck":
-        low, high = numbers(where, told, "from to", above=True, most=1.0)
+        low, high = numbers(where, value, "from to", above=True, most=1.0)
         return _stuck(low, high)
-    return _stairs(where, [told] if kind == "jump" else told)
+    return _stairs(where, [value] if kind == "jump" else value)
 
 
 def _noise(random: Random, _run: float) -> Callable[[float], float]:
-    """Any percent at each look, and the same one for the same moment, so that a run can be had again."""
+    """Any percent at each poll, and the same one for the same moment, so that a run can be had again."""
     start = random.random()
     return lambda ran: 99.0 * math.modf(abs(math.sin(start + 12.9898 * ran)) * 43758.5453)[0]
 
@@ -197,12 +197,12 @@ def _stuck(low: float, high: float) -> Bar:
     return drawn
 
 
-def _stairs(where: str, told: object) -> Bar:
-    if not isinstance(told, list) or not told:
-        raise TermError(where, told, "a list of [share of the run, percent]")
-    steps = [numbers(where, step, "share percent", most=100.0) for step in told]
+def _stairs(where: str, value: object) -> Bar:
+    if not isinstance(value, list) or not value:
+        raise TermError(where, value, "a list of [share of the run, percent]")
+    steps = [numbers(where, step, "share percent", most=100.0) for step in value]
     shares = [share for share, _ in steps]
     if shares != sorted(shares) or shares[-1] > 1:
-        raise TermError(where, told, "shares of the run that rise, 1 at most")
+        raise TermError(where, value, "shares of the run that rise, 1 at most")
     percents = [0.0, *(percent for _, percent in steps)]
     return lambda _random, run: lambda ran: percents[bisect.bisect(shares, ran / run)]

@@ -1,7 +1,8 @@
-"""A server of large files for the benchmarks, in a process of its own: nothing but the kernel touches their bytes.
+"""A server of large files for the benchmarks, in a process of its own: only the kernel touches their bytes.
 
-It answers `GET /200/anything` with a file of 200 MB that looks like a video, has an ETag, and goes on where a `Range`
-says so. The bytes lie in memory. And it is a DashScope where each task has succeeded, for clients that look at one.
+It answers `GET /200/anything` with a file of 200 MB that looks like a video and has an ETag, and continues where a
+`Range` says. The bytes are in memory. It also acts as a DashScope where each task has succeeded, for clients that
+poll one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Many looks due in the same moment: CPU for one, how late they are, connections opened.
+"""Many polls due at the same moment: CPU for each, how late they are, connections opened.
 
-A server in a process of its own answers after 50 ms. bide's looks are first looks at tasks that were just attached, by
-its scheduler; a default `httpx.AsyncClient` and a default `aiohttp.ClientSession` get the same URLs in one `gather`.
-Lateness is from the moment that all are due to the moment that the server has the request. The query budget is off.
+A server in a process of its own answers after 50 ms. The scheduler of bide makes the first polls of tasks that were
+just attached. A default `httpx.AsyncClient` and a default `aiohttp.ClientSession` get the same URLs in one `gather`.
+Lateness is the time from the moment that all are due until the server has the request. The query budget is off.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ INTERVAL = 10.0
 """Seconds between two rounds, for the connections that are kept meanwhile."""
 
 
-Looks = Callable[[list[str]], Awaitable[int]]
-"""Looks at all of these tasks at once; returns how many looks failed."""
+Polls = Callable[[list[str]], Awaitable[int]]
+"""Polls all of these tasks at once; returns how many polls failed."""
 
 
 @asynccontextmanager
-async def bide(there: Service) -> AsyncIterator[Looks]:
+async def bide(there: Service) -> AsyncIterator[Polls]:
     """The scheduler of a client of ours."""
     provider = DashScope(base_url=there.base_url)
     async with Client(provider, api_key="sk-bench", queries_per_second=math.inf) as client:
 
-        async def looks(names: list[str]) -> int:
+        async def polls(names: list[str]) -> int:
             handles = [await client.attach(name) for name in names]
             failed = 0
             for handle in handles:
@@ -53,11 +53,11 @@ async def bide(there: Service) -> AsyncIterator[Looks]:
                     failed += 1
             return failed
 
-        yield looks
+        yield polls
 
 
 @asynccontextmanager
-async def httpx_client(there: Service) -> AsyncIterator[Looks]:
+async def httpx_client(there: Service) -> AsyncIterator[Polls]:
     """A default client of httpx."""
     async with httpx.AsyncClient(headers=HEADERS) as client:
 
@@ -68,7 +68,7 @@ async def httpx_client(there: Service) -> AsyncIterator[Looks]:
 
 
 @asynccontextmanager
-async def aiohttp_session(there: Service) -> AsyncIterator[Looks]:
+async def aiohttp_session(there: Service) -> AsyncIterator[Polls]:
     """A default session of aiohttp."""
     async with aiohttp.ClientSession(headers=HEADERS) as session:
 
@@ -98,14 +98,14 @@ class Measured:
     connections: list[int] = field(default_factory=list)
 
 
-async def measure(looks: Looks, there: Service, size: int, rounds: int) -> Measured:
-    """A round to warm up, then *rounds* of *size* looks at once."""
+async def measure(polls: Polls, there: Service, size: int, rounds: int) -> Measured:
+    """A round to warm up, then *rounds* of *size* polls at once."""
     found, spent, late = Measured(), [], []
-    there.ask(delay=DELAY, looks=1)
+    there.ask(delay=DELAY, polls=1)
     for number in range(rounds + 1):
         names = [f"task-{number}-{n}" for n in range(size)]
         cpu, due = time.process_time(), time.time()
-        found.errors += await looks(names)
+        found.errors += await polls(names)
         spent.append((time.process_time() - cpu) / size * 1e6)
         counted = there.ask()
         found.connections.append(counted["connections"])
@@ -115,12 +115,12 @@ async def measure(looks: Looks, there: Service, size: int, rounds: int) -> Measu
 
 
 async def kept(there: Service) -> tuple[int, int]:
-    """Connections that a thousand looks open, and a thousand more after a pause of the longest poll interval."""
+    """Connections that a thousand polls open, and a thousand more after a pause of the longest poll interval."""
     opened = []
-    async with bide(there) as looks:
-        there.ask(delay=DELAY, looks=1)
+    async with bide(there) as polls:
+        there.ask(delay=DELAY, polls=1)
         for pause in (INTERVAL, 0.0):
-            await looks([f"kept-{len(opened)}-{n}" for n in range(1000)])
+            await polls([f"kept-{len(opened)}-{n}" for n in range(1000)])
             opened.append(there.ask()["connections"])
             await asyncio.sleep(pause)
     return opened[0], opened[1]
@@ -133,14 +133,14 @@ async def main(there: Service) -> list[Row]:
         for name, way in WAYS.items():
             if name == "httpx" and size not in HTTPX_SIZES:
                 continue
-            async with way(there) as looks:
+            async with way(there) as polls:
                 once = (name, size) == ("httpx", 1000)  # it takes half a minute, and fails
-                found[name, size] = await measure(looks, there, size, 1 if once else rounds)
+                found[name, size] = await measure(polls, there, size, 1 if once else rounds)
     rows = []
     for (name, size), each in found.items():
         case = f"{name}, {size}"
         ours = name == "bide"
-        rows.append(Row(case, "CPU a look, us", each.cpu))
+        rows.append(Row(case, "CPU a poll, us", each.cpu))
         rows.append(Row(case, "lateness p99, s", each.late))
         rows.append(Row(case, "errors", each.errors, "0" if ours else "", each.errors == 0 if ours else None))
         rows.append(Row(case, "connections in the first round", each.connections[0]))
@@ -150,7 +150,7 @@ async def main(there: Service) -> list[Row]:
         )
     for size, most in ((1000, 1.3), (5000, 1.6)):
         ratio = found["bide", size].cpu / found["bide", 10].cpu
-        rows.append(Row("bide", f"CPU a look, {size} to 10 at once", ratio, f"at most {most}", ratio <= most))
+        rows.append(Row("bide", f"CPU a poll, {size} to 10 at once", ratio, f"at most {most}", ratio <= most))
     ratio = found["bide", 1000].late / found["aiohttp", 1000].late
     rows.append(Row("bide", "lateness at 1000, to aiohttp", ratio, "at most 2.5", ratio <= 2.5))
     first, second = await kept(there)
@@ -162,4 +162,4 @@ async def main(there: Service) -> list[Row]:
 if __name__ == "__main__":
     options = arguments(__doc__)
     with service() as there:
-        show("Looks due in the same moment", asyncio.run(main(there)), options)
+        show("Polls due at the same moment", asyncio.run(main(there)), options)

@@ -1,4 +1,4 @@
-"""Rows of figures with their goals: printed as a table, or as JSON, and checked on demand."""
+"""Rows of figures with their goals: printed as a table or as JSON, and checked with `--check`."""
 
 from __future__ import annotations
 

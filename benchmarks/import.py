@@ -1,7 +1,7 @@
-"""CPU of `import bide`, beside that of the libraries it stands on, each in an interpreter of its own.
+"""CPU of `import bide`, beside that of the libraries it uses, each in an interpreter of its own.
 
-bide's public names are imported when they are first asked for: the last rows tell what naming the usual ones costs.
-Everything is compiled beforehand.
+bide imports its public names when they are first used: the last rows show what the usual names cost. Everything is
+compiled beforehand.
 """
 
 from __future__ import annotations

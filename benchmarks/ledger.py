@@ -1,14 +1,15 @@
-"""The SQLite ledger: what it can take, how long its steps are, and how well it keeps four processes at work.
+"""The SQLite ledger: how many tasks it takes, how long its steps are, and how well it keeps four processes busy.
 
-*Lives*: all that one task writes (on record, admitted, accepted, running, ended with a result), with one process and
+*Lives*: all that one task writes (recorded, admitted, accepted, running, ended with a result), with one process and
 with four on one file, each with 50 lives under way. The floor does the same by hand, one transaction a step, in one
-thread. The four have a kind of work each: what they share is the file, and nobody waits for another one's turn.
-*Admission*: tasks arrive by chance, 50 a second in each of four processes, in one lane that has no cap; each is
-accepted and ended then, as it would be.
-*Slots*: ten wait in each of four processes for three slots that are held for 30 ms, woken and never polling. Busy is
-what the records' own times say; a hand-over lasts from the call that ends one hold until the next holder knows.
-*Adoption*: a process with 20 accepted tasks is ended with SIGKILL; the client of another one takes them over. Nobody
-else is there to notice.
+thread. Each of the four has its own kind of work: they share the file, and none waits for a slot of another.
+*Admission*: tasks arrive at random, 50 a second in each of four processes, in one lane without a cap. Each is then
+accepted and ended at once.
+*Slots*: ten requests wait in each of four processes for three slots that are held for 30 ms. The processes wake each
+other and never poll. Busy is measured from the records' own times; a hand-over lasts from the call that ends one hold
+until the next holder has the slot.
+*Adoption*: a process with 20 accepted tasks is killed with SIGKILL, and the client of another process takes them over.
+No other process is there to notice.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def slot_rows(crew: Crew, folder: Path) -> list[Row]:
 
 
 def adoption_rows(folder: Path) -> list[Row]:
-    """How long open tasks of a killed process belong to nobody."""
+    """How long open tasks of a killed process have no owner."""
     seconds = asyncio.run(adoptions(folder / "adoptions.db", KILLS, TASKS))
     worst = percentile(seconds, 99)
     case = f"{KILLS} kills, {TASKS} tasks each"

@@ -1,7 +1,7 @@
-"""CPU of one look, end to end and back to back: `handle.refresh()` beside `httpx.AsyncClient.get` and a floor.
+"""CPU of one poll, end to end and back to back: `handle.refresh()` beside `httpx.AsyncClient.get` and a floor.
 
-The floor is asyncio's streams with h11, one connection, the answer parsed as JSON: what any client of h11 pays.
-CPU time and not wall time, and the rounds of all three take turns, so that a noisy machine is noisy for all of them.
+The floor is asyncio's streams with h11, one connection, the answer parsed as JSON: the price of any client of h11. It
+is CPU time, not wall time, and the rounds of all three alternate, so a noisy machine is noisy for all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from service import Service, service
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-ROUNDS, LOOKS, WARM = 15, 200, 50
+ROUNDS, POLLS, WARM = 15, 200, 50
 
 
 class Floor:
@@ -35,7 +35,7 @@ class Floor:
         self._connection = h11.Connection(h11.CLIENT)
 
     async def get(self) -> object:
-        """One look."""
+        """One poll."""
         headers = [
             ("Host", "127.0.0.1"),
             ("Accept", "application/json"),
@@ -57,12 +57,12 @@ class Floor:
                 return json.loads(body)
 
 
-async def cpu(look: Callable[[], Awaitable[object]]) -> float:
-    """Microseconds of CPU for one *look*, of many in a row."""
+async def cpu(poll: Callable[[], Awaitable[object]]) -> float:
+    """Microseconds of CPU for one *poll*, of many in a row."""
     before = time.process_time()
-    for _ in range(LOOKS):
-        await look()
-    return (time.process_time() - before) / LOOKS * 1e6
+    for _ in range(POLLS):
+        await poll()
+    return (time.process_time() - before) / POLLS * 1e6
 
 
 async def main(there: Service) -> list[Row]:
@@ -82,18 +82,18 @@ async def main(there: Service) -> list[Row]:
 
         ways = {"floor": floor.get, "httpx": get, "bide": handle.refresh}
         spent: dict[str, list[float]] = {name: [] for name in ways}
-        for look in ways.values():
+        for poll in ways.values():
             for _ in range(WARM):
-                await look()
+                await poll()
         for _ in range(ROUNDS):
-            for name, look in ways.items():
-                spent[name].append(await cpu(look))
+            for name, poll in ways.items():
+                spent[name].append(await cpu(poll))
     median = {name: statistics.median(each) for name, each in spent.items()}
     ratio = statistics.median(
         ours / theirs for ours, theirs in zip(spent["bide"], spent["httpx"], strict=True)
     )
     return [
-        Row("asyncio+h11", "CPU a look, us", median["floor"]),
+        Row("asyncio+h11", "CPU a poll, us", median["floor"]),
         Row("httpx", "CPU of AsyncClient.get, us", median["httpx"]),
         Row("bide", "CPU of handle.refresh, us", median["bide"]),
         Row("bide", "to the floor", median["bide"] / median["floor"]),
@@ -104,4 +104,4 @@ async def main(there: Service) -> list[Row]:
 if __name__ == "__main__":
     options = arguments(__doc__)
     with service() as there:
-        show("CPU of one look", asyncio.run(main(there)), options)
+        show("CPU of one poll", asyncio.run(main(there)), options)

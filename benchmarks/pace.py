@@ -1,12 +1,12 @@
-"""How late an end is known and how many looks that costs: the learned pace beside fixed ones, in virtual time.
+"""How late an end is known and how many polls that costs: the learned pace beside fixed ones, in virtual time.
 
-Each run takes a workload of `workloads.py` through the whole client, from an empty ledger; only the wire is played.
-Beside the pace of bide there are looks at fixed intervals, exponential ones, and the schedules of the official SDKs.
-Lag is from the end at the service to the waiter's knowing; looks are queries a task, failed ones included.
+Each run takes a workload of `workloads.py` through the whole client, from an empty ledger; only the wire is simulated.
+Beside the pace of bide there are polls at fixed and at exponential intervals, and the schedules of the official SDKs.
+Lag is the time from the end at the service until the waiter knows it; polls are queries a task, failed ones included.
 
-The gains are over a look at once and then one every 3 s: how much less lag at as many looks, and how many fewer looks
-at as much lag, read (in logarithms) between the two nearest of a row of prices. Figures are means over seeds; ± is half
-of a 95 % interval. `--check` runs only what has a goal, about four minutes on two cores.
+The gains are over one poll at once and then one every 3 s: how much less lag with as many polls, and how many fewer
+polls with as much lag, read (in logarithms) between the two nearest of a row of prices. Figures are means over seeds;
+± is half of a 95 % interval. `--check` runs only workloads with a goal, about four minutes on two cores.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from goals import Row
     from verdicts import Runs
 
-TITLE = "The pace: looks, and the lag from an end to its being known"
+TITLE = "The pace: polls, and the lag from an end until it is known"
 SEEDS = 2
 SLOTS = 3
 SATURATED = ("I1", "V2")
@@ -90,11 +90,11 @@ def title(workload: Workload) -> str:
 
 
 def table(workload: Workload, runs: Runs) -> str:
-    """Looks and lags of each pace on one workload."""
+    """Polls and lags of each pace on one workload."""
     low, high = workload.documented
     lines = [
         f"{workload.name}: {workload.kind}s, documented {low:g} to {high:g} s, {workload.count} tasks",
-        f"  {'':<16} {'looks':>14} {'mean lag, s':>14} {'p50':>14} {'p95':>14}",
+        f"  {'':<16} {'polls':>14} {'mean lag, s':>14} {'p50':>14} {'p95':>14}",
     ]
     # A price that the search tried in some seeds alone would show their figures beside those of all.
     whole = [policy for policy, seeds in runs.items() if len(seeds) == len(runs[EVERY_3])]
@@ -102,7 +102,7 @@ def table(workload: Workload, runs: Runs) -> str:
         seeds = runs[policy]
         cells = [
             str(verdicts.spread(getattr(each, figure) for each in seeds.values()))
-            for figure in ("looks", "lag", "p50", "p95")
+            for figure in ("polls", "lag", "p50", "p95")
         ]
         lines.append(f"  {policy.name:<16} " + " ".join(f"{cell:>14}" for cell in cells))
     return "\n".join(lines)
@@ -153,7 +153,7 @@ def arguments() -> argparse.Namespace:
         "--workloads", type=Path, metavar="FILE", help="further workloads, as JSON (see README.md)"
     )
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE.png", help="draw lag against looks (needs matplotlib)"
+        "--plot", type=Path, metavar="FILE.png", help="draw lag against polls (needs matplotlib)"
     )
     options = parser.parse_args()
     if options.seeds < 1:
@@ -173,7 +173,7 @@ def chosen(options: argparse.Namespace) -> list[Workload]:
     """The workloads by their names; without names those of the file, or all of ours.
 
     Raises:
-        TermError: the file is wrong, or a name is nobody's.
+        TermError: the file is wrong, or no workload or pace has that name.
     """
     theirs = {each.name: each for each in (read(options.workloads) if options.workloads else [])}
     if taken := sorted(set(theirs) & set(WORKLOADS)):

@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 FOR_EVER = Deadlines(waiting=None, queued=None, running=None)
 PRICE = 0.1
 LADDER = tuple(PRICE * 2.5**step for step in range(-4, 7))
-"""Prices that are tried to have as many looks, or as much lag, as another pace."""
+"""Prices that are tried to have as many polls, or as much lag, as another pace."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A pace by what it is made of: our own at a price, or gaps between looks from the create on.
+    """A pace: bide's at a price, or gaps between polls from the create on.
 
-    A first gap of 0 is a look at once: the waiter asks for it, since no pace of a client looks before the floor.
+    A first gap of 0 is a poll at once: the waiter polls, since no pace of a client polls before the floor.
     """
 
     name: str
@@ -55,12 +55,12 @@ class Policy:
 
     @property
     def at_once(self) -> bool:
-        """Whether it begins with a look at once."""
+        """Whether it begins with a poll at once."""
         return self.gaps[:1] == (0.0,)
 
 
 def ours(price: float = PRICE) -> Policy:
-    """The pace that a client has by itself, at *price*."""
+    """The pace of a client's own, at *price*."""
     price = float(f"{price:.4g}")  # the same one, whichever way it was come by
     return Policy("bide" if price == PRICE else f"bide at {price:.3g}", price=price)
 
@@ -84,12 +84,12 @@ OTHERS = (*FIXED, Policy("exponential", gaps=(1.0, 2.0, 4.0, 8.0, 16.0, 30.0)), 
 class Figures:
     """What came of a run. Lags and gaps in seconds."""
 
-    looks: float
+    polls: float
     lag: float
     p50: float
     p95: float
     least_gap: float
-    """Between two looks at one task."""
+    """Between two polls of one task."""
     use: float
     """Percent of the slots' time, from the first create to the last end, in which a task was at the service."""
 
@@ -115,7 +115,7 @@ async def _run(workload: Workload, policy: Policy, seed: int, lives: Sequence[Li
         limits=Limits(concurrency=workload.slots),
         deadlines=FOR_EVER,
         pace=policy.pace(),
-        transport=wire.nobody,
+        transport=wire.unreachable,
     )
     client._transport = wire  # noqa: SLF001 - the service stands in the place of the wire: no HTTP is measured here
     waits = []
@@ -131,7 +131,7 @@ async def _run(workload: Workload, policy: Policy, seed: int, lives: Sequence[Li
         raise AssertionError(f"{len(lives)} tasks, {wire.creates} creates, {len(known)} ends")
     lags = [known[name] - task.ended for name, task in served.items()]
     return Figures(
-        looks=wire.looks / len(lives),
+        polls=wire.polls / len(lives),
         lag=statistics.fmean(lags),
         p50=percentile(lags, 50),
         p95=percentile(lags, 95),
@@ -141,7 +141,7 @@ async def _run(workload: Workload, policy: Policy, seed: int, lives: Sequence[Li
 
 
 async def _known(handle: TaskHandle, *, at_once: bool) -> tuple[str, float]:
-    """The task's id, and when its end was known here. With *at_once* a look comes as soon as it is accepted."""
+    """The task's id, and when its end was known here. With *at_once* a poll comes as soon as it is accepted."""
     if at_once:
         async for task in handle.events():
             if task.status.is_accepted:
@@ -187,7 +187,7 @@ def study(job: Job) -> dict[Policy, Figures]:
 
 
 def _search(job: Job, done: dict[Policy, Figures]) -> None:
-    """Run more prices of the ladder until they enclose the looks, and the lag, of "every 3 s"."""
+    """Run more prices of the ladder until they enclose the polls, and the lag, of "every 3 s"."""
     base = done[EVERY_3]
 
     def at(step: int) -> Figures:
@@ -197,7 +197,7 @@ def _search(job: Job, done: dict[Policy, Figures]) -> None:
         return done[policy]
 
     middle = LADDER.index(PRICE)
-    for is_dearer in (lambda f: f.looks < base.looks, lambda f: f.lag > base.lag):
+    for is_dearer in (lambda f: f.polls < base.polls, lambda f: f.lag > base.lag):
         step = middle
         way = -1 if is_dearer(at(step)) else 1
         while 0 <= step + way < len(LADDER) and is_dearer(at(step)) == (way < 0):

@@ -1,7 +1,7 @@
-"""A thousand tasks that exist already, four looks at each: bide beside `dashscope` 2.0.2's `AioVideoSynthesis.wait`.
+"""A thousand tasks that exist already, four polls of each: bide beside `dashscope` 2.0.2's `AioVideoSynthesis.wait`.
 
-Both ask the same server, which is in a process of its own, answers at once, and lets each task end with its fourth
-look. Only looks are counted, no creates. The query budget is off; bide's least interval is the SDK's first one, 1 s.
+Both call the same server, which is in a process of its own, answers at once, and lets each task end with its fourth
+poll. There are only polls, no creates. The query budget is off; bide's least interval is the SDK's first one, 1 s.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from service import Service, service
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-TASKS, LOOKS, ROUNDS = 1000, 4, 2
+TASKS, POLLS, ROUNDS = 1000, 4, 2
 
 
 async def with_bide(there: Service, names: list[str]) -> int:
@@ -51,18 +51,18 @@ async def with_dashscope(there: Service, names: list[str]) -> int:
 async def measure(
     way: Callable[[Service, list[str]], Awaitable[int]], there: Service, label: str
 ) -> tuple[float, int, float, int]:
-    """CPU for a task in milliseconds, tasks that succeeded, looks a task, connections."""
-    there.ask(delay=0.0, looks=LOOKS)
+    """CPU for a task in milliseconds, tasks that succeeded, polls a task, connections."""
+    there.ask(delay=0.0, polls=POLLS)
     before = time.process_time()
     succeeded = await way(there, [f"{label}-{n}" for n in range(TASKS)])
     cpu = (time.process_time() - before) / TASKS * 1e3
     counted = there.ask()
-    return cpu, succeeded, counted["looks"] / TASKS, counted["connections"]
+    return cpu, succeeded, counted["polls"] / TASKS, counted["connections"]
 
 
 async def main(there: Service) -> list[Row]:
     """Both in turns."""
-    there.ask(looks=1)
+    there.ask(polls=1)
     await with_bide(there, ["warm"])
     await with_dashscope(there, ["warm too"])
     ours = [await measure(with_bide, there, f"bide-{n}") for n in range(ROUNDS)]
@@ -72,7 +72,7 @@ async def main(there: Service) -> list[Row]:
         succeeded = min(run[1] for run in runs)
         goal, met = (str(TASKS), succeeded == TASKS) if name == "bide" else ("", None)
         rows.append(Row(name, "succeeded, of 1000", succeeded, goal, met))
-        rows.append(Row(name, "looks a task", statistics.mean(run[2] for run in runs)))
+        rows.append(Row(name, "polls a task", statistics.mean(run[2] for run in runs)))
         rows.append(Row(name, "connections opened", statistics.mean(run[3] for run in runs)))
         rows.append(Row(name, "CPU a task, ms", statistics.median(run[0] for run in runs)))
     ratio = statistics.median(run[0] for run in ours) / statistics.median(run[0] for run in theirs)
@@ -82,4 +82,4 @@ async def main(there: Service) -> list[Row]:
 if __name__ == "__main__":
     options = arguments(__doc__)
     with service() as there:
-        show("1,000 tasks, 4 looks each", asyncio.run(main(there)), options)
+        show("1,000 tasks, 4 polls each", asyncio.run(main(there)), options)

@@ -1,4 +1,4 @@
-"""The picture of the pace's benchmark: for each workload the lag against the looks, ours as a line over its prices."""
+"""The picture of the pace's benchmark: the lag against the polls of each workload, bide's as a line over its prices."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def draw(path: Path, found: Mapping[str, Runs], titles: Mapping[str, str]) -> No
         axes.set_title(f"{name}  {titles[name]}", fontsize=SMALL + 0.5, loc="left", color=INK)
     for axes in panels[len(found) :]:
         axes.remove()
-    figure.supxlabel("looks a task", fontsize=SMALL + 1)
+    figure.supxlabel("polls a task", fontsize=SMALL + 1)
     figure.supylabel("mean lag, seconds", fontsize=SMALL + 1)
     figure.savefig(path, dpi=200)
     plt.close(figure)
@@ -124,6 +124,6 @@ def _label(
 
 
 def _point(runs: Runs, policy: Policy) -> Point:
-    """Looks and lag, the means over seeds."""
+    """Polls and lag, the means over seeds."""
     seeds = runs[policy].values()
     return statistics.fmean(each.looks for each in seeds), statistics.fmean(each.lag for each in seeds)

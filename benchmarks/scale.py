@@ -1,8 +1,8 @@
-"""Very many open handles on one loop: bytes for each, CPU for each look, and how late the loop is for everybody else.
+"""Very many open handles on one loop: bytes for each, CPU for each poll, and how late the loop is for other work.
 
-A tenth of the handles falls due within 10 s, evenly; the others lie still. The transport is a stub in this process that
-answers at once, without any socket: what is measured is bide alone. Each size runs in a process of its own, and memory
-is the process's resident set, less the tasks' raw answers. The query budget is off.
+A tenth of the handles are due within 10 s, evenly spread; the others are not polled. The transport is a stub in this
+process that answers at once, without a socket: only bide is measured. Each size runs in a process of its own, and
+memory is that process's resident set, less the tasks' raw answers. The query budget is off.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class Stub(httpx.AsyncBaseTransport):
     """Answers each query: the task is running."""
 
     def __init__(self) -> None:
-        self.looks = 0
+        self.polls = 0
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        self.looks += 1
+        self.polls += 1
         task_id = request.url.path.rpartition("/")[2]
         output = {"task_id": task_id, "task_status": "RUNNING", "submit_time": "2026-01-05 10:00:00.000"}
         return httpx.Response(200, content=json.dumps({"request_id": f"r-{task_id}", "output": output}))
@@ -59,7 +59,7 @@ class Measured:
     timers: int
     cpu: float
     lag: float
-    looks: int
+    polls: int
 
 
 def resident() -> int:
@@ -89,7 +89,7 @@ async def lags(seconds: float) -> list[float]:
 
 
 async def all_seen(handles: list[TaskHandle]) -> None:
-    """Wait until each was looked at once."""
+    """Wait until each was polled once."""
     while any(handle.task.raw is None for handle in handles):  # noqa: ASYNC110 - a waiter each is what is measured later
         await asyncio.sleep(0.1)
 
@@ -99,7 +99,7 @@ async def measure(size: int) -> Measured:
     stub = Stub()
     # Videos fall due every ten seconds, images once an hour.
     provider = DashScope(base_url="http://stub.test/api/v1", image_floor=3600.0, video_floor=WINDOW)
-    # The tasks are old: without the cap each would be looked at after half of its age.
+    # The tasks are old: without the cap each would be polled after half of its age.
     pace = Pace(cap=WINDOW)
     async with Client(
         provider, api_key="sk-bench", transport=stub, queries_per_second=math.inf, pace=pace
@@ -117,11 +117,11 @@ async def measure(size: int) -> Measured:
         unawaited = (resident() - before - raw) / size
         loop = asyncio.get_running_loop()
         tasks = len(asyncio.all_tasks())
-        timers = len(loop._scheduled)  # type: ignore[attr-defined]  # noqa: SLF001 - a loop tells their number to nobody
+        timers = len(loop._scheduled)  # type: ignore[attr-defined]  # noqa: SLF001 - a loop has no public name for their number
         late = await lags(WINDOW)
-        cpu, looks = time.process_time(), stub.looks
-        await asyncio.sleep(WINDOW)  # without the probe, which costs more than a few looks
-        cpu, looks = time.process_time() - cpu, stub.looks - looks
+        cpu, polls = time.process_time(), stub.polls
+        await asyncio.sleep(WINDOW)  # without the probe, which costs more than a few polls
+        cpu, polls = time.process_time() - cpu, stub.polls - polls
         before = resident()
         waiters = [asyncio.create_task(handle.result()) for handle in handles]
         await asyncio.sleep(0.1)
@@ -129,7 +129,7 @@ async def measure(size: int) -> Measured:
         for waiter in waiters:
             waiter.cancel()
         await asyncio.wait(waiters)
-    return Measured(unawaited, awaited, tasks, timers, cpu / looks * 1e6, percentile(late, 99), looks)
+    return Measured(unawaited, awaited, tasks, timers, cpu / polls * 1e6, percentile(late, 99), polls)
 
 
 def run(size: int) -> Measured:
@@ -150,12 +150,12 @@ def main() -> list[Row]:
         of_idle = ("at most 2048", found.unawaited <= 2048)
         of_awaited = ("at most 6144", found.awaited <= 6144)
         rows += [
-            Row(case, "bytes a handle, nobody waits", found.unawaited, *(of_idle if most else ())),
+            Row(case, "bytes a handle, no waiter", found.unawaited, *(of_idle if most else ())),
             Row(case, "bytes a handle with a waiter", found.awaited, *(of_awaited if most else ())),
             Row(case, "asyncio tasks in all", found.tasks, "at most 100", found.tasks <= 100),
             Row(case, "timers of the loop in all", found.timers, "at most 100", found.timers <= 100),
-            Row(case, f"looks within {WINDOW:.0f} s", found.looks),
-            Row(case, "CPU a look, us", found.cpu),
+            Row(case, f"polls within {WINDOW:.0f} s", found.polls),
+            Row(case, "CPU a poll, us", found.cpu),
             Row(case, "lag of the loop p99, ms", found.lag * 1e3, "under 20", found.lag < 0.020),
         ]
     return rows

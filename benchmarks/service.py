@@ -1,7 +1,7 @@
 """A tiny DashScope for the benchmarks, in a process of its own, so that its CPU is not counted with the client's.
 
-It answers queries of tasks as protocols of that service go (`GET /api/v1/tasks/{id}`), without limits: RUNNING for the
-first `looks - 1` looks at a task and SUCCEEDED with the last one. It counts looks, tasks and connections.
+It answers the status queries of that service (`GET /api/v1/tasks/{id}`), without limits: RUNNING for the first
+`polls - 1` polls of a task and SUCCEEDED for the last one. It counts polls, tasks and connections.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Service:
         self.base_url = f"{self.origin}/api/v1"
 
     def ask(self, **settings: Any) -> dict[str, Any]:
-        """Begin to count anew with these settings (`delay` in seconds, `looks`); returns what was counted so far."""
+        """Begin to count anew with these settings (`delay` in seconds, `polls`); returns what was counted so far."""
         self._pipe.send(settings)
         return dict(self._pipe.recv())
 
@@ -61,7 +61,7 @@ class _Server:
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
         self._delay = 0.0
-        self._looks = 10**9
+        self._polls = 10**9
         self._seen: dict[bytes, list[float]] = {}
         self._connections = 0
 
@@ -74,13 +74,13 @@ class _Server:
     def _asked(self) -> None:
         settings = self._pipe.recv()
         counted = {
-            "looks": sum(map(len, self._seen.values())),
+            "polls": sum(map(len, self._seen.values())),
             "tasks": len(self._seen),
             "connections": self._connections,
             "moments": {name.decode(): moments for name, moments in self._seen.items()},
         }
         self._delay = settings.get("delay", self._delay)
-        self._looks = settings.get("looks", self._looks)
+        self._polls = settings.get("polls", self._polls)
         self._seen = {}
         self._connections = 0
         self._pipe.send(counted)
@@ -103,7 +103,7 @@ class _Server:
         moments = self._seen.setdefault(name, [])
         moments.append(time.time())
         output = OPEN_TASK["output"] | {"task_id": name.decode()}
-        if len(moments) >= self._looks:
+        if len(moments) >= self._polls:
             output |= {"task_status": "SUCCEEDED", "video_url": "http://127.0.0.1/video.mp4"}
         body = json.dumps(OPEN_TASK | {"output": output})
         return FRAME.format(len(body), body).encode()

@@ -1,12 +1,12 @@
 """Twelve tasks behind a key that allows three at a time, on both services, over real sockets and by the real clock.
 
 Durations are drawn from 8 to 12 s; a create beyond the limit is answered 429 with `Retry-After: 5`. Takes a minute or
-more. The ideal wall time is that of an all-knowing scheduler: each task starts the moment that a slot is free.
+more. The ideal wall time is that of a scheduler that knows everything: each task starts at the moment a slot is free.
 
 Beside bide, on the same loop, the peers do the same job, each with its own way to run and wait and its own defaults,
 all twelve at once: `dashscope` against emulators of its own, the others against stubs of their protocols with the same
-limit. Their rows tell what was paid for and what came home, the modules in `peers` why. What a client gave up is not
-tried again.
+limit. Their rows show what was paid for and what was finished; the modules in `peers` say why. A task that a client
+gave up is not tried again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from peers.stubs import Terms
 
 TASKS, SLOTS, SECONDS, RETRY_AFTER = 12, 3, (8.0, 12.0), 5
 EVERY = 5.0
-"""Seconds: a look so often and two more, and a lag of four fifths of it, are the most that bide may take."""
+"""Seconds: a poll so often and two more, and a lag of four fifths of it, are the most that bide may take."""
 
 
 def ideal(tasks: list[EmulatedTask]) -> float:
@@ -51,14 +51,14 @@ async def run(provider: Provider, emulator: Emulator) -> list[Row]:
     tasks = [task for task in emulator.tasks() if task.service == provider.name]
     stats = emulator.stats()["services"][provider.name]
     lag = sum(known[task.id] - task.ended for task in tasks) / len(tasks)
-    looks = (stats["queries"] + stats["lists"]) / TASKS
-    most_looks = 2 + sum(task.ended - task.created for task in tasks) / TASKS / EVERY
+    polls = (stats["queries"] + stats["lists"]) / TASKS
+    most_polls = 2 + sum(task.ended - task.created for task in tasks) / TASKS / EVERY
     case = f"bide, {provider.name}"
     return [
         Row(case, "finished, of 12", len(known), "12", len(known) == TASKS),
         Row(case, "creates", stats["creates"], "12", stats["creates"] == TASKS),
         Row(case, "creates answered 429", stats["creates_429"], "0", stats["creates_429"] == 0),
-        Row(case, "looks and lists a task", looks, f"at most {most_looks:.2f}", looks <= most_looks),
+        Row(case, "polls and lists a task", polls, f"at most {most_polls:.2f}", polls <= most_polls),
         Row(
             case,
             "mean lag from end to known, s",
@@ -77,7 +77,7 @@ def peer_rows(name: str, outcome: Outcome) -> list[Row]:
         Row(name, "finished, of 12", outcome.finished),
         Row(name, "creates accepted (paid)", counts.paid),
         Row(name, "creates answered 429", counts.refused),
-        Row(name, "looks a task", counts.looks / max(1, counts.paid)),
+        Row(name, "polls a task", counts.polls / max(1, counts.paid)),
         Row(name, "wall time, s", outcome.seconds),
     ]
 

@@ -1,4 +1,4 @@
-"""What the runs of the pace's benchmark come to: means with their intervals, gains, and the goals that they have."""
+"""The results of the pace's benchmark: means with their intervals, gains, and the goals that they have."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     Runs = Mapping[Policy, Mapping[int, Figures]]
 
 LESS_LAG = {"I1": 2.2, "I2": 2.1, "I3": 2.0, "I4": 1.7, "V1": 1.4, "V2": 2.1, "V3": 1.75, "V4": 1.9}
-"""By workload, the least gain at equal looks."""
-LAG_AT_WORST, LOOKS_AT_WORST = 1.15, 1.30
+"""By workload, the least gain at equal polls."""
+LAG_AT_WORST, POLLS_AT_WORST = 1.15, 1.30
 """Shares of what "every 3 s" has, that the pace may have against an adversary."""
 BUSY = {"I1, 3 slots": 95.0, "V2, 3 slots": 99.2}
 """Percent of the time of three saturated slots in which a task is at the service, at least."""
@@ -68,42 +68,42 @@ def between(points: Iterable[tuple[float, float]], at: float) -> float:
 
 
 def gains(runs: Runs, seed: int, *, spared: float = 0.0) -> tuple[float, float]:
-    """Of one seed: lag of "every 3 s" by ours at equal looks, and looks of it by ours at equal lag.
+    """Of one seed: lag of "every 3 s" by ours at equal polls, and polls of it by ours at equal lag.
 
     Args:
-        spared: looks a task that the other pace is forgiven.
+        spared: polls a task that the other pace is forgiven.
     """
     base = runs[EVERY_3][seed]
     curve = [seeds[seed] for policy, seeds in runs.items() if policy.price is not None and seed in seeds]
-    looks = base.looks - spared
-    lag = between(((each.looks, each.lag) for each in curve), looks)
-    fewer = between(((each.lag, each.looks) for each in curve), base.lag)
-    return base.lag / lag, looks / fewer
+    polls = base.polls - spared
+    lag = between(((each.polls, each.lag) for each in curve), polls)
+    fewer = between(((each.lag, each.polls) for each in curve), base.lag)
+    return base.lag / lag, polls / fewer
 
 
 def gain_rows(name: str, runs: Runs) -> list[Row]:
-    """Both gains of a workload; and the first as if the other pace did not look at once, when nothing has ended."""
+    """Both gains of a workload; and the first as if the other pace did not poll at once, when nothing has ended."""
     pairs = [gains(runs, seed) for seed in sorted(runs[EVERY_3])]
     kinder = spread(gains(runs, seed, spared=1.0)[0] for seed in sorted(runs[EVERY_3]))
-    lag, looks = spread(pair[0] for pair in pairs), spread(pair[1] for pair in pairs)
+    lag, polls = spread(pair[0] for pair in pairs), spread(pair[1] for pair in pairs)
     goal = LESS_LAG.get(name)
     return [
         Row(
             name,
-            f"less lag at equal looks, times{_wide(lag)}",
+            f"less lag at equal polls, times{_wide(lag)}",
             lag.mean,
             "" if goal is None else f"at least {goal:g}",
             None if goal is None else lag.mean >= goal,
         ),
-        Row(name, f"fewer looks at equal lag, times{_wide(looks)}", looks.mean),
-        Row(name, "less lag, were there no look at once", kinder.mean),
+        Row(name, f"fewer polls at equal lag, times{_wide(polls)}", polls.mean),
+        Row(name, "less lag, without a poll at once", kinder.mean),
     ]
 
 
 def bound_rows(name: str, runs: Runs) -> list[Row]:
     """What an adversary can make of the pace, at its default price."""
     rows = []
-    for figure, bound in (("lag", LAG_AT_WORST), ("looks", LOOKS_AT_WORST)):
+    for figure, bound in (("lag", LAG_AT_WORST), ("polls", POLLS_AT_WORST)):
         own, other = (
             statistics.fmean(getattr(each, figure) for each in runs[policy].values())
             for policy in (ours(), EVERY_3)
@@ -134,7 +134,7 @@ def slot_rows(name: str, runs: Runs) -> list[Row]:
 
 
 def floor_row(found: Iterable[Runs]) -> Row:
-    """The least time between two looks at one task, of all runs of ours."""
+    """The least time between two polls of one task, of all runs of ours."""
     least = min(
         each.least_gap
         for runs in found
@@ -142,7 +142,7 @@ def floor_row(found: Iterable[Runs]) -> Row:
         if policy.price is not None
         for each in seeds.values()
     )
-    return Row("all", "least seconds between two looks", least, f"at least {FLOOR:g}", least >= FLOOR)
+    return Row("all", "least seconds between two polls", least, f"at least {FLOOR:g}", least >= FLOOR)
 
 
 def decision_rows(costs: Mapping[str, float]) -> list[Row]:

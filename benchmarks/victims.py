@@ -1,4 +1,4 @@
-"""Processes that are killed with open tasks, and the one that takes the tasks over, for `ledger.py`."""
+"""Processes that are killed with open tasks, and the process that takes the tasks over, for `ledger.py`."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _task_id(asked: httpx.Request) -> str:
 async def adoptions(path: Path, kills: int, tasks: int) -> list[float]:
     """Kill one process after the other. Returns how long each time until a client here has all of its tasks.
 
-    Nobody else is alive then: only this process can notice.
+    No other process is alive then: only this process can notice.
     """
     seconds: list[float] = []
     ledger = SQLiteLedger(path)

@@ -1,7 +1,7 @@
-"""A service that stands in the place of the wire: the tasks of a workload behind an adapter of the benchmark's own.
+"""A service in the place of the wire: the tasks of a workload behind an adapter of the benchmark's own.
 
 Calls are answered from the drawn lives, after a drawn round trip; the service reads its state at half of it. No JSON is
-written or read: an answer carries the snapshot itself, so that a run of millions of looks measures the pace and takes
+written or read: an answer carries the snapshot itself, so a run of millions of polls measures the pace and takes
 seconds. All else is the client's own: its scheduler, ledger and handles.
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from workloads import Life, Workload
 
 FLOOR = 1.0
-"""Seconds: the least time between two looks at a task that the service allows."""
+"""Seconds: the least time between two polls of a task that the service allows."""
 EPOCH = 1_767_600_000.0
 """The service's clock where the loop's is 0."""
 BROKEN = Reply(500)
@@ -42,7 +42,7 @@ DAY = 86_400.0
 
 @frozen
 class Answer(Reply):
-    """A reply that carries its snapshot, and the moment by the service's clock, which `Date` tells in whole seconds."""
+    """A reply that carries its snapshot, and the moment by the service's clock, which `Date` gives in whole seconds."""
 
     task: Task | None = None
     at: float = 0.0
@@ -101,25 +101,25 @@ class Served:
     created: float
     started: float
     ended: float
-    told: dict[str, Any]
-    last_look: float = -math.inf
+    times: dict[str, Any]
+    last_poll: float = -math.inf
 
 
 class Wire(Transport):
-    """Takes creates and looks, and answers them from the lives of a workload.
+    """Takes creates and polls, and answers them from the lives of a workload.
 
     Attributes:
         tasks: all that were made, by their ids.
-        least_gap: seconds between two looks at one task, from sending to sending.
+        least_gap: seconds between two polls of one task, from sending to sending.
     """
 
     def __init__(self, workload: Workload, lives: Sequence[Life], seed: int) -> None:
-        self.nobody = httpx.MockTransport(_nobody)
-        super().__init__(Imagined.base_url, transport=self.nobody)
+        self.unreachable = httpx.MockTransport(_refuse)
+        super().__init__(Imagined.base_url, transport=self.unreachable)
         self.places = 100_000
         self.tasks: dict[str, Served] = {}
         self.creates = 0
-        self.looks = 0
+        self.polls = 0
         self.least_gap = math.inf
         self._workload = workload
         self._lives = lives
@@ -133,7 +133,7 @@ class Wire(Transport):
         median, sigma = self._workload.round_trip
         trip = median * math.exp(self._dice.gauss(0.0, sigma))
         now = asyncio.get_running_loop().time()
-        reply = (self._create if call.method == "POST" else self._look)(call.path, now, now + trip / 2)
+        reply = (self._create if call.method == "POST" else self._poll)(call.path, now, now + trip / 2)
         await asyncio.sleep(trip)
         return reply
 
@@ -141,61 +141,61 @@ class Wire(Transport):
         life = self._lives[int(name)]
         started = at + life.queue
         self.creates += 1
-        told = {} if self._workload.ts == "none" else {"created_at": self._clock(at)}
-        self.tasks[name] = served = Served(life, at, started, started + life.run, told)
+        times = {} if self._workload.ts == "none" else {"created_at": self._clock(at)}
+        self.tasks[name] = served = Served(life, at, started, started + life.run, times)
         return self._answer(served, name, at)
 
-    def _look(self, name: str, now: float, at: float) -> Reply:
+    def _poll(self, name: str, now: float, at: float) -> Reply:
         served = self.tasks[name]
-        self.looks += 1
-        self.least_gap = min(self.least_gap, now - served.last_look)
-        served.last_look = now
-        if self._dice.random() < self._workload.failing_looks:
+        self.polls += 1
+        self.least_gap = min(self.least_gap, now - served.last_poll)
+        served.last_poll = now
+        if self._dice.random() < self._workload.failing_polls:
             return BROKEN
         reply = self._answer(served, name, at)
-        ends = self._workload.ends_after_look
+        ends = self._workload.ends_after_poll
         if ends and at < served.ended and self._dice.random() < ends:
             served.started = min(served.started, at)
             served.ended = math.nextafter(at, math.inf)
         return reply
 
     def _answer(self, served: Served, name: str, at: float) -> Reply:
-        """What the service tells of the task at this moment."""
+        """What the service reports of the task at this moment."""
         if at < served.started:
             percent = served.life.progress(0.0)
             task = Task(
                 task_id=name,
                 status=TaskStatus.QUEUED,
                 progress=None if percent is None else 0.0,
-                **served.told,
+                **served.times,
             )
         elif at < served.ended:
             percent = served.life.progress(at - served.started)
             if self._workload.ts == "full":
-                served.told.setdefault("started_at", self._clock(served.started))
+                served.times.setdefault("started_at", self._clock(served.started))
             # Services show whole percents.
             task = Task(
                 task_id=name,
                 status=TaskStatus.RUNNING,
                 progress=None if percent is None else float(int(percent)),
-                **served.told,
+                **served.times,
             )
         else:
             task = self._end(served, name)
         return Answer(200, task=task, at=EPOCH + at)
 
     def _end(self, served: Served, name: str) -> Task:
-        told = served.told
+        times = served.times
         if self._workload.ts == "full":
-            told["started_at"] = self._clock(served.started)
+            times["started_at"] = self._clock(served.started)
         if self._workload.ts != "none":
-            told["finished_at"] = self._clock(served.ended)
+            times["finished_at"] = self._clock(served.ended)
         if served.life.fails:
-            return Task(task_id=name, status=TaskStatus.FAILED, error=ErrorDetail("Failed"), **told)
-        return Task(task_id=name, status=TaskStatus.SUCCEEDED, **told)
+            return Task(task_id=name, status=TaskStatus.FAILED, error=ErrorDetail("Failed"), **times)
+        return Task(task_id=name, status=TaskStatus.SUCCEEDED, **times)
 
     def _clock(self, moment: float) -> datetime:
-        """*moment* as the service tells it: in whole seconds or in milliseconds, cut off."""
+        """*moment* as the service reports it: in whole seconds or in milliseconds, cut off."""
         unit = 1.0 if self._workload.ts == "end1" else 1000.0
         return datetime.fromtimestamp(math.floor((EPOCH + moment) * unit) / unit, UTC)
 
@@ -209,5 +209,5 @@ def request_for(kind: str, number: int, variant: str | None) -> Request:
     return VideoRequest(str(number), model="imagined", size=variant)
 
 
-def _nobody(request: httpx.Request) -> httpx.Response:
+def _refuse(request: httpx.Request) -> httpx.Response:
     raise AssertionError(f"nothing goes over the wire: {request.url}")

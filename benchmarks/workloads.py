@@ -1,8 +1,8 @@
 """The workloads of the benchmark of the pace: what each is, and the tasks drawn from it.
 
-A workload is one JSON object (the README of this folder names its terms); `WORKLOADS` holds ours in the same terms: I
-and V stand for images and videos as services make them, A for adversaries. Nothing of bide is imported: a simulator can
-draw from here as well. What a task does is settled when it is drawn, so that every pace meets the same tasks.
+A workload is one JSON object (the README of this folder names its terms). `WORKLOADS` holds ours in the same terms: I
+and V stand for images and videos as services make them, A for adversaries. Nothing of bide is imported, so a simulator
+can draw from here too. The fate of a task is decided when it is drawn, so every pace gets the same tasks.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ DAY = 86_400.0
 DEFAULTS: dict[str, Any] = {
     "count": 1000,
     "fails": 0.03,
-    "failing_looks": 0.005,
+    "failing_polls": 0.005,
     "round_trip": [0.15, 0.35],
     "slots": None,
-    "ends_after_look": 0.0,
+    "ends_after_poll": 0.0,
     "queue": 0,
     "progress": "none",
     "drift": {"run": 0.0, "queue": 0.0},
@@ -57,7 +57,7 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A kind of tasks, how they come and what the service tells of them. `terms` is what it was read from."""
+    """A kind of tasks, how they come and what the service reports of them. `terms` is what it was read from."""
 
     name: str
     kind: str
@@ -65,16 +65,16 @@ class Workload:
     """What the documents say of a task's seconds."""
     count: int
     ts: str
-    """Times that the service tells: none, `end1` (created and ended, whole seconds), `full` (with the start, ms)."""
+    """Times that the service reports: none, `end1` (created and ended, whole seconds), `full` (with the start, ms)."""
     fails: float
-    failing_looks: float
-    """Share of looks that are answered with an error."""
+    failing_polls: float
+    """Share of polls that are answered with an error."""
     round_trip: tuple[float, float]
     """Median and sigma of the lognormal seconds of one exchange."""
     slots: int | None
     """Tasks in flight at most, where the client is saturated."""
-    ends_after_look: float
-    """Share of looks that find a task unfinished, and after which it ends at once."""
+    ends_after_poll: float
+    """Share of polls that find a task unfinished, and after which it ends at once."""
     terms: Mapping[str, Any]
 
     def lives(self, seed: int, count: int | None = None) -> list[Life]:
@@ -146,7 +146,7 @@ def parse(terms: object) -> Workload:
     median, sigma = draws.numbers(f"{name}, round_trip", whole["round_trip"], "median sigma")
     shares = {
         key: draws.number(f"{name}, {key}", whole[key], most=1.0)
-        for key in ("fails", "failing_looks", "ends_after_look")
+        for key in ("fails", "failing_polls", "ends_after_poll")
     }
     return Workload(
         name=name,
@@ -225,10 +225,10 @@ def read(path: Path) -> list[Workload]:
         draws.TermError: the file holds no JSON, or a workload in it is wrong.
     """
     try:
-        told = json.loads(path.read_text("utf-8"))
+        read = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise draws.TermError(str(path), str(error), "JSON") from error
-    found = [parse(terms) for terms in (told if isinstance(told, list) else [told])]
+    found = [parse(terms) for terms in (read if isinstance(read, list) else [read])]
     names = [workload.name for workload in found]
     if len(set(names)) < len(names):
         raise draws.TermError(str(path), names, "each name once")
@@ -280,8 +280,8 @@ HOSTILE: list[dict[str, Any]] = [
     VIDEO | {"name": "A5", "queue": {"exp": 1}, "run": {"lognormal": [6, 0.3]}, "count": 100},
     IMAGE | {"name": "A6", "run": {"pareto": [6, 1.3]}},
     IMAGE | {"name": "A7", "run": {"lognormal": [16, 0.30]}, "progress": "noise"},
-    # An end by itself is an hour away: the looks end these tasks.
-    IMAGE | {"name": "A8", "run": 3600, "ends_after_look": 1 / 7},
+    # Without polls the end is an hour away: the polls end these tasks.
+    IMAGE | {"name": "A8", "run": 3600, "ends_after_poll": 1 / 7},
     VIDEO
     | {"name": "A9", "run": {"lognormal": [110, 0.25]}, "switch": {"every": 100, "factors": [1, 0.1, 1, 3]}}
     | {"ts": "none"},

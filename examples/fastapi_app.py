@@ -19,8 +19,8 @@ together keep within what the key allows; one key, one file.
   digests of the prompts instead, but then only the worker that took a video can send it: what waits ends as cancelled
   with it.
 - Progress is seen by the worker that watches the video; the others know its state.
-- Authentication is yours to add: a caller who knows a ticket sees its video and may cancel it. With several callers,
-  put the caller's name before the ticket.
+- Authentication is yours to add: any caller with a ticket sees its video and may cancel it. With several callers, put
+  the caller's name before the ticket.
 - A limit of the body's size, and of open streams, belongs in the proxy in front of it.
 """
 
@@ -83,7 +83,7 @@ class Video(BaseModel):
 
 
 class Streams:
-    """The event streams of this worker. They end with the worker: a reader connects again, to another worker."""
+    """The event streams of this worker. They end when it does: their readers reconnect to another worker."""
 
     def __init__(self) -> None:
         self._waits: set[asyncio.Timeout] = set()
@@ -135,7 +135,7 @@ def at_shutdown(act: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():  # a test client may run the app in another
         for number in (signal.SIGTERM, signal.SIGINT):
             server = signal.getsignal(number)
-            if callable(server):  # else no server waits for streams: the signal ends the process
+            if callable(server):  # without it uvicorn does not wait for streams: the signal ends the process
                 servers[number] = server
                 signal.signal(number, handle)
     try:
@@ -179,7 +179,7 @@ async def refused(_: Request, error: RequestValidationError) -> JSONResponse:
 
 
 async def handle_of(ticket: str) -> TaskHandle:
-    """The handle of *ticket*, whichever worker took it. No worker has to keep handles: the ledger gives them again."""
+    """The handle of *ticket*, whichever worker took it. The app need not keep handles: the ledger has them."""
     try:
         handle: TaskHandle = await app.state.client.attach(ticket=ticket)
     except (LookupError, ValueError) as error:  # ValueError: it belongs to another key

@@ -229,30 +229,30 @@ def test_a_gain_is_read_between_two_prices_in_logarithms(bench: Callable[[str], 
     assert math.isnan(between([(10, 0.5), (1, 5)], 11))
 
 
-def test_a_run_of_a_workload_counts_each_look_and_each_second_of_lag(bench: Callable[[str], Any]) -> None:
-    terms = MINE | {"run": 20, "fails": 0, "failing_looks": 0, "round_trip": [0.2, 0], "arrivals": "at once"}
+def test_a_run_of_a_workload_counts_each_poll_and_each_second_of_lag(bench: Callable[[str], Any]) -> None:
+    terms = MINE | {"run": 20, "fails": 0, "failing_polls": 0, "round_trip": [0.2, 0], "arrivals": "at once"}
     workload = bench("workloads").parse(terms | {"slots": 5})
     paces = bench("paces")
 
     figures = paces.run(workload, paces.EVERY_3, 0, count=5)
 
-    # The first look comes at once, the others about 3 s after each answer; an end is heard of 0.1 s later at the least.
-    assert 7 <= figures.looks <= 8
+    # The first poll comes at once, the others about 3 s after each answer; an end is heard of 0.1 s later at the least.
+    assert 7 <= figures.polls <= 8
     assert 3 <= figures.least_gap < 3.4
     assert 0.1 < figures.lag < 3.5
     assert figures.use == pytest.approx(100)
     assert figures == paces.run(workload, paces.EVERY_3, 0, count=5)
 
 
-def test_prices_are_tried_until_they_enclose_the_looks_and_the_lag_of_another_pace(
+def test_prices_are_tried_until_they_enclose_the_polls_and_the_lag_of_another_pace(
     bench: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paces, verdicts = bench("paces"), bench("verdicts")
 
     def run(_workload: object, policy: Any, _seed: int) -> Any:
         price = policy.price
-        looks, lag = (9.0, 1.5) if price is None else (2 / price**0.5, 2 * price**0.5)
-        return paces.Figures(looks, lag, lag, lag, least_gap=1.0, use=math.nan)
+        polls, lag = (9.0, 1.5) if price is None else (2 / price**0.5, 2 * price**0.5)
+        return paces.Figures(polls, lag, lag, lag, least_gap=1.0, use=math.nan)
 
     monkeypatch.setattr(paces, "run", run)
     done = paces.study(paces.Job(None, 0, (paces.ours(), paces.EVERY_3), search=True))

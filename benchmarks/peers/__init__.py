@@ -1,4 +1,4 @@
-"""Other clients at the same work: each as its documentation tells its users to use it, with its own defaults.
+"""Other clients at the same work: each as its documentation recommends, with its own defaults.
 
-A module for each; `stubs` holds the services that they ask, `race` runs them beside each other.
+There is a module for each. `stubs` holds the services that they call, `race` runs them beside each other.
 """

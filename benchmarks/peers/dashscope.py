@@ -1,12 +1,12 @@
 """`dashscope` 2.0.2 against bide's emulator: its classes, blocking (a thread for each job) and asyncio, and its client.
 
-`call` of the classes creates once, looks at once, then every 1, 2, 4 and at last 5 s. Nothing that is answered 429 is
-repeated: a create that is refused is an error, and a look that is refused ends the wait for a task that goes on and is
-paid for. The client (`AsyncClient`) sends what was refused again, twice.
+`call` of the classes creates once, polls at once, then every 1, 2, 4 and at last 5 s. A call answered 429 is not
+repeated: a refused create is an error, and a refused poll ends the wait for a task that goes on and is paid for. The
+client (`AsyncClient`) repeats a refused call twice.
 
-The blocking `call` uses its `base_address` for the create alone and then asks for the task at the address that is set
-for the whole module; so that is set here, to the emulator, and before that to one where nobody listens: whatever a
-version of the SDK forgets, nothing is sent to the live service.
+The blocking `call` uses its `base_address` only for the create, and then polls the task at the address that is set for
+the whole module. So that address is set here to the emulator, and before that to one where no server listens: whatever
+a version of the SDK forgets, nothing is sent to the live service.
 """
 
 from __future__ import annotations

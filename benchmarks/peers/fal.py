@@ -1,7 +1,7 @@
-"""`fal-client`: `subscribe` submits, looks every 0.1 s, and fetches the result.
+"""`fal-client`: `subscribe` submits, polls every 0.1 s, and fetches the result.
 
-A submit that is refused is sent again up to nine times, after 0.1 s and then twice as long each time, give or take a
-half; `Retry-After` is not read. The client always asks https at a host; one name in it is replaced for the stub.
+It repeats a refused submit up to nine times, after 0.1 s and then twice as long each time, plus or minus a half;
+`Retry-After` is not read. The client always uses https and a host name; one name in it is replaced for the stub.
 """
 
 from __future__ import annotations

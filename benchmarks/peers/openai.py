@@ -1,6 +1,6 @@
-"""`openai`: `videos.create_and_poll`, which looks every second unless the service names another interval.
+"""`openai`: `videos.create_and_poll`, which polls every second unless the service names another interval.
 
-A create that is refused is sent again twice, each time after the `Retry-After` that came with it; then it is an error.
+It repeats a refused create twice, each time after the `Retry-After` that came with it; then it raises an error.
 """
 
 from __future__ import annotations

@@ -24,12 +24,12 @@ os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
 
 @dataclass(frozen=True)
 class Counts:
-    """What a service saw. `paid` are the creates that it accepted: each of them costs money, whoever waits for it."""
+    """What a service saw. `paid` are the creates that it accepted: each costs money, whether a client waits or not."""
 
     paid: int
     refused: int
-    looks: int
-    looks_refused: int = 0
+    polls: int
+    polls_refused: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """`replicate`: `async_run`, which lets the service hold the create open until the result is there (at most 60 s).
 
-So it need not look at all while tasks are short. A create that is refused is an error at once: only GETs are repeated.
+So it need not poll while tasks are short. A refused create is an error at once: only GETs are repeated.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`runwayml`: `create(...)`, then `.wait_for_task_output()`, which looks every 4.5 to 7.5 s.
+"""`runwayml`: `create(...)`, then `.wait_for_task_output()`, which polls every 4.5 to 7.5 s.
 
-A create that is refused is sent again twice, each time after the `Retry-After` that came with it; then it is an error.
+It repeats a refused create twice, each time after the `Retry-After` that came with it; then it raises an error.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Small services that speak the peers' protocols, written from their public documents: create, look, result.
+"""Small services that speak the peers' protocols, written from their public documents: create, poll, result.
 
 All have the limit that the benchmark is about: some tasks at a time, and 429 with `Retry-After` beyond. Not every
-service is so strict by itself: fal and Runway take in what exceeds a key's concurrency and let it wait on their side.
-The rows tell what the clients do when they are refused, as they are by other limits and at other services.
+real service is so strict: fal and Runway accept more tasks than a key's concurrency and queue them on their side. The
+rows show what the clients do when they are refused, as they are by other limits and at other services.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Stub(ABC):
         self._terms = terms
         self._random = random.Random(terms.seed)
         self._tasks: dict[str, _Task] = {}
-        self._refused = self._looks = 0
+        self._refused = self._polls = 0
         self.origin = ""
 
     @abstractmethod
@@ -80,7 +80,7 @@ class Stub(ABC):
 
     def counts(self) -> Counts:
         """What was counted since the start."""
-        return Counts(paid=len(self._tasks), refused=self._refused, looks=self._looks)
+        return Counts(paid=len(self._tasks), refused=self._refused, polls=self._polls)
 
     def in_flight(self) -> int:
         """How many tasks are accepted and not yet at their end."""
@@ -100,9 +100,9 @@ class Stub(ABC):
         self._tasks[task.id] = task
         return task
 
-    def look(self, request: web.Request) -> _Task:
+    def poll(self, request: web.Request) -> _Task:
         """The task that *request* asks the status of."""
-        self._looks += 1
+        self._polls += 1
         return self._tasks[request.match_info["id"]]
 
     def url(self, task: _Task) -> str:
@@ -130,7 +130,7 @@ class FalQueue(Stub):
         return web.json_response({"request_id": task.id, "queue_position": 0, **urls})
 
     async def _status(self, request: web.Request) -> web.Response:
-        task = self.look(request)
+        task = self.poll(request)
         status = "COMPLETED" if task.has_ended else "IN_PROGRESS"
         return web.json_response({"status": status, "request_id": task.id, "logs": None})
 
@@ -151,7 +151,7 @@ class RunwayTasks(Stub):
         return web.json_response({"id": self.accept().id})
 
     async def _retrieve(self, request: web.Request) -> web.Response:
-        task = self.look(request)
+        task = self.poll(request)
         body: dict[str, Any] = {"id": task.id, "createdAt": ISO_STAMP}
         if task.has_ended:
             body |= {"status": "SUCCEEDED", "output": [self.url(task)], "cost": {"credits": 25}}
@@ -175,7 +175,7 @@ class OpenAIVideos(Stub):
         return web.json_response(self._video(self.accept()))
 
     async def _retrieve(self, request: web.Request) -> web.Response:
-        return web.json_response(self._video(self.look(request)))
+        return web.json_response(self._video(self.poll(request)))
 
     def _video(self, task: _Task) -> dict[str, Any]:
         status = {"status": "completed", "progress": 100, "completed_at": STAMP}
@@ -207,7 +207,7 @@ class ReplicatePredictions(Stub):
         return web.json_response(self._prediction(task), status=201)
 
     async def _get(self, request: web.Request) -> web.Response:
-        return web.json_response(self._prediction(self.look(request)))
+        return web.json_response(self._prediction(self.poll(request)))
 
     def _prediction(self, task: _Task) -> dict[str, Any]:
         prediction = {"id": task.id, "model": self.MODEL, "version": "hidden", "created_at": ISO_STAMP}

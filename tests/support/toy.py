@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -134,6 +135,19 @@ class ToyService:
         self.seen: list[tuple[str, float]] = []
         self.tickets: list[str] = []
         self.delay = {"POST": 0.0, "GET": 0.0, "DELETE": 0.0}
+        self._gates = {method: asyncio.Event() for method in self.delay}
+        for method in self.delay:
+            self.let_go(method)
+
+    @asynccontextmanager
+    async def holding(self, method: str) -> AsyncIterator[None]:
+        """Answer no call of this *method* until `let_go`, or the end of the block."""
+        self._gates[method].clear()
+        yield
+        self.let_go(method)
+
+    def let_go(self, method: str) -> None:
+        self._gates[method].set()
 
     def count(self, method: str) -> int:
         return sum(each == method for each, _ in self.seen)
@@ -149,6 +163,7 @@ class ToyService:
         if request.method == "POST":
             self.tickets.append(request.headers["x-ticket"])
         await asyncio.sleep(self.delay[request.method])
+        await self._gates[request.method].wait()
         if isinstance(answer, Exception):
             raise answer
         if isinstance(answer, httpx.Response):

@@ -31,15 +31,15 @@ from bide.ledgers.sqlite import session as _session
 from support.emulated import calls, emulator_with, provider_at, video
 from support.sites import QuickToy, Site
 from support.toy import ToyService
+from support.virtual_time import wait_for_ledgers
 from support.waits import A_MINUTE, until
-
-pytestmark = pytest.mark.real_time
 
 DONE, RUNNING = {"status": "succeeded"}, {"status": "running"}
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    wait_for_ledgers(monkeypatch)
     return tmp_path / "tasks.db"
 
 
@@ -489,7 +489,7 @@ async def test_an_unknown_record_holds_its_slot_for_all_clients(path: Path) -> N
     async with site.client(toy, limits=Limits(1)) as second:
         await (await second.submit(video("next"))).result(timeout=A_MINUTE)
 
-    assert site.service.times("POST")[1] - lost >= 0.8
+    assert 0.799 <= site.service.times("POST")[1] - lost < 1.6
 
 
 # What a lane has learned ----------------------------------------------------------------------------------
@@ -508,7 +508,7 @@ async def test_a_pause_outlives_the_client_that_was_told_it(path: Path) -> None:
             await each.result(timeout=A_MINUTE)
 
     refused, *later = site.service.times("POST")
-    assert min(later) - refused >= 1.0
+    assert 0.999 <= min(later) - refused < 1.8
     assert site.service.tickets[1] == "told", "it goes first: it was at the head"
 
 

@@ -83,7 +83,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._virtual
 
+    passed = 0.0
+    """Virtual seconds of all loops so far."""
+
     def advance(self, seconds: float) -> None:
+        VirtualTimeLoop.passed += seconds
         # The loop runs what is due within its clock's resolution; the jump must not fall short of the timer.
         self._virtual += seconds + 1e-9
 
@@ -102,8 +106,12 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 def wait_for_ledgers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no virtual time pass while a SQLite ledger's thread is at work for the loop."""
+    """Let no virtual time pass while a SQLite ledger's thread is at work for the loop; its own clock passes with it."""
+    from bide.ledgers.sqlite import database
     from bide.ledgers.sqlite.worker import Worker
+
+    since = database._seconds_since_boot() - VirtualTimeLoop.passed
+    monkeypatch.setattr(database, "_seconds_since_boot", lambda: since + VirtualTimeLoop.passed)
 
     put, stop = Worker.put, Worker.stop
 

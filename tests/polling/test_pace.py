@@ -29,10 +29,12 @@ pytestmark = pytest.mark.no_cover  # tracing doubles its time, and other tests r
 # Any history -----------------------------------------------------------------------------------------------------
 
 unhurried = settings(deadline=None, max_examples=60)
-finite = st.floats(allow_nan=False, allow_infinity=False)
-usual = st.floats(-1e3, 1e5)
-ages = usual | st.floats(-1e12, 1e12)
+# No clock and no progress is finer than this; a float may be, and then a quotient of two is none any more.
+finite = st.floats(allow_nan=False, allow_infinity=False).map(lambda number: round(number, 9))
+usual = st.floats(-1e3, 1e5).map(lambda number: round(number, 9))
+ages = usual | st.floats(-1e12, 1e12).map(lambda number: round(number, 9))
 wild = ages | finite
+percents = st.floats(0, 100).map(lambda number: round(number, 9))
 chances = st.floats(0, 1)
 spans = st.floats(1e-3, 1e4)
 lessons = st.builds(
@@ -58,7 +60,7 @@ def experiences(draw: st.DrawFn) -> Durations:
 def sights(draw: st.DrawFn, ages: st.SearchStrategy[float] = ages) -> Observed:
     """A task after any looks, in any order of ages."""
     observed = Observed()
-    look = st.tuples(ages, st.booleans(), st.none() | st.floats(0, 100) | wild, st.none() | wild)
+    look = st.tuples(ages, st.booleans(), st.none() | percents | wild, st.none() | wild)
     for age, running, progress, started in draw(st.lists(look, max_size=6)):
         observed.note_poll(age, running=running, progress=progress, started=started)
     return observed

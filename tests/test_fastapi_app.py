@@ -14,7 +14,6 @@ import sys
 from collections import Counter
 from contextlib import asynccontextmanager
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import httpx
@@ -25,6 +24,7 @@ from bide import LedgerError, TaskHandle
 from bide.emulator import Emulator
 from support.emulated import client_at, truth, video
 from support.virtual_time import wait_for_ledgers
+from support.waits import A_MINUTE, until
 from test_examples import EXAMPLES, environment, loaded
 
 if TYPE_CHECKING:
@@ -410,7 +410,9 @@ class Worker:
         self.port = port
         # `uvicorn --workers` names its address before anybody listens there.
         patient = httpx.AsyncHTTPTransport(retries=5)
-        self.browser = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, transport=patient)
+        self.browser = httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", timeout=A_MINUTE, transport=patient
+        )
 
     async def post(self, prompt: str = "a boat", **headers: str) -> str:
         answer = await self.browser.post("/videos", json={"prompt": prompt}, headers=headers)
@@ -424,7 +426,7 @@ class Worker:
 
     async def ended(self, ticket: str) -> dict[str, Any]:
         """The last state that the stream of *ticket* shows."""
-        answer = await self.browser.get(f"/videos/{ticket}/events", timeout=30)
+        answer = await self.browser.get(f"/videos/{ticket}/events", timeout=2 * A_MINUTE)
         return data_of([line for line in answer.text.splitlines() if line.startswith("data: ")][-1])
 
     async def end(self, number: int = signal.SIGTERM) -> str:
@@ -565,8 +567,7 @@ async def test_a_rolling_deploy_loses_nothing_and_buys_nothing_twice(tmp_path: P
         emulator.fault(on="create", times=4, delay=0.5)
         old = await service.workers(2)
         tickets = await asyncio.gather(*(old[n % 2].post(f"boat {n}") for n in range(8)))
-        while emulator.stats()["creates"] < 1:
-            await asyncio.sleep(0.01)
+        await until(lambda: emulator.stats()["creates"] >= 1)
         states = await asyncio.gather(*(old[0].state_of(ticket) for ticket in tickets))
         statuses = {state["status"] for state in states}
         said = await old[0].end()
@@ -594,8 +595,7 @@ async def test_the_others_answer_for_a_worker_that_was_killed_and_go_on_with_its
         doomed, *others = await service.workers(3)
         prompts = ["a boat", "a fox", "an owl", "a tram"]
         tickets = [await doomed.post(prompt) for prompt in prompts]
-        while emulator.stats()["creates"] < 3:
-            await asyncio.sleep(0.01)
+        await until(lambda: emulator.stats()["creates"] >= 3)
         await doomed.end(signal.SIGKILL)
         at_once = [(await others[0].state_of(ticket))["ticket"] for ticket in tickets]
         states = await asyncio.gather(*(others[n % 2].ended(ticket) for n, ticket in enumerate(tickets)))
@@ -635,41 +635,16 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-async def posted(port: int, count: int) -> list[float]:
-    """Post *count* videos at once; the seconds until each answer.
-
-    On connections that are open, and without an HTTP client: fifty requests of one would measure that.
-    """
-    body = b'{"prompt": "a boat"}'
-    head = f"POST /videos HTTP/1.1\r\nHost: site\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(count)]
-    began = perf_counter()
-
-    async def answered(reader: asyncio.StreamReader) -> float:
-        assert await reader.readline() == b"HTTP/1.1 202 Accepted\r\n"
-        return perf_counter() - began
-
-    for _, writer in connections:
-        writer.write(f"{head}\r\n".encode() + body)
-    seconds = await asyncio.gather(*(answered(reader) for reader, _ in connections))
-    for _, writer in connections:
-        writer.close()
-    return seconds
-
-
 @pytest.mark.real_time
-async def test_fifty_posts_at_once_are_answered_within_100_ms_while_three_slots_are_busy(
-    tmp_path: Path,
-) -> None:
-    """The time counts from when all are sent to the last answer. What else the machine does can only add to it, so the
-    best of a few bursts is the service's own; and none of them waited for a slot, since none came free."""
+async def test_fifty_posts_at_once_wait_for_none_of_the_three_slots_that_are_busy(tmp_path: Path) -> None:
+    """No slot comes free: who waited for one would get no answer. `benchmarks/site.py` has the figure."""
     async with Emulator(video_seconds=600) as emulator, service_at(emulator, tmp_path) as service:
-        port = (await service.worker()).port
-        slowest = []
-        while not slowest or (min(slowest) > 0.1 and len(slowest) < 5):
-            slowest.append(max(await posted(port, BEHIND_THREE)))
+        worker = await service.worker()
+        tickets = await asyncio.gather(*(worker.post(f"boat {n}") for n in range(BEHIND_THREE)))
+        states = Counter([(await worker.state_of(ticket))["status"] for ticket in tickets])
 
-        assert min(slowest) <= 0.1, slowest
+        assert len(set(tickets)) == BEHIND_THREE
+        assert states["waiting"] >= BEHIND_THREE - 3
         assert emulator.stats()["creates"] <= 3
         assert emulator.stats()["creates_429"] == 0
 
@@ -695,15 +670,12 @@ async def test_sigterm_ends_the_server_with_streams_open_and_leaves_the_tasks_al
             worker.browser.stream("GET", paths[0]) as one,
             worker.browser.stream("GET", paths[1]) as two,
         ):
-            while emulator.stats()["creates"] < 3:
-                await asyncio.sleep(0.01)
-            began = perf_counter()
+            await until(lambda: emulator.stats()["creates"] >= 3)
             worker.process.send_signal(signal.SIGTERM)
-            rests = await asyncio.gather(one.aread(), two.aread())
-            said = await worker.end()
-            seconds = perf_counter() - began
+            async with asyncio.timeout(A_MINUTE):  # the videos would take ten
+                rests = await asyncio.gather(one.aread(), two.aread())
+                said = await worker.end()
 
-        assert seconds < 3
         assert all(rest.endswith(b"\n\n") for rest in rests)
         assert {truth(emulator, task.id).status for task in emulator.tasks()} <= {"PENDING", "RUNNING"}
         assert emulator.stats()["creates"] == 3

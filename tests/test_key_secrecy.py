@@ -49,6 +49,7 @@ from support.canary import (
 from support.emulated import SERVICES, calls, client_at, emulator_with, provider_at, video
 from support.hostile_server import PNG, SECRET, Server, moved, reply, serving
 from support.virtual_time import wait_for_ledgers
+from support.waits import A_MINUTE
 
 
 def test_the_search_itself_finds_a_key(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ async def test_the_key_is_found_nowhere_whatever_goes_wrong(
             errors += [await caught(client.attach(ticket="nobody"))]
             errors += [await caught(client.submit(video("other"), ticket=done.ticket))]
             with suppress(BideError):
-                await cut.accepted(timeout=5)
+                await cut.accepted(timeout=A_MINUTE)
             emulator.fault(on="query", delay=60, times=9)
             looking = asyncio.create_task(long.refresh())
             waiting = asyncio.create_task(long.result())

@@ -28,6 +28,7 @@ from bide.ledgers.sqlite import session
 from support import failpoints
 from support.emulated import SERVICES, calls, emulator_with
 from support.failpoints import DEAD, FIRST, KEY, SECOND, Doomed, DoomedTransport, live, provider_at
+from support.waits import A_MINUTE
 
 
 @frozen
@@ -147,9 +148,9 @@ async def see_it_through(
             first = await client.attach(ticket=FIRST)
             if end is TaskStatus.UNKNOWN:
                 with pytest.raises(SubmissionUnknownError):
-                    await first.result(timeout=10)
+                    await first.result(timeout=A_MINUTE)
             else:
-                task = await first.result(timeout=10)
+                task = await first.result(timeout=A_MINUTE)
                 assert [task.task_id] == made(emulator, FIRST)
                 assert [output.url is not None for output in task.outputs] == [True]
             assert first.task.status is end
@@ -174,10 +175,10 @@ async def second_goes_on(client: Client, end: TaskStatus | None, left: str) -> N
         assert second.task.status is TaskStatus.CANCELLED
     elif left == "submitting":  # it died with the other one
         with suppress(SubmissionUnknownError):
-            await second.result(timeout=10)
+            await second.result(timeout=A_MINUTE)
         assert second.task.status in (TaskStatus.SUCCEEDED, TaskStatus.UNKNOWN)
     else:
-        assert (await second.result(timeout=10)).status is TaskStatus.SUCCEEDED
+        assert (await second.result(timeout=A_MINUTE)).status is TaskStatus.SUCCEEDED
 
 
 # Processes on a file --------------------------------------------------------------------------------------
@@ -219,7 +220,7 @@ async def die_at(
     child = int(await asyncio.to_thread(nursery.stdout.readline))
     ended = asyncio.create_task(asyncio.to_thread(nursery.stdout.readline))
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(A_MINUTE):
             if point == "while send":
                 while not emulator.tasks():
                     await asyncio.sleep(0.01)

@@ -30,6 +30,7 @@ from bide import (
 )
 from bide._downloads.part_file import PartFile
 from support.scripted_server import cut, late, reply, serving
+from support.waits import A_MINUTE
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"p" * 100
 MP4 = b"\x00\x00\x00\x18ftypisom" + b"v" * 100
@@ -315,7 +316,7 @@ async def test_a_cancel_while_a_thread_works_waits_for_it_and_leaves_nothing_ope
 
     def slowly(*args: Any, **options: Any) -> Any:
         begun.set()
-        go_on.wait(5)
+        go_on.wait(A_MINUTE)
         return work(*args, **options)
 
     monkeypatch.setattr(owner, place, slowly)

@@ -18,6 +18,7 @@ from bide.ledgers import SQLiteLedger
 from support import download_worker
 from support.downloads import asked_from, fetched, names, original, sent, world
 from support.emulated import KEY, video
+from support.waits import A_MINUTE
 
 pytestmark = pytest.mark.real_time
 
@@ -47,13 +48,13 @@ class Site:
 
     async def has_come(self, size: int = ENOUGH) -> None:
         """Wait until so many bytes are in the part file."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(A_MINUTE):
             while not self.part.exists() or self.part.stat().st_size < size:
                 await asyncio.sleep(0.005)
 
     async def assert_saves(self, process: Process) -> None:
         """It ends well, and what it has on record is the file, with the emulator's bytes, and nothing else is there."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(A_MINUTE):
             out, err = await process.communicate()
         assert process.returncode == 0, err.decode()
         data = original(self.emulator, self.task)

@@ -32,6 +32,7 @@ from support.part_files import (
     other_process,
     part_of,
 )
+from support.waits import A_MINUTE
 
 # Writing -----------------------------------------------------------------------------------------------------
 
@@ -388,7 +389,7 @@ def test_what_a_killed_process_has_written_is_taken_up(wait: float, tmp_path: Pa
         assert line_of(process) == "well on the way"
         time.sleep(wait)
         process.send_signal(signal.SIGKILL)
-        assert process.wait(5) == -signal.SIGKILL
+        assert process.wait(A_MINUTE) == -signal.SIGKILL
 
     part = opened(tmp_path)
 
@@ -422,7 +423,7 @@ def test_a_process_killed_at_the_end_leaves_a_whole_file_or_none(
         assert line_of(process) == "well on the way"
         time.sleep(wait)
         process.kill()
-        process.wait(5)
+        process.wait(A_MINUTE)
 
     for name in {"file", "old"}.intersection(names(tmp_path)):
         data = (tmp_path / name).read_bytes()

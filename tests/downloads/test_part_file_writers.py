@@ -27,6 +27,7 @@ from support.part_files import (
     other_process,
     part_of,
 )
+from support.waits import A_MINUTE
 
 # Others ------------------------------------------------------------------------------------------------------
 
@@ -57,7 +58,7 @@ def test_a_part_that_another_process_has_open_is_busy_until_it_is_gone(tmp_path:
         with pytest.raises(PartBusyError):
             opened(tmp_path)
         process.kill()
-        process.wait(5)
+        process.wait(A_MINUTE)
 
     part = opened(tmp_path)
     assert_holds(part, b"theirs")
@@ -120,7 +121,7 @@ def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path) -> None:
             with pytest.raises(PartBusyError):
                 opened(tmp_path)
             process.kill()
-            process.wait(5)
+            process.wait(A_MINUTE)
 
             part = opened(tmp_path)
             assert_holds(part, b"theirs")
@@ -176,7 +177,7 @@ def test_without_locks_a_part_is_written_all_the_same(tmp_path: Path) -> None:
     """
     with other_process(code, tmp_path, before="sys.modules['fcntl'] = None") as process:
         assert [line_of(process) for _ in range(3)] == ["5 True file", "False", "another file"]
-        assert process.wait(5) == 0
+        assert process.wait(A_MINUTE) == 0
 
 
 def test_where_files_have_no_locks_the_bytes_are_read_again_before_they_get_their_name(

@@ -18,6 +18,7 @@ from bide._downloads.part_file import PartFile
 from bide.emulator import Emulator, RequestRecord
 from bide.ledgers import Ledger, MemoryLedger
 from support.emulated import calls, client_at, emulator_with, image, truth, video
+from support.waits import A_MINUTE
 
 SIZE = 300_000
 OLDER = b"an older file, which is nobody's business"
@@ -295,7 +296,7 @@ class SlowDisk:
             try:
                 if self._writes == held:
                     self._writing.set()
-                    assert self.go.wait(20)
+                    assert self.go.wait(A_MINUTE)
                 write(part, piece)
             finally:
                 self.under_way -= 1

@@ -26,6 +26,8 @@ class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[valid-type, m
 
     loop: VirtualTimeLoop
     silent = 0
+    patience = 12_000
+    """Looks of 5 ms at sockets and threads, after which nothing can happen: a minute."""
 
     def select(self, timeout: float | None = None) -> Any:
         ready = super().select(0)
@@ -41,7 +43,7 @@ class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[valid-type, m
             return ready
         if timeout is None:
             self.silent += 1
-            if self.silent > 400:
+            if self.silent > self.patience:
                 raise DeadlockError("the test waits for something that cannot happen")
             return super().select(0.005)
         self.silent = 0

@@ -30,6 +30,7 @@ NAMED = {
     "pace",
     "behind",
     "download",
+    "web_service",
 }
 
 

@@ -23,6 +23,7 @@ import uvicorn
 from bide import LedgerError, TaskHandle
 from bide.emulator import Emulator
 from support.emulated import client_at, truth, video
+from support.forked_programs import nursery_for
 from support.virtual_time import wait_for_ledgers
 from support.waits import A_MINUTE, until
 from test_examples import EXAMPLES, environment, loaded
@@ -399,6 +400,16 @@ fastapi_app.DashScope = partial(fastapi_app.DashScope, video_floor={FLOOR})
 fastapi_app.Client = partial(fastapi_app.Client, pace=Pace.fixed({FLOOR}))
 app = fastapi_app.app
 """
+IMPORTS = """
+import os, sys
+import fastapi, uvicorn.lifespan.on, uvicorn.logging, uvicorn.loops.auto, uvicorn.main, uvicorn.protocols.http.auto
+import bide.ledgers.sqlite
+from bide import Client, DashScope, Pace, SQLiteLedger
+"""
+UVICORN = """
+sys.path[:0] = [os.environ["PYTHONPATH"]]
+uvicorn.main.main()
+"""
 SERVED = "http://127\\.0\\.0\\.1:(\\d+)"
 
 
@@ -457,18 +468,19 @@ class Service:
         self._workers: list[Worker] = []
 
     async def worker(self, *options: str) -> Worker:
-        """A new one, with uvicorn's *options*."""
-        return await self.process(
-            "-m", "uvicorn", "--app-dir", str(self.folder), "hurried:app", "--port", "0", *options
-        )
+        """A new one, with uvicorn's *options*; without any it is forked from one that has imported everything."""
+        words = ("--app-dir", str(self.folder), "hurried:app", "--port", "0", *options)
+        if options:
+            return await self.process(sys.executable, "-m", "uvicorn", *words)
+        outer = ((name, os.environ[name]) for name in ("PATH", "LANG") if name in os.environ)
+        return await self.process(*nursery_for(IMPORTS, UVICORN, *outer).command(*words))
 
     async def workers(self, count: int) -> list[Worker]:
         return await asyncio.gather(*(self.worker() for _ in range(count)))
 
     async def process(self, *command: str) -> Worker:
-        """What the interpreter serves with *command*."""
+        """What *command* serves."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
             *command,
             env=self._environment,
             stdout=asyncio.subprocess.DEVNULL,
@@ -637,7 +649,7 @@ def free_port() -> int:
 
 @pytest.mark.real_time
 async def test_fifty_posts_at_once_wait_for_none_of_the_three_slots_that_are_busy(tmp_path: Path) -> None:
-    """No slot comes free: who waited for one would get no answer. `benchmarks/site.py` has the figure."""
+    """No slot comes free: who waited for one would get no answer. `benchmarks/web_service.py` has the figure."""
     async with Emulator(video_seconds=600) as emulator, service_at(emulator, tmp_path) as service:
         worker = await service.worker()
         tickets = await asyncio.gather(*(worker.post(f"boat {n}") for n in range(BEHIND_THREE)))
@@ -654,9 +666,10 @@ async def test_fifty_posts_at_once_wait_for_none_of_the_three_slots_that_are_bus
     "command",
     [
         pytest.param(
-            ("-m", "uvicorn", "--app-dir", str(EXAMPLES), "fastapi_app:app", "--port", "0"), id="uvicorn"
+            (sys.executable, "-m", "uvicorn", "--app-dir", str(EXAMPLES), "fastapi_app:app", "--port", "0"),
+            id="uvicorn",
         ),
-        pytest.param((str(EXAMPLES / "fastapi_app.py"),), id="program"),
+        pytest.param((sys.executable, str(EXAMPLES / "fastapi_app.py")), id="program"),
     ],
 )
 async def test_sigterm_ends_the_server_with_streams_open_and_leaves_the_tasks_alone(

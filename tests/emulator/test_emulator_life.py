@@ -121,7 +121,7 @@ async def test_the_date_header_follows_the_loops_clock() -> None:
 
 
 async def test_five_hundred_tasks_in_flight_have_no_task_and_no_timer_of_the_loop() -> None:
-    """So they are cheap; `benchmarks/site.py` has the figure."""
+    """So they are cheap; `benchmarks/web_service.py` has the figure."""
     async with Emulator(image_seconds=60) as emulator, DieyuyunCaller(emulator) as caller:
         await caller.created()
         before = len(asyncio.all_tasks()), timers()

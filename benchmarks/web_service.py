@@ -1,15 +1,9 @@
 """The example of a web service under a burst: how long fifty posts at once wait for their answers.
 
 `examples/fastapi_app.py` runs under uvicorn in a process of its own, at an emulator whose videos take ten minutes:
-<<<<<<< HEAD
 three slots are busy, and none comes free. The time counts from when all posts are sent to the last answer. What else
 the machine does can only add to it, so the best of a few bursts is the service's own. The last row is the emulator's:
 the time for five hundred creates, one after the other.
-=======
-three slots are busy, and none comes free. The time counts from when all posts are sent to the last answer. What else the
-machine does can only add to it, so the best of a few bursts is the service's own. The last row is the emulator's: the
-time for five hundred creates, one after the other.
->>>>>>> tests
 """
 
 from __future__ import annotations

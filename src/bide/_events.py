@@ -157,7 +157,7 @@ class Announcer:
         self._hook = hook
         self._has_reported_fault = False
         self.ended: Counter[TaskStatus] = Counter()
-        self.files = 0
+        self.files: int = 0
 
     def emit(
         self,

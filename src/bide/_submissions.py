@@ -44,8 +44,8 @@ class Submission:
     __slots__ = ("__weakref__", "_handle", "_watchers", "fault", "record", "task", "unraised")
 
     def __init__(self, record: Record) -> None:
-        self.record = record
-        self.task = record.task
+        self.record: Record = record
+        self.task: Task = record.task
         self.fault: BideError | None = None
         self.unraised: BideError | None = None
         self._handle: Any = None  # once it has ended, a weak reference: a record leaves with its last handle

@@ -138,8 +138,8 @@ class Transport:
             check_proxy(proxy)
         parts = urlsplit(base_url)
         self._base_url = base_url.rstrip("/")
-        self.origin = f"{parts.scheme}://{parts.netloc}"
-        self.connected = False
+        self.origin: str = f"{parts.scheme}://{parts.netloc}"
+        self.connected: bool = False
         self.places = SIZE if http_client is None else CALLERS_REQUESTS
         self._proxy = proxy
         self._given = transport

@@ -65,10 +65,10 @@ class Durations:
     """
 
     def __init__(self, prior: Sequence[float]) -> None:
-        self.prior = tuple(map(_bound, prior))
-        self.seen = 0
-        self.lag = 0.0
-        self.late = 0.0
+        self.prior: tuple[float, ...] = tuple(map(_bound, prior))
+        self.seen: int = 0
+        self.lag: float = 0.0
+        self.late: float = 0.0
         self.ends: deque[tuple[float, float]] = deque(maxlen=ENDS_KEPT)
         self.rests: tuple[deque[float], ...] = tuple(deque(maxlen=RATIOS_KEPT) for _ in range(STAGES))
         self._computed: dict[object, Distribution] = {}
@@ -168,9 +168,9 @@ class Distribution:
     __slots__ = ("middle", "sums", "xs")
 
     def __init__(self, numbers: Iterable[float]) -> None:
-        self.xs = sorted(numbers)
-        self.sums = [0.0, *accumulate(self.xs)]
-        self.middle = max(self.xs[len(self.xs) // 2], SHORTEST_SECONDS)
+        self.xs: list[float] = sorted(numbers)
+        self.sums: list[float] = [0.0, *accumulate(self.xs)]
+        self.middle: float = max(self.xs[len(self.xs) // 2], SHORTEST_SECONDS)
 
     def times(self, factor: float) -> Distribution:
         """The same points with each multiplied by *factor*."""

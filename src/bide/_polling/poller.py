@@ -67,7 +67,7 @@ class Poller:
         self._wake = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
         self._schedule = schedule = Schedule(pace, submissions.pressure, self._wake.set)
-        self.duration_models = DurationModels(
+        self.duration_models: DurationModels = DurationModels(
             account.ledger, account.origin, spawn, schedule.plan_model_again
         )
         self._observer = Observer(

@@ -44,14 +44,18 @@ class Engine:
         self._settings = settings
         self._ledger = account.ledger
         self._recordings: dict[str, asyncio.Task[tuple[Submission, bool]]] = {}
-        self.background = background = Background()
-        self.submissions = submissions = Submissions(
-            background, settings.announcer, self._slots, durable=self._ledger.durable
+        background = Background()
+        self.background: Background = background
+        submissions = Submissions(background, settings.announcer, self._slots, durable=self._ledger.durable)
+        self.submissions: Submissions = submissions
+        self.poller: Poller = Poller(
+            account, owner, settings.deadlines, settings.pace, submissions, background.spawn
         )
-        self.poller = Poller(account, owner, settings.deadlines, settings.pace, submissions, background.spawn)
-        self.canceller = Canceller(account, owner, background, submissions, self.poller)
-        self.takeover = Takeover(account, owner, background, submissions, self, adopts=settings.adopts)
-        self.saver = Saver(
+        self.canceller: Canceller = Canceller(account, owner, background, submissions, self.poller)
+        self.takeover: Takeover = Takeover(
+            account, owner, background, submissions, self, adopts=settings.adopts
+        )
+        self.saver: Saver = Saver(
             account,
             background,
             submissions,

@@ -34,7 +34,7 @@ class QueryLimiter:
 
     def __init__(self, rate: float | None) -> None:
         self.rate = rate
-        self.window = SlidingWindow(rate)
+        self.window: SlidingWindow = SlidingWindow(rate)
         self.on_free: list[Callable[[], None]] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None

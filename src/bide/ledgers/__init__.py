@@ -2,13 +2,16 @@
 
 In come snapshots of tasks, answers of the service to creates and cancels, and the terms of lanes; fingerprints name the
 API keys, which a ledger never sees. Out come records, the decision who may create now, and hints when another process
-has changed something. `Ledger` describes each operation, and how to write a further ledger.
+has changed something. `Ledger` describes each operation. To write a further ledger, implement `Store`, over which
+`StateMachine` takes each step, and subclass `Ledger`.
 """
 
 from typing import TYPE_CHECKING
 
+from bide.ledgers._lanes import LaneLoad, LaneState
 from bide.ledgers._ledger import Ledger
 from bide.ledgers._records import Held, Hint, LaneTerms, LaneView, Record, digest_of
+from bide.ledgers._state_machine import StateMachine, Store
 from bide.ledgers.memory import MemoryLedger
 
 if TYPE_CHECKING:
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Held",
     "Hint",
+    "LaneLoad",
+    "LaneState",
     "LaneTerms",
     "LaneView",
     "Ledger",
@@ -26,6 +31,8 @@ __all__ = [
     "OwnerView",
     "Record",
     "SQLiteLedger",
+    "StateMachine",
+    "Store",
     "digest_of",
 ]
 

@@ -56,14 +56,14 @@ class SQLiteBackend(Backend):
 
     def __init__(self, path: Path, *, full: bool, store_prompts: bool, keep: float) -> None:
         folder = path.with_name(path.name + "-bide")
-        self.database = Database(path, folder, full=full)
+        self.database: Database = Database(path, folder, full=full)
         try:
-            self.salt = self.database.salt()
-            self.presence = Presence(folder)
-            self.news = News(self.database, self.presence.instance)
-            self.store = SQLiteStore(self.database, self.news, store_prompts=store_prompts)
-            self.retention = Retention(self.database, self.store, keep=keep)
-            self.machine = StateMachine(self.store, can_be_sent=self.store.has_request)
+            self.salt: bytes = self.database.salt()
+            self.presence: Presence = Presence(folder)
+            self.news: News = News(self.database, self.presence.instance)
+            self.store: SQLiteStore = SQLiteStore(self.database, self.news, store_prompts=store_prompts)
+            self.retention: Retention = Retention(self.database, self.store, keep=keep)
+            self.machine: StateMachine = StateMachine(self.store, can_be_sent=self.store.has_request)
             self._clients: dict[str, tuple[str, str, str, str]] = {}
             self._messages: set[tuple[str, bytes]] = set()
             self._living: frozenset[str] = frozenset()

@@ -106,7 +106,7 @@ class Database:
             self._lock = os.open(folder / "write.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             close_in_children(self._lock)
             with self._write_lock():
-                self.connection = self._open()
+                self.connection: sqlite3.Connection = self._open()
             self._clock_offset = self._read_clock_offset()
         except BaseException as fault:
             self._close_lock()

@@ -36,7 +36,7 @@ class News:
         self._queues: set[tuple[str, str]] = set()
         self._is_written = False
         self.peers: list[str] = []
-        self.has_unowned = False
+        self.has_unowned: bool = False
 
     # Transactions -------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ class Presence:
     """The lock and the socket of this process in *folder*."""
 
     def __init__(self, folder: Path) -> None:
-        self.instance = secrets.token_hex(6)
+        self.instance: str = secrets.token_hex(6)
         self._folder = folder
         self._directory = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
         self._lock = -1

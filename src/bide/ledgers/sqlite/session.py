@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-log = logging.getLogger("bide")
+_log = logging.getLogger("bide")
 
 TICK_SECONDS = 0.5
 """How often the session checks which processes are alive. That makes up for lost wake-ups, too."""
@@ -40,7 +40,7 @@ class Session:
         self._notify = notify
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
-        self.worker = Worker(make, self._notify_all)
+        self.worker: Worker[SQLiteBackend] = Worker(make, self._notify_all)
         self._catching_up: asyncio.Task[None] | None = None
         self._ticking: asyncio.Task[None] | None = None
         self._socket: socket.socket | None = None
@@ -59,7 +59,9 @@ class Session:
         except BaseException:
             self.worker.stop()
             raise
-        self.now, self.salt, self.instance = backend.database.now, backend.salt, backend.presence.instance
+        self.now: Callable[[], float] = backend.database.now
+        self.salt: bytes = backend.salt
+        self.instance: str = backend.presence.instance
         if backend.presence.socket is not None:
             self._socket = backend.presence.socket
             self._loop.add_reader(self._socket.fileno(), self._read_messages)
@@ -141,7 +143,7 @@ class Session:
             except LedgerError:
                 continue  # the callers that need the file get the error
             except Exception as fault:  # noqa: BLE001 - ticks must go on: nothing else notices dead processes
-                log.error("the periodic check of the ledger failed: %s: %s", type(fault).__name__, fault)
+                _log.error("the periodic check of the ledger failed: %s: %s", type(fault).__name__, fault)
 
     async def _check_peers(self) -> None:
         peers = await self.worker.put(SQLiteBackend.read_peers, writes=False)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from bide.ledgers.sqlite.news import News
     from bide.models import Request
 
-log = logging.getLogger("bide")
+_log = logging.getLogger("bide")
 
 MOST_CACHED_RECORDS = 4000
 """Open records that stay cached when another process has written. Records that ended there are among them."""
@@ -321,7 +321,7 @@ class SQLiteStore(Store):
             try:
                 records.append(self._read(row))
             except LedgerError as fault:  # an unreadable record must not block the others
-                log.error("%s", fault)
+                _log.error("%s", fault)
         return records
 
     def _read(self, row: tuple[Any, ...]) -> Record:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from bide.ledgers._records import Record
 
-log = logging.getLogger("bide")
+_log = logging.getLogger("bide")
 
 STEPS_PER_TRANSACTION = 200
 """The most steps in one transaction: other processes want to write, too."""
@@ -192,7 +192,7 @@ class Worker(Generic[_BackendT]):
                 try:
                     self._on_change(step.changed)
                 except Exception as fault:  # noqa: BLE001 - a callback that raises must not block other results
-                    log.error("a changed record could not be reported: %s", type(fault).__name__)
+                    _log.error("a changed record could not be reported: %s", type(fault).__name__)
             if step.future.done():
                 continue
             if step.fault is not None:

@@ -124,7 +124,7 @@ async def test_ten_requests_at_once_are_all_that_it_carries(library: Any) -> Non
             await asyncio.gather(*(handle.accepted() for handle in handles))
             for _ in range(200):
                 await asyncio.sleep(0.1)
-                under_way = [task for task in asyncio.all_tasks() if task.get_name().startswith("bide look")]
+                under_way = [task for task in asyncio.all_tasks() if task.get_name().startswith("bide poll")]
                 most = max(most, len(under_way))
             await asyncio.gather(*(handle.result() for handle in handles))
 

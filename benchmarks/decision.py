@@ -12,24 +12,24 @@ from bide._polling.pace import Observed, Pace, PollTerms, next_poll, sample_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PACE, LOOK = Pace(), PollTerms(floor=1.0)
+PACE, TERMS = Pace(), PollTerms(floor=1.0)
 DECISIONS, ROUNDS = 200, 7
 
 
 def microseconds() -> dict[str, float]:
-    """By what is known of the task; and for the first decision after a lesson, which has to be taken in."""
-    learned = taught()
+    """By what is known of the task; and for a decision right after one more task has ended, whose sample is added."""
+    durations = durations_of_many()
     times = {
-        name: _microseconds(lambda observed=observed: next_poll(PACE, observed, learned, LOOK))
+        name: _microseconds(lambda observed=observed: next_poll(PACE, observed, durations, TERMS))
         for name, observed in (("queued", queued()), ("running", running()), ("with progress", progressed()))
     }
-    return times | {"after a lesson": _microseconds(lambda: _after_a_lesson(learned))}
+    return times | {"after a sample": _microseconds(lambda: _after_a_sample(durations))}
 
 
-def taught() -> Durations:
-    """What a full ring of tasks has taught, each with a bar."""
+def durations_of_many() -> Durations:
+    """The durations of more tasks than are kept, each with progress."""
     dice = Random(1)
-    learned = Durations.documented(10, 30)
+    durations = Durations.documented(10, 30)
     for _ in range(2 * ENDS_KEPT):
         wait, run = dice.expovariate(1), dice.lognormvariate(2.8, 0.3)
         observed = Observed()
@@ -37,8 +37,8 @@ def taught() -> Durations:
             observed.note_poll(
                 wait + share * run, running=True, progress=100 * share ** dice.uniform(0.9, 1.1)
             )
-        learned.learn(sample_of(observed, wait + run + 0.5, wait, wait + run))
-    return learned
+        durations.learn(sample_of(observed, wait + run + 0.5, wait, wait + run))
+    return durations
 
 
 def queued() -> Observed:
@@ -56,25 +56,25 @@ def running() -> Observed:
 
 
 def progressed() -> Observed:
-    """A task at work that shows some."""
+    """A task at work that shows progress."""
     observed = queued()
     observed.note_poll(5.0, running=True, progress=30.0)
     observed.note_poll(9.0, running=True, progress=55.0)
     return observed
 
 
-def _after_a_lesson(learned: Durations) -> None:
+def _after_a_sample(durations: Durations) -> None:
     observed = progressed()
-    learned.learn(sample_of(observed, 17.0, 1.0, 16.0))
-    next_poll(PACE, observed, learned, LOOK)
+    durations.learn(sample_of(observed, 17.0, 1.0, 16.0))
+    next_poll(PACE, observed, durations, TERMS)
 
 
 def _microseconds(decide: Callable[[], object]) -> float:
-    """Of the fastest round: whatever else runs makes the others slower."""
+    """Of the fastest round: other work of the machine makes the rest slower."""
     best = float("inf")
     for _ in range(ROUNDS):
-        began = time.thread_time()
+        start = time.thread_time()
         for _ in range(DECISIONS):
             decide()
-        best = min(best, time.thread_time() - began)
+        best = min(best, time.thread_time() - start)
     return best / DECISIONS * 1e6

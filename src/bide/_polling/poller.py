@@ -240,8 +240,7 @@ class Poller:
             return await self._observer.digest(watched, outcome, (start + self._clock()) / 2)
         except Exception as fault:  # noqa: BLE001 - it reaches the waiters of this task, and stops no other one
             error = self._observer.fail(watched, fault if isinstance(fault, BideError) else misread(fault))
-            if isinstance(
-                fault, LedgerError
-            ):  # the task may have ended: its slot is used until that is recorded
+            if isinstance(fault, LedgerError):
+                # The task may have ended: its slot is used until that is recorded.
                 watched.poll_at = self._clock() + RERECORD_SECONDS
             return error

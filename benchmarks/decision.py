@@ -29,7 +29,7 @@ def microseconds() -> dict[str, float]:
 def durations_of_many() -> Durations:
     """The durations of more tasks than are kept, each with progress."""
     dice = Random(1)
-    durations = Durations.documented(10, 30)
+    durations = Durations.from_documents(10, 30)
     for _ in range(2 * ENDS_KEPT):
         wait, run = dice.expovariate(1), dice.lognormvariate(2.8, 0.3)
         observed = Observed()

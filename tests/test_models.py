@@ -159,9 +159,7 @@ def test_a_newer_snapshot_keeps_what_it_leaves_out() -> None:
         started_at=MOMENT,
     )
 
-    second = first.advanced(
-        Task(status=TaskStatus.RUNNING, raw_status="RUNNING", task_id="b", request_id="q")
-    )
+    second = first.merge(Task(status=TaskStatus.RUNNING, raw_status="RUNNING", task_id="b", request_id="q"))
 
     assert second == attrs.evolve(first, status=TaskStatus.RUNNING, raw_status="RUNNING")
 
@@ -181,7 +179,7 @@ def test_a_newer_snapshot_takes_what_is_new() -> None:
         raw={"x": 1},
     )
 
-    assert Task(ticket="t", status=TaskStatus.RUNNING, model="m").advanced(seen) == attrs.evolve(
+    assert Task(ticket="t", status=TaskStatus.RUNNING, model="m").merge(seen) == attrs.evolve(
         seen, ticket="t"
     )
 
@@ -193,12 +191,12 @@ def test_a_newer_snapshot_takes_what_is_new() -> None:
 def test_progress_never_decreases(before: float | None, seen: float | None, after: float) -> None:
     task = Task(status=TaskStatus.RUNNING, progress=before)
 
-    assert task.advanced(Task(status=TaskStatus.RUNNING, progress=seen)).progress == after
+    assert task.merge(Task(status=TaskStatus.RUNNING, progress=seen)).progress == after
 
 
 @given(first=tasks, second=tasks)
 def test_a_final_status_is_never_left(first: Task, second: Task) -> None:
-    after = first.advanced(second)
+    after = first.merge(second)
 
     assert after.ticket == first.ticket
     assert (after is first) if first.status.is_final else (after.status is second.status)

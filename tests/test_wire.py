@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bide._text import MAX_EXCERPT_CHARACTERS, excerpt
 from bide._validators import MAX_DEPTH
-from bide._wire import MAX_RETRY_AFTER_SECONDS, Reply, Secret, is_task_id, quoted
+from bide._wire import MAX_RETRY_AFTER_SECONDS, Reply, Secret, is_task_id, quote_id
 from bide.errors import UnexpectedReplyError
 
 NOW = "Wed, 21 Oct 2026 07:28:00 GMT"
@@ -170,11 +170,11 @@ def test_what_could_lead_elsewhere_is_no_id(value: object) -> None:
 def test_an_id_is_one_harmless_segment_of_a_path_or_refused(value: str) -> None:
     if not is_task_id(value):
         with pytest.raises(ValueError, match="not a task id") as caught:
-            quoted(value)
+            quote_id(value)
         assert str(caught.value).isprintable()
         return
 
-    segment = quoted(value)
+    segment = quote_id(value)
 
     assert segment.isascii()
     assert not set(segment) & set("/?#\\ \r\n")

@@ -26,7 +26,7 @@ def secrets_of(api_key: Any) -> tuple[Secret, ...] | None:
     return tuple(map(Secret, api_key if isinstance(api_key, list | tuple) else (api_key,)))
 
 
-def checked_keys(provider: Provider, keys: tuple[Secret, ...] | None) -> tuple[Secret, ...]:
+def check_keys(provider: Provider, keys: tuple[Secret, ...] | None) -> tuple[Secret, ...]:
     """*keys* without duplicates; without *keys*, the one in the environment. Each of them can be sent."""
     names = provider.key_variables
     if keys is None:
@@ -44,7 +44,7 @@ def checked_keys(provider: Provider, keys: tuple[Secret, ...] | None) -> tuple[S
     return tuple(dict.fromkeys(keys))
 
 
-def checked_limits(limits: LimitsByKind) -> LimitsByKind:
+def check_limits(limits: LimitsByKind) -> LimitsByKind:
     """*limits*, a mapping as a copy. Raises TypeError if they are not limits."""
     if limits is None or isinstance(limits, Limits):
         return limits
@@ -58,7 +58,7 @@ def checked_limits(limits: LimitsByKind) -> LimitsByKind:
     return dict(limits)
 
 
-def checked_rate(provider: Provider, queries_per_second: float | None) -> float | None:
+def check_rate(provider: Provider, queries_per_second: float | None) -> float | None:
     """How many queries, lists and cancels the account may make in any second; None is no limit."""
     rate = provider.queries_per_second if queries_per_second is None else queries_per_second
     if queries_per_second is not None:
@@ -69,7 +69,7 @@ def checked_rate(provider: Provider, queries_per_second: float | None) -> float 
     return None if rate == math.inf else rate
 
 
-def checked(name: str, value: _T | None, kind: type[_T], example: str) -> _T:
+def check_type(name: str, value: _T | None, kind: type[_T], example: str) -> _T:
     """*value* of the argument *name*, which must be a *kind*; None stands for the default, `kind()`."""
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{name} must be a {example}, not {excerpt(repr(value), 60)}")

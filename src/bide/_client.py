@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal, Self, overload
 import anyio
 
 from bide import _outcomes
-from bide._arguments import checked, checked_keys, checked_limits, checked_rate, secrets_of
-from bide._concurrency import unless_closed
+from bide._arguments import check_keys, check_limits, check_rate, check_type, secrets_of
+from bide._concurrency import wait_unless_closed
 from bide._downloads.paths import check_writable, folder_of
 from bide._downloads.settings import Downloads
 from bide._events import Announcer, set_log_level_from_environment
@@ -28,7 +28,7 @@ from bide._statistics import statistics_of
 from bide._submissions import Completions
 from bide._text import excerpt
 from bide._validators import is_ticket
-from bide._wire import quoted
+from bide._wire import quote_id
 from bide.errors import BideError, ClientClosedError, WaitTimeoutError
 from bide.ledgers import MemoryLedger, Record
 from bide.models import Billing, Deadlines, ImageRequest, RawRequest, Task, TaskStatus, VideoRequest
@@ -123,14 +123,14 @@ class Client:
             raise TypeError(
                 f"ledger must be a Ledger such as SQLiteLedger('tasks.db'), not {excerpt(repr(ledger), 60)}"
             )
-        self._keys = checked_keys(provider, keys)
+        self._keys = check_keys(provider, keys)
         self._settings = settings = ClientSettings(
             provider=provider,
-            limits=checked_limits(limits),
-            query_rate=checked_rate(provider, queries_per_second),
-            deadlines=checked("deadlines", deadlines, Deadlines, "Deadlines(waiting=, queued=, running=)"),
-            pace=checked("pace", pace, Pace, "Pace(price=, floor=, cap=) or Pace.fixed(3.0)"),
-            downloads=checked("downloads", downloads, Downloads, "Downloads(at_once=, hosts=, ...)"),
+            limits=check_limits(limits),
+            query_rate=check_rate(provider, queries_per_second),
+            deadlines=check_type("deadlines", deadlines, Deadlines, "Deadlines(waiting=, queued=, running=)"),
+            pace=check_type("pace", pace, Pace, "Pace(price=, floor=, cap=) or Pace.fixed(3.0)"),
+            downloads=check_type("downloads", downloads, Downloads, "Downloads(at_once=, hosts=, ...)"),
             save_to=None if save_to is None else folder_of(save_to).absolute(),
             adopts=adopt,
             announcer=Announcer(provider.name, on_event),
@@ -160,7 +160,7 @@ class Client:
 
     async def __aenter__(self) -> Self:
         try:
-            await self._started()
+            await self._get_engine()
             await self._transport.warm()
         except BaseException:
             await self.aclose()
@@ -207,7 +207,7 @@ class Client:
         Raises:
             BideError: the same errors as `TaskHandle.result`.
         """
-        engine = await self._started()
+        engine = await self._get_engine()
         handle, submission = await self._submit(request)
         try:
             return await handle.result(timeout=timeout)
@@ -217,7 +217,7 @@ class Client:
         except WaitTimeoutError as error:
             if not await engine.canceller.withdraw(handle.ticket):
                 raise
-            raise _outcomes.withdrawn(handle.task, error.fault, waited="in time") from None
+            raise _outcomes.withdrawal(handle.task, error.fault, waited="in time") from None
 
     @overload
     async def gather(self, *requests: Request, return_exceptions: Literal[False] = False) -> list[Task]: ...
@@ -240,7 +240,7 @@ class Client:
             BideError: the error of the first task that failed, as from `TaskHandle.result`.
             TypeError, ValueError: one of the requests cannot be sent to this service; none was submitted.
         """
-        engine = await self._started()
+        engine = await self._get_engine()
         records = [self._record(engine, request, None) for request in requests]
         submissions: list[Submission] = []
         completions = Completions()
@@ -311,8 +311,8 @@ class Client:
             ClientClosedError: the client is closed.
         """
         if task_id is not None:
-            quoted(task_id)
-        engine = await self._started()
+            quote_id(task_id)
+        engine = await self._get_engine()
         if ticket is not None:
             takeover = engine.takeover
             found = takeover.follow(ticket) if task_id is None else takeover.settle(ticket, task_id)
@@ -330,7 +330,7 @@ class Client:
             keys=account.keys,
             owner=engine.owner,
             # In a background task: a cancel of the caller must not carry frames that hold the key.
-            key=await unless_closed(engine.background.spawn(account.key_of(task_id))),
+            key=await wait_unless_closed(engine.background.spawn(account.key_of(task_id))),
             slot_until=account.ledger.now() + longest if longest < math.inf else math.inf,
             task=Task(ticket=ticket, task_id=task_id, status=TaskStatus.QUEUED),
         )
@@ -348,7 +348,7 @@ class Client:
             LedgerError: records cannot be read or written.
             ClientClosedError: the client is closed.
         """
-        engine = await self._started()
+        engine = await self._get_engine()
         return [TaskHandle.of(engine, submission) for submission in await engine.takeover.resume()]
 
     # Results -----------------------------------------------------------------------------------------------
@@ -379,12 +379,12 @@ class Client:
             TypeError, ValueError: the task has no results, or *directory* or *output* is not what it should be.
             ClientClosedError: the client was closed meanwhile.
         """
-        engine = await self._started()
+        engine = await self._get_engine()
         return await engine.saver.save(task, directory, output=output, overwrite=overwrite)
 
     async def statistics(self) -> Statistics:
         """What this client is doing, and what it has done: slots, queue, calls, 429s, pauses, final states."""
-        return await statistics_of(await self._started(), self._settings.limits_of)
+        return await statistics_of(await self._get_engine(), self._settings.limits_of)
 
     # The end -----------------------------------------------------------------------------------------------
 
@@ -414,7 +414,7 @@ class Client:
 
     # Inside ------------------------------------------------------------------------------------------------
 
-    async def _started(self) -> Engine:
+    async def _get_engine(self) -> Engine:
         """The engine. It is made at the first use, since it belongs to the running loop."""
         if self._engine is None:
             self._engine = await self._start()
@@ -454,7 +454,7 @@ class Client:
         return Engine(settings, account, owner, self._fetcher)
 
     async def _submit(self, request: Request, ticket: str | None = None) -> tuple[TaskHandle, Submission]:
-        engine = await self._started()
+        engine = await self._get_engine()
         submission = await engine.submit(self._record(engine, request, ticket))
         return TaskHandle.of(engine, submission), submission
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from attrs import frozen
 
-from bide._text import excerpt, redacted
+from bide._text import excerpt, redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -210,11 +210,11 @@ class Announcer:
 def log_line(level: int, text: str, fault: BaseException | None = None) -> None:
     """Log *text* as one line without signatures. A handler that raises must not interrupt the writing of records."""
     with suppress(Exception):
-        log.log(level, "%s", redacted(text), exc_info=fault)
+        log.log(level, "%s", redact(text), exc_info=fault)
 
 
 def _log_excerpt(text: str) -> str:
-    return excerpt(redacted(text), 200)
+    return excerpt(redact(text), 200)
 
 
 class _Printer(logging.StreamHandler[TextIO]):

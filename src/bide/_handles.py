@@ -199,7 +199,7 @@ class TaskHandle:
         except TimeoutError:
             if timeout is None or not scope.expired():
                 raise
-            raise _outcomes.gave_up(self.task, timeout, submissions.fault_of(self._submission)) from None
+            raise _outcomes.wait_timeout(self.task, timeout, submissions.fault_of(self._submission)) from None
 
     def _result(self) -> Task:
         return _outcomes.result_of(self._submission.record, self.task)

@@ -34,7 +34,7 @@ def result_of(record: Record, task: Task) -> Task:
     raise error.about(ticket=task.ticket, task_id=task.task_id)
 
 
-def rejected(task: Task, error: APIError | TransportError) -> Task:
+def reject(task: Task, error: APIError | TransportError) -> Task:
     """*task* as the service (or the network) refused it with *error*, which `result_of` raises again."""
     api = error if isinstance(error, APIError) else None
     return evolve(
@@ -53,7 +53,7 @@ def rejected(task: Task, error: APIError | TransportError) -> Task:
     )
 
 
-def unknown(task: Task, fault: BideError) -> Task:
+def mark_unknown(task: Task, fault: BideError) -> Task:
     """*task* whose create may have arrived, because of *fault*."""
     api = fault if isinstance(fault, APIError) else None
     detail = ErrorDetail(
@@ -65,7 +65,7 @@ def unknown(task: Task, fault: BideError) -> Task:
     return evolve(task, status=TaskStatus.UNKNOWN, error=detail, billing=Billing.UNKNOWN)
 
 
-def gave_up(task: Task, seconds: float, fault: BideError | None) -> WaitTimeoutError:
+def wait_timeout(task: Task, seconds: float, fault: BideError | None) -> WaitTimeoutError:
     """The error of a wait that has lasted *seconds*; *fault* is the last one that the submission has met."""
     if task.task_id is not None:
         text = (
@@ -80,7 +80,7 @@ def gave_up(task: Task, seconds: float, fault: BideError | None) -> WaitTimeoutE
     return _timed_out(text, task, fault)
 
 
-def withdrawn(task: Task, fault: BideError | None, *, waited: str) -> WaitTimeoutError:
+def withdrawal(task: Task, fault: BideError | None, *, waited: str) -> WaitTimeoutError:
     """The error for a request that got no slot and was withdrawn; *waited* says how long it waited."""
     text = f"ticket {task.ticket} got no slot {waited} and was withdrawn: nothing was sent"
     return _timed_out(text, task, fault)
@@ -95,7 +95,7 @@ def _timed_out(text: str, task: Task, fault: BideError | None) -> WaitTimeoutErr
     return WaitTimeoutError(text, task=task, fault=fault, ticket=task.ticket, task_id=task.task_id)
 
 
-def closed(task: Task, *, durable: bool) -> ClientClosedError:
+def client_closed(task: Task, *, durable: bool) -> ClientClosedError:
     """The error of a wait whose client was closed. On a *durable* ledger a new client can go on with the submission."""
     if task.task_id is not None:
         text = (

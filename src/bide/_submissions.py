@@ -276,7 +276,7 @@ class Submissions:
     def fail_all(self) -> None:
         """The client is closed: raise that in all waiters."""
         for submission in list(self._open.values()):
-            submission.fail_waiters(_outcomes.closed(submission.task, durable=self._durable))
+            submission.fail_waiters(_outcomes.client_closed(submission.task, durable=self._durable))
 
     def note_fault(self, ticket: str, error: BideError) -> None:
         """A step failed and will be tried again. A wait that times out names the last such fault."""
@@ -308,7 +308,7 @@ class Submissions:
         try:
             self._background.check()
         except ClientClosedError:
-            raise _outcomes.closed(submission.task, durable=self._durable) from None
+            raise _outcomes.client_closed(submission.task, durable=self._durable) from None
         await submission.next_change()
 
     # Events ------------------------------------------------------------------------------------------------

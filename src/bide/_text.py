@@ -21,12 +21,12 @@ def excerpt(text: str | bytes, limit: int = MAX_EXCERPT_CHARACTERS) -> str:
 _SIGNED = re.compile(r"([a-z][a-z0-9+.-]*://[^\s?\"'<>]*)\?[^\s\"'<>]*", re.IGNORECASE)
 
 
-def redacted(text: str) -> str:
+def redact(text: str) -> str:
     """*text* without the query strings of its URLs, which may be signatures."""
     return _SIGNED.sub(r"\1?…", text)
 
 
-def redacted_url(url: str) -> str:
+def redact_url(url: str) -> str:
     """*url* without user, password, query string and fragment, which may be secret."""
     parts = _split(url)
     netloc = parts.netloc.rpartition("@")[2]

@@ -158,7 +158,7 @@ def is_task_id(value: object) -> bool:
     return isinstance(value, str) and _TASK_ID.fullmatch(value) is not None
 
 
-def quoted(task_id: str) -> str:
+def quote_id(task_id: str) -> str:
     """*task_id*, percent-encoded as one segment of a path.
 
     Raises:

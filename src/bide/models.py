@@ -231,26 +231,26 @@ class Task:
         except (KeyError, TypeError, AttributeError) as fault:
             raise ValueError(f"not a task's plain form: {type(fault).__name__}: {fault}") from fault
 
-    def advanced(self, seen: Task) -> Task:
-        """The next snapshot, if the service's answer is *seen*.
+    def merge(self, newer: Task) -> Task:
+        """The next snapshot, with what the service's answer *newer* shows.
 
-        A value that *seen* lacks is kept, progress never decreases, and a final snapshot never changes.
+        A value that *newer* lacks is kept, progress never decreases, and a final snapshot never changes.
         """
         if self.status.is_final:
             return self
-        progress = seen.progress
+        progress = newer.progress
         if progress is None or (self.progress is not None and self.progress > progress):
             progress = self.progress
         return evolve(
-            seen,
+            newer,
             ticket=self.ticket,
-            task_id=self.task_id or seen.task_id,
-            request_id=self.request_id or seen.request_id,
+            task_id=self.task_id or newer.task_id,
+            request_id=self.request_id or newer.request_id,
             progress=progress,
-            eta=None if seen.status.is_final else seen.eta,
-            model=seen.model or self.model,
-            created_at=seen.created_at or self.created_at,
-            started_at=seen.started_at or self.started_at,
+            eta=None if newer.status.is_final else newer.eta,
+            model=newer.model or self.model,
+            created_at=newer.created_at or self.created_at,
+            started_at=newer.started_at or self.started_at,
         )
 
     def differs(self, other: Task) -> bool:

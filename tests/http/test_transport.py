@@ -20,7 +20,7 @@ import pytest
 
 from bide._http.pool import tls_context
 from bide._http.transport import MAY_HAVE_ARRIVED, NOT_SENT, Transport
-from bide._text import redacted_url
+from bide._text import redact_url
 from bide._wire import Call, Secret
 from bide.errors import TransportError, UnexpectedReplyError
 from support.scripted_server import cut, drip, late, reply, serving
@@ -622,4 +622,4 @@ async def test_a_transport_that_is_given_is_the_callers_to_close() -> None:
 
 
 def test_an_address_is_shown_without_its_signature_and_its_password() -> None:
-    assert redacted_url("https://me:pw@files.example/a/b.png?sig=1#x") == "https://files.example/a/b.png?…"
+    assert redact_url("https://me:pw@files.example/a/b.png?sig=1#x") == "https://files.example/a/b.png?…"

@@ -179,7 +179,7 @@ async def test_what_others_have_learned_is_told_once_it_is_known() -> None:
 
 
 async def seeded(ledger: MemoryLedger | SQLiteLedger, name: str, runs: list[float]) -> None:
-    learned = Durations.documented(10, 30)
+    learned = Durations.from_documents(10, 30)
     for run in runs:
         learned.learn(Sample(0.5, run, 0.5, 0.5))
     await ledger.learn({name: lambda before: plain_of(learned)})

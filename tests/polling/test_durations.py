@@ -33,7 +33,7 @@ lessons = st.builds(Sample, queue=wild, run=wild, lag=wild, late=st.none() | wil
 
 @st.composite
 def experiences(draw: st.DrawFn) -> Durations:
-    learned = Durations.documented(draw(wild), draw(wild))
+    learned = Durations.from_documents(draw(wild), draw(wild))
     for lesson in draw(st.lists(lessons, max_size=15)) * draw(st.sampled_from([1, 10])):
         learned.learn(lesson)
     return learned
@@ -44,7 +44,7 @@ def lesson(run: float, queue: float = 1.0, *, lag: float = 0.5, late: float | No
 
 
 def taught(*runs: float, prior: tuple[float, float] = (10, 30)) -> Durations:
-    learned = Durations.documented(*prior)
+    learned = Durations.from_documents(*prior)
     for run in runs:
         learned.learn(lesson(run))
     return learned
@@ -174,7 +174,7 @@ def share(points: Distribution, part: float) -> float:
 
 
 def test_nothing_learned_is_what_is_documented() -> None:
-    times = Durations.documented(60, 300).totals()
+    times = Durations.from_documents(60, 300).totals()
 
     assert share(times, 0.1) == pytest.approx(60, rel=0.2)
     assert share(times, 0.5) == pytest.approx(math.sqrt(60 * 300), rel=0.1)
@@ -183,11 +183,11 @@ def test_nothing_learned_is_what_is_documented() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0, 0), (-5, 10), (30, 10), (1e300, 1e308), (20, 20)])
 def test_odd_documents_are_no_error(low: float, high: float) -> None:
-    assert all(0 < x < math.inf for x in Durations.documented(low, high).totals().xs)
+    assert all(0 < x < math.inf for x in Durations.from_documents(low, high).totals().xs)
 
 
 def test_each_task_takes_the_place_of_one_documented_time() -> None:
-    learned, left = Durations.documented(10, 30), []
+    learned, left = Durations.from_documents(10, 30), []
     for _ in range(10):
         left.append(sum(x < 1000 for x in learned.totals().xs) // 5)
         learned.learn(lesson(1e5))
@@ -242,7 +242,7 @@ def test_a_lesson_that_cannot_tell_whose_fault_it_was_leaves_the_lateness() -> N
 
 
 def test_lateness_is_a_slow_average() -> None:
-    learned = Durations.documented(10, 30)
+    learned = Durations.from_documents(10, 30)
     learned.learn(lesson(12.0, late=4.0))
     assert learned.late == pytest.approx(2.0), "the first counts as much as having learned nothing"
 
@@ -302,7 +302,7 @@ def test_progress_has_four_stages_and_the_last_percent(progress: float, stage: i
 
 
 def test_promises_count_from_the_eighth_on() -> None:
-    learned = Durations.documented(10, 30)
+    learned = Durations.from_documents(10, 30)
     known = []
     for _ in range(9):
         known.append(learned.ratios(2) is not None)
@@ -325,5 +325,5 @@ def test_the_points_are_made_again_after_some_more_tasks_have_ended() -> None:
 
 
 def test_a_duration_is_told_of_what_is_remembered_alone() -> None:
-    assert duration_of(Durations.documented(10, 30), 0.5) is None
+    assert duration_of(Durations.from_documents(10, 30), 0.5) is None
     assert [duration_of(taught(9.0, 19.0, 29.0), part) for part in (0.0, 0.5, 0.9, 1.0)] == [10, 20, 30, 30]

@@ -50,7 +50,7 @@ lessons = st.builds(
 @st.composite
 def experiences(draw: st.DrawFn) -> Durations:
     """What any finite lessons have taught, up to more than are remembered."""
-    learned = Durations.documented(draw(wild), draw(wild))
+    learned = Durations.from_documents(draw(wild), draw(wild))
     for lesson in draw(st.lists(lessons, max_size=12)) * draw(st.sampled_from([1, 2, 15])):
         learned.learn(lesson)
     return learned
@@ -195,7 +195,10 @@ def test_how_likely_it_has_ended_is_a_share(observed: Observed, learned: Duratio
     ahead = forecast(observed, learned)
 
     assert (
-        -1e-9 <= ahead.ended(ahead.since + later / 2) <= ahead.ended(ahead.since + later) + 1e-9 <= 1 + 2e-9
+        -1e-9
+        <= ahead.end_probability(ahead.since + later / 2)
+        <= ahead.end_probability(ahead.since + later) + 1e-9
+        <= 1 + 2e-9
     )
 
 

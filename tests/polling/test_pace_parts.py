@@ -105,14 +105,14 @@ def test_chance_moves_a_look_by_a_twentieth_at_most() -> None:
 
 # Its parts -------------------------------------------------------------------------------------------------------
 
-IMAGES = Durations.documented(10, 30)
-VIDEOS = Durations.documented(60, 300)
+IMAGES = Durations.from_documents(10, 30)
+VIDEOS = Durations.from_documents(60, 300)
 UNBOUNDED = Pace(floor=0.01, cap=1e6)
 
 
 def taught(runs: Sequence[float], queues: Sequence[float] = (1.0,), **told: Any) -> Durations:
     """What tasks have taught that took these seconds at work, after these in the queue."""
-    learned = Durations.documented(10, 30)
+    learned = Durations.from_documents(10, 30)
     for run, queue in zip(runs, itertools.cycle(queues), strict=False):
         learned.learn(Sample(queue, run, told.get("lag", 0.5), told.get("late", 0.5), told.get("ratios", ())))
     return learned
@@ -290,7 +290,7 @@ def test_only_the_last_promises_are_kept() -> None:
 
 
 def test_a_bar_that_lies_goes_unheard() -> None:
-    learned = Durations.documented(10, 30)
+    learned = Durations.from_documents(10, 30)
     for number, run in enumerate(around(100, 0.2)):
         learned.learn(Sample(1.0, run, 0.5, 0.5, ((2, (0.02, 0.3, 1.0, 5.0, 40.0)[number % 5]),)))
 

@@ -39,7 +39,7 @@ async def learned_in(ledger: MemoryLedger) -> dict[str, Durations]:
 
 async def seeded(ledger: MemoryLedger, model: str, runs: list[float], queue: float = 0.5) -> None:
     """Let tasks of *model* have taken so long."""
-    learned = Durations.documented(10, 30)
+    learned = Durations.from_documents(10, 30)
     for run in runs:
         learned.learn(Sample(queue, run, 0.5, 0.5))
     await ledger.learn({f"{HERE}  {model}": lambda before: plain_of(learned)})

@@ -12,7 +12,7 @@ import httpx
 from attrs import field, frozen
 
 from bide import Client
-from bide._wire import Call, Reply, quoted
+from bide._wire import Call, Reply, quote_id
 from bide.errors import InvalidRequestError, NotFoundError, ServerError, UnexpectedReplyError
 from bide.models import Limits, Request, Task, TaskStatus
 from bide.providers import (
@@ -77,7 +77,7 @@ class Toy:
         return Accepted(self._task(reply))
 
     def query_call(self, task_id: str) -> Call:
-        return Call("GET", f"/tasks/{quoted(task_id)}")
+        return Call("GET", f"/tasks/{quote_id(task_id)}")
 
     def read_task(self, reply: Reply, task_id: str) -> QueryOutcome:
         if self.read is not None:
@@ -94,7 +94,7 @@ class Toy:
             return TryAgain(fault)
 
     def cancel_call(self, task_id: str) -> Call:
-        return Call("DELETE", f"/tasks/{quoted(task_id)}")
+        return Call("DELETE", f"/tasks/{quote_id(task_id)}")
 
     def read_cancelled(self, reply: Reply, task_id: str) -> CancelOutcome:
         if reply.status == 409:

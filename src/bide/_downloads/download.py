@@ -29,7 +29,7 @@ from bide._downloads.ranges import (
 )
 from bide._downloads.writer import Writer
 from bide._http.fetcher import CutError, ForbiddenError
-from bide._text import excerpt, redacted, redacted_url
+from bide._text import excerpt, redact, redact_url
 from bide.errors import BideError, DownloadError
 
 if TYPE_CHECKING:
@@ -305,7 +305,7 @@ class Filling:
         """What the file is, now that no more of it comes."""
         part, kind = self._part, self._output.kind
         media_type = media_type_of(part.head) or _clean(self._declared) or _clean(self._output.media_type)
-        place = "the inline result" if self._output.url is None else redacted_url(self._output.url)
+        place = "the inline result" if self._output.url is None else redact_url(self._output.url)
         if not part.size:
             raise _AgainError(f"{place}: the file is empty: no byte came")
         if part.total is not None and part.size < part.total:
@@ -342,8 +342,8 @@ class Filling:
     def _check_head(self, head: bytes) -> None:
         """A page of words in the place of a picture is a fault of the server, whatever it calls it."""
         if self._output.kind in _MEDIA and media_type_of(head) is None and is_text(head):
-            place = "the inline result" if self._output.url is None else redacted_url(self._output.url)
-            words = excerpt(redacted(head.decode("utf-8", "replace")), 80)
+            place = "the inline result" if self._output.url is None else redact_url(self._output.url)
+            words = excerpt(redact(head.decode("utf-8", "replace")), 80)
             raise _AgainError(
                 f"{place} answered with words and not with the {self._output.kind} "
                 f"({excerpt(self._declared or 'of no type', 60)}): {words}"

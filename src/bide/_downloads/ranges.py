@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import frozen
 
-from bide._text import excerpt, redacted
+from bide._text import excerpt, redact
 from bide._wire import Reply, parse_http_date
 
 if TYPE_CHECKING:
@@ -126,13 +126,13 @@ def _rest(headers: Mapping[str, str], have: Have) -> Meaning:
     match = _CONTENT_RANGE.fullmatch(told)
     if not have.asks or match is None:
         return StartOver(
-            f"a part came that was not asked for ({excerpt(redacted(told or 'without a range'), 60)})"
+            f"a part came that was not asked for ({excerpt(redact(told or 'without a range'), 60)})"
         )
     first, last = int(match[1]), int(match[2])
     total = None if match[3] == "*" else int(match[3])
     length = have.total if total is None else total
     if first != have.size or last < first or (length is not None and last >= length):
-        return StartOver(f"another part came than was asked for ({excerpt(redacted(told), 60)})")
+        return StartOver(f"another part came than was asked for ({excerpt(redact(told), 60)})")
     if not _is_same(headers, have) or (None not in (total, have.total) and total != have.total):
         return StartOver("the file has changed since its first part came")
     return GoOn(last + 1 - first, total if total is not None else have.total)

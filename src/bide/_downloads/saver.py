@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import define, evolve
 
-from bide._concurrency import in_thread, unless_closed, wait_done
+from bide._concurrency import in_thread, wait_done, wait_unless_closed
 from bide._downloads.download import Job
 from bide._downloads.downloader import Downloader
 from bide._downloads.paths import check_output, folder_of
 from bide._events import EventName, log_line
-from bide._text import excerpt, redacted_url
+from bide._text import excerpt, redact_url
 from bide._validators import is_ticket
 from bide.errors import BideError, DownloadError, LedgerError
 from bide.models import SavedFile, Task, TaskStatus
@@ -171,7 +171,7 @@ class Saver:
             saving.add_done_callback(lambda _: self._running.pop(name, None))
         running.waiters += 1
         try:
-            file, is_new = await unless_closed(running.task)
+            file, is_new = await wait_unless_closed(running.task)
         finally:
             running.waiters -= 1
             if not running.waiters and not running.task.done():
@@ -193,7 +193,7 @@ class Saver:
             output=task.outputs[place],
             folder=Path(name[0]),
             stem=name[1],
-            identity=f"{self._account.origin} {task.task_id or redacted_url(task.outputs[place].url or '')} {place}",
+            identity=f"{self._account.origin} {task.task_id or redact_url(task.outputs[place].url or '')} {place}",
             overwrite=overwrite,
             fresh=partial(fresh.output, place),
             heard=self._teller(task, place),
@@ -403,7 +403,7 @@ class _Fresh:
         """
         if self._asking is None or self._asked_at < since:
             self._asking, self._asked_at = self._background.spawn(self._asked()), self._background.clock()
-        outputs = await unless_closed(self._asking)
+        outputs = await wait_unless_closed(self._asking)
         found = outputs[place] if place < len(outputs) else None
         return None if found is None or (found.url is None and found.data is None) else found
 

@@ -20,7 +20,7 @@ from bide._http.addresses import is_loopback, refusal_of
 from bide._http.guard import GuardedBackend, RefusedAddressError, check_resolved
 from bide._http.pool import ConnectionStack, proxy_for
 from bide._http.transport import USER_AGENT, certificate_fault, fault_of, packing_of, timeouts
-from bide._text import excerpt, redacted_url
+from bide._text import excerpt, redact_url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
@@ -101,7 +101,7 @@ class Fetcher:
         for _ in range(MAX_REDIRECTS + 1):
             response = await self._get(url, headers)
             try:
-                place = redacted_url(url)
+                place = redact_url(url)
                 if not response.has_redirect_location:
                     told = {name.lower(): value for name, value in response.headers.items()}
                     packing = packing_of(told)
@@ -115,12 +115,12 @@ class Fetcher:
                 url = _joined(url, response.headers["location"])
             finally:
                 await _closed(response)
-        last = excerpt(redacted_url(url), 200)
+        last = excerpt(redact_url(url), 200)
         raise ForbiddenError(f"more than {MAX_REDIRECTS} redirects, the last one to {last}: ask the service")
 
     async def _get(self, url: str, headers: Mapping[str, str]) -> httpx.Response:
         """The begin of the answer."""
-        place = excerpt(redacted_url(url), 200)
+        place = excerpt(redact_url(url), 200)
         why = refusal_of(url, loopback=self._loopback, hosts=self._hosts)
         if why is not None:
             raise ForbiddenError(f"{place} is not fetched: {why}")
@@ -186,4 +186,4 @@ def _joined(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError:
-        raise ForbiddenError(f"{redacted_url(url)} redirects to what is no address") from None
+        raise ForbiddenError(f"{redact_url(url)} redirects to what is no address") from None

@@ -20,7 +20,7 @@ import httpx
 from attrs import frozen
 
 from bide._http.pool import MAX_IDLE, SIZE, ConnectionStack, check_proxy, proxy_for, tls_context
-from bide._text import excerpt, redacted
+from bide._text import excerpt, redact
 from bide._version import __version__
 from bide._wire import Reply
 from bide.errors import BideError, TransportError, UnexpectedReplyError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bide._wire import Call, Secret
-from bide._text import redacted_url
+from bide._text import redact_url
 
 MAX_BODY = 64 * 2**20
 """Bytes of an API answer that are read at most."""
@@ -317,7 +317,7 @@ def fault_of(error: Exception, place: str, key: Secret | None = None) -> Transpo
         detail = detail.replace(key.reveal(), "***")
     elif any("ProtocolError" in name for name in names):
         detail = ""  # it quotes what the other side has written, which may be a signature
-    text = f"{place}: {what} ({names[0]}{': ' + excerpt(redacted(detail), 200) if detail else ''})"
+    text = f"{place}: {what} ({names[0]}{': ' + excerpt(redact(detail), 200) if detail else ''})"
     if certificate:
         text += "; nothing was sent. Check the address, the system's certificates and $SSL_CERT_FILE"
     return TransportError(
@@ -335,7 +335,7 @@ def _without_secrets(value: Any) -> Any:
         return [_without_secrets(each) for each in value]
     if isinstance(value, str) and value.lstrip()[:5].lower() == "data:":
         return f"{value.partition(',')[0][:100]},… ({len(value)} characters)"
-    return redacted(value) if isinstance(value, str) else value
+    return redact(value) if isinstance(value, str) else value
 
 
 def packing_of(headers: Mapping[str, str]) -> list[str]:
@@ -348,7 +348,7 @@ def _log_call(call: Call, url: str, end: str, began: float) -> None:
     if log.isEnabledFor(logging.DEBUG):
         took = time.monotonic() - began
         with suppress(Exception):  # a handler may raise: that must not look like a fault of the call
-            log.debug("%s %s: %s after %.3f s", call.method, redacted_url(url), redacted(end), took)
+            log.debug("%s %s: %s after %.3f s", call.method, redact_url(url), redact(end), took)
 
 
 def _headers(call: Call, key: Secret) -> dict[str, str]:

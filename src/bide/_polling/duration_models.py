@@ -103,7 +103,7 @@ class DurationModels:
             typical: seconds that 10 % and 90 % of such tasks take, as the service documents.
         """
         whole = _join(self._origin, kind, name)
-        parent = self._model(whole, lambda: Durations.documented(*typical))
+        parent = self._model(whole, lambda: Durations.from_documents(*typical))
         variant = variant_of(request)
         if not variant:
             return parent

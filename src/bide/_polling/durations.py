@@ -75,7 +75,7 @@ class Durations:
         self._computed_at = 0
 
     @classmethod
-    def documented(cls, low: float, high: float) -> Self:
+    def from_documents(cls, low: float, high: float) -> Self:
         """Nothing is learned yet; the service documents that 10 % and 90 % of such tasks take *low* and *high*
         seconds."""
         low, high = _bound(low), _bound(high)

@@ -201,7 +201,7 @@ class Lister:
         ends, price, factor = self._ends(others, now)
         [(own, age)] = self._ends([due], now)[0]
         unseen, _ = unseen_together(ends, 0.0)
-        return unseen * factor >= price * (pages - 1 + own.ended(age))
+        return unseen * factor >= price * (pages - 1 + own.end_probability(age))
 
     def _pages(self, lists: _ListsOfKey, group: Sequence[WatchedTask], now: float) -> int:
         span = max(watched.age(now) for watched in group) + 2 * CLOCK_SLACK_SECONDS
@@ -299,7 +299,7 @@ class Lister:
         until = self._account.ledger.now()
         oldest = max(watched.age(self._clock()) for watched in members)
         since = until - min(oldest + EARLIER_SECONDS, LONGEST_WINDOW_SECONDS)
-        answer = await self._account.listed(key, since, until + CLOCK_SLACK_SECONDS)
+        answer = await self._account.list_tasks(key, since, until + CLOCK_SLACK_SECONDS)
         if not isinstance(answer, list):
             advised = retry_after_of(answer) if isinstance(answer, TryAgain) else None
             text = f"the list of tasks failed: {answer.error}"

@@ -115,7 +115,7 @@ class Observer:
     ) -> None:
         """A new snapshot: it is recorded if its status is new, then reported."""
         before = watched.task
-        task = before.advanced(answered)
+        task = before.merge(answered)
         if not task.status.is_final:
             if task.status is not before.status:
                 await self._ledger.update(watched.ticket, task, owner=self._owner)

@@ -189,7 +189,7 @@ class Forecast:
         """Seconds from *since* at which A reaches *price*, between *floor* and *cap*."""
         return _gap_until(lambda gap: self.unseen(self.since + gap), price, floor, cap)
 
-    def ended(self, age: float) -> float:
+    def end_probability(self, age: float) -> float:
         """The probability that it has ended by *age*."""
         xs, scale, body = self.points.xs, self.points.middle, (1 - self.tail) / len(self.points.xs)
 

@@ -11,7 +11,7 @@ import asyncio
 import math
 from typing import TYPE_CHECKING
 
-from bide._concurrency import unless_closed
+from bide._concurrency import wait_unless_closed
 from bide._polling.duration_models import DurationModels
 from bide._polling.lister import Lister
 from bide._polling.observer import Observer
@@ -146,7 +146,7 @@ class Poller:
             else:
                 self._account.query_limiter.release()
         poll = watched.poll
-        return None if poll is None else await unless_closed(poll)
+        return None if poll is None else await wait_unless_closed(poll)
 
     def hurry(self, kind: str) -> None:
         """Requests of this *kind* wait for a slot from now on: poll its tasks more often."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve
 
 from bide import _outcomes
-from bide._concurrency import unless_closed
+from bide._concurrency import wait_unless_closed
 from bide.errors import APIError, ClientClosedError, LedgerError, WaitTimeoutError
 from bide.models import Billing, ErrorDetail, TaskStatus
 from bide.providers import Denied, Gone, Stopped, TooLate, TryAgain
@@ -94,7 +94,7 @@ class Canceller:
     async def _withdraw_late(self, submission: Submission, seconds: float) -> None:
         fault = self._submissions.fault_of(submission)
         waited = f"within {seconds:g} s (Deadlines.waiting)"
-        error = _outcomes.withdrawn(submission.task, fault, waited=waited)
+        error = _outcomes.withdrawal(submission.task, fault, waited=waited)
         is_withdrawn = False
         with suppress(LedgerError):  # the waiters have that error already
             why = ErrorDetail(message=str(error), type=WaitTimeoutError.__name__)
@@ -107,7 +107,7 @@ class Canceller:
 
     async def cancel(self, submission: Submission) -> bool:
         """See `TaskHandle.cancel`."""
-        return await unless_closed(self.start(submission))
+        return await wait_unless_closed(self.start(submission))
 
     def start(self, submission: Submission) -> asyncio.Task[bool]:
         """Cancel in a background task, or share the one that runs."""

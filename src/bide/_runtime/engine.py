@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bide._concurrency import Background, unless_closed
+from bide._concurrency import Background, wait_unless_closed
 from bide._downloads.saver import Saver
 from bide._events import EventName, log_line
 from bide._polling.poller import Poller
@@ -92,7 +92,7 @@ class Engine:
         self._recordings[ticket] = recording
         recording.add_done_callback(lambda _: self._recordings.pop(ticket, None))
         try:
-            submission, _ = await unless_closed(recording)
+            submission, _ = await wait_unless_closed(recording)
         except asyncio.CancelledError:
             if recording.done():
                 self._withdraw_unclaimed(ticket, recording)
@@ -126,7 +126,7 @@ class Engine:
                 f"ticket {record.ticket!r} already names another request; use the same request with it, or a new ticket"
             )
         self.takeover.check_ours(stored)
-        submission = there or self.open(await self.takeover.followed(stored))
+        submission = there or self.open(await self.takeover.follow_record(stored))
         is_new = there is None and stored.owner == self.owner and stored.task == record.task
         if is_new:
             self.submissions.announce(EventName.WAITING, submission)
@@ -139,7 +139,7 @@ class Engine:
         self.background.check()
         there = await self._ledger.find(self.account.origin, record.task.task_id or "")
         stored = there if there is not None else await self._ledger.add(record)
-        return self.open(await self.takeover.followed(stored))
+        return self.open(await self.takeover.follow_record(stored))
 
     async def refresh(self, submission: Submission) -> None:
         """Poll the task now, or read the record of a task that another client drives.

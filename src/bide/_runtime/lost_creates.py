@@ -90,7 +90,7 @@ class LostCreates:
         """The listed task that the lost create has made, sent at *latest* then; None if that is not certain."""
         key, sent = record.key or "", record.admitted or latest
         since, until = sent - CLOCK_SLACK_SECONDS, latest + CLOCK_SLACK_SECONDS
-        listed = await self._account.listed(key, since, until, record.task.model)
+        listed = await self._account.list_tasks(key, since, until, record.task.model)
         if not isinstance(listed, list):
             self._submissions.note_fault(record.ticket, listed.error)
             return None

@@ -222,7 +222,7 @@ class Submitter:
         ticket = record.ticket
         match outcome:
             case Accepted(answered):
-                task = record.task.advanced(answered)
+                task = record.task.merge(answered)
                 kept = await self._keep(ticket, lambda: self._accept(record, task), task.task_id)
                 if kept.task.status is TaskStatus.SUBMITTING and kept.owner == self._owner:
                     await self._finish_unknown(record, _id_is_taken(task.task_id))
@@ -232,7 +232,7 @@ class Submitter:
                         f"{ticket}: task id {task.task_id} came too late: it is {kept.task.status}",
                     )
             case Refused(error):
-                await self._finish(record, _outcomes.rejected(record.task, error))
+                await self._finish(record, _outcomes.reject(record.task, error))
             case NotNow(error, reason, certain):
                 self._submissions.note_fault(ticket, error)
                 await self._put_back(record, reason, error, certain=certain, retry_after=error.retry_after)
@@ -250,7 +250,7 @@ class Submitter:
                 may_have_arrived=False,
             )
         if never or fault.permanent:
-            await self._finish(record, _outcomes.rejected(record.task, fault))
+            await self._finish(record, _outcomes.reject(record.task, fault))
             return
         self._submissions.note_fault(record.ticket, fault)
         await self._put_back(record, "unreachable", fault, certain=False, retry_after=None)
@@ -287,7 +287,7 @@ class Submitter:
 
     async def _finish_unknown(self, record: Record, fault: BideError) -> None:
         """It is unknown whether the task was made. The record counts as a slot for a while."""
-        task = _outcomes.unknown(record.task, fault)
+        task = _outcomes.mark_unknown(record.task, fault)
         hold = self._account.provider.profile(record.kind).unknown_hold
 
         async def finish() -> None:

@@ -127,7 +127,7 @@ class Takeover:
         """See `Client.resume`."""
         adopted = await self.adopt()
         records = await self._ledger.open_records(self._account.origin, self._account.keys)
-        submissions = [self._driver.open(await self.followed(record)) for record in records]
+        submissions = [self._driver.open(await self.follow_record(record)) for record in records]
         # An adopted one may have ended already: as `unknown`, where the service has no list that could show its task.
         return [*(each for each in adopted if each not in submissions), *submissions]
 
@@ -152,7 +152,7 @@ class Takeover:
             adopted = await self.adopt(tickets=[ticket], waiting=False)
             if adopted:
                 return adopted[0]
-        return self._driver.open(await self.followed(record))
+        return self._driver.open(await self.follow_record(record))
 
     async def settle(self, ticket: str, task_id: str) -> Submission:
         """The submission of *ticket*, which ended as `unknown` and whose task was found to be *task_id*."""
@@ -163,7 +163,7 @@ class Takeover:
         await self._ledger.settle(ticket, task_id)
         return await self.follow(ticket)
 
-    async def followed(self, record: Record) -> Record:
+    async def follow_record(self, record: Record) -> Record:
         """*record*; if another client drives it, the ledger reports its changes here from now on."""
         if record.owner == self._owner or record.followed or record.task.status.is_final:
             return record

@@ -95,7 +95,7 @@ class Account:
             reply = await self._send(call, record.key, CREATE_TIMEOUT_SECONDS, fresh=True)
             self.counters.creates_429 += reply.status == 429
             outcome = self.provider.read_created(reply, record.request)
-            return Accepted(self._dated(outcome.task)) if isinstance(outcome, Accepted) else outcome
+            return Accepted(self._with_expiry(outcome.task)) if isinstance(outcome, Accepted) else outcome
         except TransportError as fault:
             if not fault.may_have_arrived:
                 raise
@@ -111,7 +111,7 @@ class Account:
         outcome = await self._ask(
             self.provider.query_call(task_id), key, lambda r: self.provider.read_task(r, task_id)
         )
-        return self._dated(outcome) if isinstance(outcome, Task) else outcome
+        return self._with_expiry(outcome) if isinstance(outcome, Task) else outcome
 
     async def cancel(self, key: str, task_id: str) -> CancelOutcome:
         """Send the cancel call of a task."""
@@ -120,7 +120,7 @@ class Account:
             call = self.provider.cancel_call(task_id)
             return await self._ask(call, key, lambda r: self.provider.read_cancelled(r, task_id))
 
-    async def listed(
+    async def list_tasks(
         self, key: str, since: float, until: float, model: str | None = None
     ) -> list[ListedTask] | TryAgain | Denied:
         """All tasks that were created from *since* to *until* (ledger's clock), from the service's list."""
@@ -212,13 +212,13 @@ class Account:
             self.query_limiter.window.note_answer()
         return read(reply)
 
-    def _dated(self, task: Task) -> Task:
+    def _with_expiry(self, task: Task) -> Task:
         """*task* with an expiry for the results whose address names none: the documented lifetime, from now on."""
         if not any(each.url is not None and each.expires_at is None for each in task.outputs):
             return task
-        return evolve(task, outputs=tuple(map(self._dated_output, task.outputs)))
+        return evolve(task, outputs=tuple(map(self._output_with_expiry, task.outputs)))
 
-    def _dated_output(self, output: Output) -> Output:
+    def _output_with_expiry(self, output: Output) -> Output:
         lifetime = self.provider.profile(output.kind).lifetime
         if output.url is None or output.expires_at is not None or lifetime is None:
             return output

@@ -7,7 +7,7 @@ An adapter sends nothing, keeps no state, and reads any reply without raising.
 To use a service, pass its adapter to `Client`: `Client(DashScope())`. To add one, implement `Provider`.
 """
 
-from bide._wire import Call, Reply, quoted
+from bide._wire import Call, Reply, quote_id
 from bide.providers._base import (
     Accepted,
     CancelOutcome,
@@ -52,5 +52,5 @@ __all__ = [
     "TooLate",
     "TryAgain",
     "Unclear",
-    "quoted",
+    "quote_id",
 ]

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 import attrs
 
 from bide._text import excerpt
-from bide._wire import Call, quoted
+from bide._wire import Call, quote_id
 
 if TYPE_CHECKING:
     from bide.models import ImageRequest, VideoRequest
@@ -73,7 +73,7 @@ def task_call(method: str, template: str, task_id: str, headers: Mapping[str, st
         ValueError: *task_id* cannot be a task id.
     """
     path, _, query = template.partition("?")
-    filled = path.replace("{id}", quoted(task_id))
+    filled = path.replace("{id}", quote_id(task_id))
     fields = {
         name: value.replace("{id}", task_id) for name, value in parse_qsl(query, keep_blank_values=True)
     }

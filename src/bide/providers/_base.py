@@ -143,7 +143,7 @@ class Provider(Protocol):
     """One service: how a request becomes a call, and what a reply means.
 
     Everything that differs between two services is here. An implementation sends nothing and keeps no state. Read
-    `Dieyuyun` (short) and `DashScope` (with a list) as examples. Put a task id into a path with `quoted`.
+    `Dieyuyun` (short) and `DashScope` (with a list) as examples. Put a task id into a path with `quote_id`.
 
     The `read_...` methods never raise, whatever the service answers.
 

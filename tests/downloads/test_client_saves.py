@@ -105,8 +105,8 @@ async def test_a_large_file_is_written_in_pieces(tmp_path: Path) -> None:
         (reply(b"denied", status=403), "address of the result does not work any more"),
         (reply(b"", status=204), "HTTP 204, which is no file"),
         (reply(b"teapot", status=418), "HTTP 418, which is no file"),
-        (file(b"<html>busy</html>"), "with words and not with the image.*<html>busy"),
-        (reply(b'{"code": "x"}'), "with words and not with the image .application/json.*code"),
+        (file(b"<html>busy</html>"), "with text and not with the image.*<html>busy"),
+        (reply(b'{"code": "x"}'), "with text and not with the image .application/json.*code"),
         (reply(b"").replace(b"application/json", b"image/png"), "no byte came"),
         (
             cut(reply(PNG, length=500).replace(b"application/json", b"image/png")),

@@ -13,7 +13,7 @@ import pytest
 
 from bide import DownloadError, Downloads, Event, EventName, Output, Task, TaskStatus
 from bide._downloads import download as _filling
-from bide._downloads.download import Job
+from bide._downloads.download import DownloadJob
 from bide._downloads.downloader import Downloader
 from bide._downloads.part_file import PartFile
 from bide._http.fetcher import Fetcher
@@ -78,7 +78,7 @@ async def test_what_a_crash_has_left_of_another_task_with_the_same_ticket_is_not
     async with store(answer) as there:
         with monkeypatch.context() as patch:
             patch.setattr(PartFile, "finish", _killed)
-            patch.setattr(_filling, "TRIES", 1)
+            patch.setattr(_filling, "MAX_FRUITLESS_TRIES", 1)
             with pytest.raises(DownloadError):
                 await saved_anew(tmp_path, f"{there.url}/A", "one")
         assert (tmp_path / ".hero-0.part").stat().st_size == came
@@ -235,8 +235,8 @@ async def test_a_ledger_that_raises_what_it_likes_keeps_nobody_from_saving(
         assert (len(at.told(EventName.SAVED)), len(at.told(EventName.UNSAVED))) == (1, 0)
         assert len(fetched(at.emulator)) == 1
         assert ledger.looks >= 3
-        assert "what was saved could not be recorded: the database is away" in caplog.text
-        assert "what is unsaved cannot be read: the database is away" in caplog.text
+        assert "the saved file could not be recorded: the database is away" in caplog.text
+        assert "the unsaved results cannot be read: the database is away" in caplog.text
 
 
 # Two who want different things -------------------------------------------------------------------------------------
@@ -375,7 +375,7 @@ async def test_a_result_that_comes_inline_after_a_cut_is_written_from_its_begin(
         fetcher = Fetcher(NOWHERE)
         downloader = Downloader(fetcher, Downloads())
         file, is_new = await downloader.save(
-            Job(
+            DownloadJob(
                 output=Output(url=f"{there.url}/a", kind="image"),
                 folder=tmp_path,
                 stem="t1-0",

@@ -45,7 +45,7 @@ async def wall(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def nobody_saved(at: World) -> list[Event]:
-    return [event for event in at.told(EventName.UNSAVED) if "nobody has saved" in str(event.error)]
+    return [event for event in at.told(EventName.UNSAVED) if "this result is not saved" in str(event.error)]
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import respx
 
-from bide._http.fetcher import MAX_REDIRECTS, READ_TIMEOUT, Answer, CutError, Fetcher, ForbiddenError
+from bide._http.fetcher import MAX_REDIRECTS, READ_TIMEOUT_SECONDS, Answer, CutError, Fetcher, ForbiddenError
 from support.hostile_server import (
     CDN,
     PNG,
@@ -358,7 +358,7 @@ async def test_a_server_that_says_nothing_is_cut(wide: Net) -> None:
         words = await cut(fetcher, f"https://{CDN}:{server.port}/a?Signature={SECRET}")
 
     assert "no answer in time" in words
-    assert loop.time() - began == pytest.approx(READ_TIMEOUT, abs=1)
+    assert loop.time() - began == pytest.approx(READ_TIMEOUT_SECONDS, abs=1)
     await fetcher.aclose()
 
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-HEAD = 512
+HEAD_BYTES = 512
 """The first bytes of a file that tell its type."""
-STEPS = 50_000
+MAX_STEPS = 50_000
 """Chunks, boxes or segments that are followed in one file: after so many its end stays unknown."""
-TAIL = 64 * 1024
+JPEG_TAIL_BYTES = 64 * 1024
 """The last bytes of a JPEG, where its end marker is looked for first."""
-SCAN = 256 * 2**20
+MAX_JPEG_SCAN_BYTES = 256 * 2**20
 """Bytes that are read at most when that marker is not there."""
 
 _MAGIC = (
@@ -126,9 +126,9 @@ _EXTENSIONS = {
 
 
 def media_type_of(head: bytes) -> str | None:
-    """The media type that a file's first bytes (`HEAD` of them) show, or None."""
+    """The media type that a file's first bytes (`HEAD_BYTES` of them) show, or None."""
     if head[4:8] == b"ftyp":
-        return _brand(head)
+        return _mpeg4_type(head)
     if head.startswith(b"\x1aE\xdf\xa3"):
         return "video/x-matroska" if _doc_type(head) == b"matroska" else "video/webm"
     if head.startswith(b"OggS"):
@@ -136,10 +136,10 @@ def media_type_of(head: bytes) -> str | None:
     for at, magic, kind in _MAGIC:
         if head[at : at + len(magic)] == magic:
             return kind
-    return _weakly_marked(head)
+    return _short_magic_type(head)
 
 
-def _brand(head: bytes) -> str:
+def _mpeg4_type(head: bytes) -> str:
     """The type of a file of the MPEG-4 family."""
     brand = head[8:12]
     if brand in (b"mif1", b"msf1"):  # says only "HEIF": which one is among the brands that follow
@@ -158,7 +158,7 @@ def _doc_type(head: bytes) -> bytes:
     return head[at + 3 : at + 3 + length].rstrip(b"\0")
 
 
-def _weakly_marked(head: bytes) -> str | None:
+def _short_magic_type(head: bytes) -> str | None:
     """The types whose mark is so short that words may begin with it: more of the head has to fit."""
     if head[:2] == b"BM" and head[6:10] == bytes(4) and head[14:18] in _BITMAP_HEADERS:
         return "image/bmp"
@@ -222,36 +222,36 @@ _UNKNOWN = _End()
 _WHOLE = _End(whole=True)
 
 
-def cut_off(file: BinaryIO, size: int, media_type: str | None) -> str | None:
+def find_truncation(file: BinaryIO, size: int, media_type: str | None) -> str | None:
     """Words that prove that *file*, of *size* bytes, is cut off. None is no proof: a valid file is never refused.
 
     Moves the position in *file*. Reads little: it goes from part to part by their lengths.
     """
-    return _end_of(file, size, media_type).cut
+    return _read_end(file, size, media_type).cut
 
 
 def proves_whole(file: BinaryIO, size: int, media_type: str | None) -> bool:
     """Whether the structure of *file* proves that its last byte is there, where the server told no length."""
-    return _end_of(file, size, media_type).whole
+    return _read_end(file, size, media_type).whole
 
 
-def _end_of(file: BinaryIO, size: int, media_type: str | None) -> _End:
-    look = _LOOKS.get(_plain(media_type))
-    return look(file, size) if look is not None else _UNKNOWN
+def _read_end(file: BinaryIO, size: int, media_type: str | None) -> _End:
+    read_end = _END_READERS.get(_plain(media_type))
+    return read_end(file, size) if read_end is not None else _UNKNOWN
 
 
-def _at(file: BinaryIO, position: int, length: int) -> bytes:
+def _read_at(file: BinaryIO, position: int, length: int) -> bytes:
     file.seek(position)
     return file.read(length)
 
 
 def _png(file: BinaryIO, size: int) -> _End:
     """Chunks: length, type, data, checksum. The last is IEND, and bytes after it do no harm."""
-    if _at(file, 0, 8) != b"\x89PNG\r\n\x1a\n":
+    if _read_at(file, 0, 8) != b"\x89PNG\r\n\x1a\n":
         return _UNKNOWN
     position = 8
-    for step in range(STEPS):
-        head = _at(file, position, 8)
+    for step in range(MAX_STEPS):
+        head = _read_at(file, position, 8)
         if len(head) < 8:
             return _End("the PNG has no end")
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
@@ -274,10 +274,10 @@ _TOP_BOXES = frozenset(
 def _boxes(file: BinaryIO, size: int) -> _End:
     """MP4, QuickTime, AVIF, HEIC: boxes of a length and a type, to the end of the file."""
     position, seen, kind = 0, set[bytes](), b""
-    for _ in range(STEPS):
+    for _ in range(MAX_STEPS):
         if position == size:
-            return _WHOLE if _has_all(seen, kind) else _UNKNOWN
-        head = _at(file, position, 16)
+            return _WHOLE if _is_complete(seen, kind) else _UNKNOWN
+        head = _read_at(file, position, 16)
         if len(head) < 8:
             return _UNKNOWN
         length, kind = int.from_bytes(head[:4], "big"), head[4:8]
@@ -294,7 +294,7 @@ def _boxes(file: BinaryIO, size: int) -> _End:
     return _UNKNOWN
 
 
-def _has_all(seen: set[bytes], last: bytes) -> bool:
+def _is_complete(seen: set[bytes], last: bytes) -> bool:
     """Whether a film or picture of these boxes lacks none. A live one may have been cut between two fragments."""
     if b"moof" in seen:
         return last == b"mfra"
@@ -303,7 +303,7 @@ def _has_all(seen: set[bytes], last: bytes) -> bool:
 
 def _riff(file: BinaryIO, size: int) -> _End:
     """WebP and AVI: the length of all, then chunks of a type, a length, and data that is padded to an even length."""
-    head = _at(file, 0, 12)
+    head = _read_at(file, 0, 12)
     declared = int.from_bytes(head[4:8], "little")
     if head[:4] != b"RIFF" or len(head) < 12 or declared < 4 or declared >= 0xFFFF_FFF0:  # written to a pipe
         return _UNKNOWN
@@ -318,8 +318,8 @@ def _riff(file: BinaryIO, size: int) -> _End:
 def _last_chunk(file: BinaryIO, size: int, end: int) -> _End:
     """A few bytes are missing, or a poor encoder counted wrong (the header, a pad byte): the chunks tell."""
     position = 12
-    for _ in range(STEPS):
-        head = _at(file, position, 8)
+    for _ in range(MAX_STEPS):
+        head = _read_at(file, position, 8)
         if len(head) < 8:
             break
         length = int.from_bytes(head[4:], "little")
@@ -331,26 +331,30 @@ def _last_chunk(file: BinaryIO, size: int, end: int) -> _End:
 
 def _jpeg(file: BinaryIO, size: int) -> _End:
     """Segments up to the first scan, then data in which the end marker FF D9 cannot occur but as the end."""
-    start = _scan_of(file, size)
+    start = _jpeg_scan_start(file, size)
     if not isinstance(start, int):
         return start
-    if start <= size - 2 and _at(file, size - 2, 2) == b"\xff\xd9":
+    if start <= size - 2 and _read_at(file, size - 2, 2) == b"\xff\xd9":
         return _WHOLE
-    if size - start > SCAN or b"\xff\xd9" in _at(file, max(start, size - TAIL), TAIL):
+    if size - start > MAX_JPEG_SCAN_BYTES or b"\xff\xd9" in _read_at(
+        file, max(start, size - JPEG_TAIL_BYTES), JPEG_TAIL_BYTES
+    ):
         return _UNKNOWN
     # A phone appends a film or a depth map behind the end: only a marker nowhere is a proof.
     return (
-        _UNKNOWN if any(b"\xff\xd9" in each for each in _pieces(file, start)) else _End("the JPEG has no end")
+        _UNKNOWN
+        if any(b"\xff\xd9" in each for each in _overlapping_pieces(file, start))
+        else _End("the JPEG has no end")
     )
 
 
-def _scan_of(file: BinaryIO, size: int) -> int | _End:
+def _jpeg_scan_start(file: BinaryIO, size: int) -> int | _End:
     """Where the data of a JPEG begins: behind its segments, whose thumbnails have end markers of their own."""
-    if _at(file, 0, 3) != b"\xff\xd8\xff":
+    if _read_at(file, 0, 3) != b"\xff\xd8\xff":
         return _UNKNOWN
     position = 2
-    for _ in range(STEPS):
-        head = _at(file, position, 4)
+    for _ in range(MAX_STEPS):
+        head = _read_at(file, position, 4)
         if head[:2] == b"\xff\xff":  # bytes to fill up
             position += 1
             continue
@@ -366,7 +370,7 @@ def _scan_of(file: BinaryIO, size: int) -> int | _End:
     return _UNKNOWN
 
 
-def _pieces(file: BinaryIO, start: int) -> Iterator[bytes]:
+def _overlapping_pieces(file: BinaryIO, start: int) -> Iterator[bytes]:
     """What is in *file* from *start* on; each piece begins with the last byte of the one before."""
     last = b""
     file.seek(start)
@@ -377,9 +381,9 @@ def _pieces(file: BinaryIO, start: int) -> Iterator[bytes]:
 
 def _gif(file: BinaryIO, size: int) -> _End:
     """The last byte is 3B, behind the 00 of the last picture."""
-    if size < 13 or not _at(file, 0, 6).startswith(b"GIF8"):
+    if size < 13 or not _read_at(file, 0, 6).startswith(b"GIF8"):
         return _UNKNOWN
-    tail = _at(file, max(0, size - 1024), 1024)
+    tail = _read_at(file, max(0, size - 1024), 1024)
     if tail.endswith(b"\0\x3b"):
         return _WHOLE
     # Some writers leave out the last byte, some fill up with zeros: only data that breaks off is a proof.
@@ -388,14 +392,14 @@ def _gif(file: BinaryIO, size: int) -> _End:
 
 def _glb(file: BinaryIO, size: int) -> _End:
     """The header has the length of all."""
-    head = _at(file, 0, 12)
+    head = _read_at(file, 0, 12)
     if head[:4] != b"glTF" or len(head) < 12:
         return _UNKNOWN
     end = int.from_bytes(head[8:], "little")
     return _End(f"its header tells of {end} bytes") if end > size else _End(whole=end == size)
 
 
-_LOOKS: dict[str, Callable[[BinaryIO, int], _End]] = {
+_END_READERS: dict[str, Callable[[BinaryIO, int], _End]] = {
     "image/png": _png,
     "image/apng": _png,
     "image/jpeg": _jpeg,

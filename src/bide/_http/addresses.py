@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # After the IANA registries of special-purpose addresses (RFC 6890 and its successors), of multicast and of 240/4.
 # `ipaddress` has such tables too, but they differ from one patch release of Python to the next. Anycast services of
 # the net itself (AS112, AMT, 6to4 relays) are globally reachable and serve no files: they are refused with the rest.
-NOT_PUBLIC_4 = tuple(
+NOT_PUBLIC_IPV4 = tuple(
     IPv4Network(network)
     for network in (
         "0.0.0.0/8",  # this host, RFC 791
@@ -45,9 +45,9 @@ NOT_PUBLIC_4 = tuple(
         "240.0.0.0/4",  # reserved, RFC 1112, and broadcast, RFC 8190
     )
 )
-GLOBAL_6 = IPv6Network("2000::/3")
+GLOBAL_IPV6 = IPv6Network("2000::/3")
 """All global unicast that is given out, RFC 4291; fc00::/7, fe80::/10, ff00::/8, 5f00::/16 and more are outside."""
-NOT_PUBLIC_6 = tuple(
+NOT_PUBLIC_IPV6 = tuple(
     IPv6Network(network)
     for network in (
         "2001::/23",  # IETF protocol assignments: Teredo, benchmarking, ORCHID, AMT..., RFC 2928
@@ -62,15 +62,15 @@ NOT_PUBLIC_6 = tuple(
 MAPPED = IPv6Network("::ffff:0:0/96")
 NAT64 = IPv6Network("64:ff9b::/96")
 
-STAND_INS = IPv4Network("198.18.0.0/15")
+FAKE_IP_NETWORK = IPv4Network("198.18.0.0/15")
 
-INTERNAL = ("arpa", "corp", "home", "internal", "intranet", "lan", "local", "localdomain", "private")
+INTERNAL_LABELS = ("arpa", "corp", "home", "internal", "intranet", "lan", "local", "localdomain", "private")
 """Last labels that no public name has (RFC 6762 with its appendix G, RFC 8375, ICANN's .internal)."""
-LONGEST = 16_384
+MAX_URL_CHARACTERS = 16_384
 """Characters of a URL at most; a signed one has some hundreds."""
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?.*", re.DOTALL)
-_PLACE = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::([0-9]{1,5}))?")
+_HOST_AND_PORT = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::([0-9]{1,5}))?")
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _LAST_LABEL = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _NUMBER = re.compile(r"0x[0-9a-f]*|0[0-7]*|[1-9][0-9]*")
@@ -78,27 +78,27 @@ _NUMBER = re.compile(r"0x[0-9a-f]*|0[0-7]*|[1-9][0-9]*")
 
 def is_public(address: str) -> bool:
     """Whether *address* (text of an IP address) is one of a host in the public net. One with a "%zone" is not."""
-    found = _parsed(address)
+    found = _parse(address)
     if isinstance(found, IPv6Address):
-        inner = _inner(found, MAPPED) or _inner(found, NAT64)
+        inner = _embedded_ipv4(found, MAPPED) or _embedded_ipv4(found, NAT64)
         if inner is None:
-            return found in GLOBAL_6 and not any(found in network for network in NOT_PUBLIC_6)
+            return found in GLOBAL_IPV6 and not any(found in network for network in NOT_PUBLIC_IPV6)
         found = inner
-    return found is not None and not any(found in network for network in NOT_PUBLIC_4)
+    return found is not None and not any(found in network for network in NOT_PUBLIC_IPV4)
 
 
 def is_loopback(address: str) -> bool:
     """Whether *address* (text of an IP address) is this machine's own, in the plain or the mapped form."""
-    found = _parsed(address)
+    found = _parse(address)
     if isinstance(found, IPv6Address):
-        found = _inner(found, MAPPED) or found
+        found = _embedded_ipv4(found, MAPPED) or found
     return found is not None and found.is_loopback
 
 
-def is_stand_in(address: str) -> bool:
+def is_fake_ip(address: str) -> bool:
     """Whether *address* is of the range that local proxies (with "fake IP") answer names with: 198.18.0.0/15."""
-    found = _parsed(address)
-    return isinstance(found, IPv4Address) and found in STAND_INS
+    found = _parse(address)
+    return isinstance(found, IPv4Address) and found in FAKE_IP_NETWORK
 
 
 def literal_of(host: str) -> str | None:
@@ -114,7 +114,7 @@ def literal_of(host: str) -> str | None:
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1].rstrip(".")
     text, mark, zone = text.partition("%")
-    found = _inet_aton(text) or _parsed(text)
+    found = _inet_aton(text) or _parse(text)
     return None if found is None else f"{found}{mark}{zone}"
 
 
@@ -126,18 +126,18 @@ def refusal_of(url: str, *, loopback: bool, hosts: Collection[str] | None) -> st
         loopback: whether this machine may be fetched from, and over plain http.
         hosts: the only hosts that may be fetched from, as `check_hosts` gives them; None is any.
     """
-    if len(url) > LONGEST:
-        return f"the address is longer than {LONGEST} characters"
+    if len(url) > MAX_URL_CHARACTERS:
+        return f"the address is longer than {MAX_URL_CHARACTERS} characters"
     if not url.isprintable() or " " in url or "\\" in url:
         return "the address has a character that belongs in no address"
     parts = _URL.fullmatch(url)
     scheme = parts[1].lower() if parts else ""
     if parts is None or scheme not in ("http", "https"):
-        return f"only https is fetched, not {_quoted(scheme)}" if scheme else "it is no address"
+        return f"only https is fetched, not {_quote(scheme)}" if scheme else "it is no address"
     authority = parts[2] or ""
     if "@" in authority:
         return "the address has a user name or password in it"
-    place = _PLACE.fullmatch(authority)
+    place = _HOST_AND_PORT.fullmatch(authority)
     if place is None:
         return "what stands before the path is no host, or no host with a port"
     if place[3] and not 0 < int(place[3]) < 65_536:
@@ -146,7 +146,7 @@ def refusal_of(url: str, *, loopback: bool, hosts: Collection[str] | None) -> st
     why = _host_refusal(host, place[1] is not None, loopback)
     host = host.lower()
     if why is None and scheme == "http":
-        why = _plain_refusal(host, loopback)
+        why = _http_refusal(host, loopback)
     if why is None and hosts is not None and not _is_listed(host, hosts):
         why = f"{host} is not among the hosts that files may be fetched from"
     return why
@@ -161,7 +161,7 @@ def check_hosts(hosts: Iterable[str]) -> tuple[str, ...]:
     """
     if isinstance(hosts, str):
         raise TypeError(f"the hosts are a list of names, not one text: [{hosts!r}]")
-    checked = tuple(_checked_host(host) for host in hosts)
+    checked = tuple(_check_host(host) for host in hosts)
     if not checked:
         raise ValueError(
             "the list of hosts is empty: nothing could be fetched; leave it out to allow any public host"
@@ -169,7 +169,7 @@ def check_hosts(hosts: Iterable[str]) -> tuple[str, ...]:
     return checked
 
 
-def _checked_host(host: str) -> str:
+def _check_host(host: str) -> str:
     if not isinstance(host, str):
         raise TypeError(f"a host is text, not {type(host).__name__}")
     name = host.strip()
@@ -184,7 +184,7 @@ def _checked_host(host: str) -> str:
             f"nothing can be fetched from host {host!r} ({why}): "
             "give names like 'files.example.com', or '.example.com' for all below it, without scheme, port and path"
         )
-    return str(_parsed(name) or name.lower().removesuffix("."))
+    return str(_parse(name) or name.lower().removesuffix("."))
 
 
 def _host_refusal(host: str, bracketed: bool, loopback: bool) -> str | None:
@@ -194,24 +194,22 @@ def _host_refusal(host: str, bracketed: bool, loopback: bool) -> str | None:
     literal = literal_of(host)
     if literal is not None:
         if not (is_public(literal) or (loopback and is_loopback(literal))):
-            spelled = (
-                _quoted(host) if host == literal else f"{_quoted(host)} spells {_quoted(literal)}, which"
-            )
+            spelled = _quote(host) if host == literal else f"{_quote(host)} spells {_quote(literal)}, which"
             return f"{spelled} is not a public address"
-        is_clean = isinstance(_parsed(host), IPv6Address if bracketed else IPv4Address)
-        return None if is_clean else f"{_quoted(host)} is an odd way to write {literal}"
+        is_clean = isinstance(_parse(host), IPv6Address if bracketed else IPv4Address)
+        return None if is_clean else f"{_quote(host)} is an odd way to write {literal}"
     name = host.removesuffix(".")
     if bracketed or not _is_name(name):
-        return f"{_quoted(host)} is no host name"
+        return f"{_quote(host)} is no host name"
     name = name.lower()
     if name == "localhost" or name.endswith(".localhost"):
-        return None if loopback else f"{_quoted(host)} is this machine"
-    if "." not in name or name.rpartition(".")[2] in INTERNAL:
-        return f"{_quoted(host)} is a name inside a network"
+        return None if loopback else f"{_quote(host)} is this machine"
+    if "." not in name or name.rpartition(".")[2] in INTERNAL_LABELS:
+        return f"{_quote(host)} is a name inside a network"
     return None
 
 
-def _plain_refusal(host: str, loopback: bool) -> str | None:
+def _http_refusal(host: str, loopback: bool) -> str | None:
     """Why *host*, from which something may be fetched, is not asked over plain http."""
     if not loopback:
         return "only https is fetched, not plain http"
@@ -232,17 +230,17 @@ def _is_name(name: str) -> bool:
 def _is_listed(host: str, hosts: Collection[str]) -> bool:
     """Whether *host*, which is clean, stands in the list: itself, or below a name with a dot in front."""
     name = host.removesuffix(".")
-    literal = _parsed(name)
+    literal = _parse(name)
     for each in hosts:
         entry = each.lower().removesuffix(".").removeprefix("*")
-        if name == entry or (literal is not None and literal == _parsed(entry)):
+        if name == entry or (literal is not None and literal == _parse(entry)):
             return True
         if literal is None and entry.startswith(".") and name.endswith(entry):
             return True
     return False
 
 
-def _parsed(address: str) -> IPv4Address | IPv6Address | None:
+def _parse(address: str) -> IPv4Address | IPv6Address | None:
     """The address that *address* spells in the plain form, if it does; one with a zone is none."""
     if "%" in address:
         return None
@@ -252,7 +250,7 @@ def _parsed(address: str) -> IPv4Address | IPv6Address | None:
         return None
 
 
-def _inner(address: IPv6Address, network: IPv6Network) -> IPv4Address | None:
+def _embedded_ipv4(address: IPv6Address, network: IPv6Network) -> IPv4Address | None:
     """The IPv4 address in the last bits of *address*, if it is one of *network*."""
     return IPv4Address(int(address) & 0xFFFF_FFFF) if address in network else None
 
@@ -275,7 +273,7 @@ def _inet_aton(text: str) -> IPv4Address | None:
     return IPv4Address(sum(number << (24 - 8 * i) for i, number in enumerate(front)) + last)
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     """*text* of a stranger's as it may stand in an error: short, and in ASCII without control characters."""
     safe = ascii(text)[1:-1]
     return safe if len(safe) <= 80 else f"{safe[:80]}..."

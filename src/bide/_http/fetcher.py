@@ -17,7 +17,7 @@ import httpx
 from attrs import frozen
 
 from bide._http.addresses import is_loopback, refusal_of
-from bide._http.guard import GuardedBackend, RefusedAddressError, check_resolved
+from bide._http.guard import ForbiddenAddressError, GuardedBackend, check_resolved
 from bide._http.pool import ConnectionStack, proxy_for
 from bide._http.transport import USER_AGENT, certificate_fault, fault_of, packing_of, timeouts
 from bide._text import excerpt, redacted_url
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 
 MAX_REDIRECTS = 5
-READ_TIMEOUT = 30.0
+READ_TIMEOUT_SECONDS = 30.0
 """Seconds without a byte after which a download counts as cut."""
 
 log = logging.getLogger("bide")
@@ -78,9 +78,9 @@ class Fetcher:
         host = urlsplit(origin).hostname or ""
         self._loopback = host == "localhost" or is_loopback(host)
         self._hosts = hosts
-        self._given = transport
+        self._callers_transport = transport
         self._proxy = proxy
-        self._size = at_once
+        self._at_once = at_once
         self._stacks: dict[str | None, ConnectionStack] = {}
         self._closed = False
 
@@ -99,7 +99,7 @@ class Fetcher:
             ForbiddenError: an address that may not be fetched from, too many redirects, or a packed body.
         """
         for _ in range(MAX_REDIRECTS + 1):
-            response = await self._get(url, headers)
+            response = await self._request(url, headers)
             try:
                 place = redacted_url(url)
                 if not response.has_redirect_location:
@@ -112,13 +112,13 @@ class Fetcher:
                     async with aclosing(_chunks(response, place)) as chunks:
                         yield Answer(place, response.status_code, told, chunks)
                     return
-                url = _joined(url, response.headers["location"])
+                url = _redirect_target(url, response.headers["location"])
             finally:
-                await _closed(response)
+                await _close(response)
         last = excerpt(redacted_url(url), 200)
         raise ForbiddenError(f"more than {MAX_REDIRECTS} redirects, the last one to {last}: ask the service")
 
-    async def _get(self, url: str, headers: Mapping[str, str]) -> httpx.Response:
+    async def _request(self, url: str, headers: Mapping[str, str]) -> httpx.Response:
         """The begin of the answer."""
         place = excerpt(redacted_url(url), 200)
         why = refusal_of(url, loopback=self._loopback, hosts=self._hosts)
@@ -130,16 +130,16 @@ class Fetcher:
                 "GET",
                 url,
                 headers={"user-agent": USER_AGENT, "accept": "*/*", "accept-encoding": "identity", **headers},
-                extensions={"timeout": timeouts(READ_TIMEOUT)},
+                extensions={"timeout": timeouts(READ_TIMEOUT_SECONDS)},
             )
-            async with asyncio.timeout(READ_TIMEOUT):  # of a slow head each byte would be in time
+            async with asyncio.timeout(READ_TIMEOUT_SECONDS):  # of a slow head each byte would be in time
                 response = await stack.handle_async_request(request)
             with suppress(Exception):  # a handler may raise: that must not look like a fault of the download
                 log.debug("GET %s: HTTP %d", place, response.status_code)
             if not isinstance(response.stream, httpx.AsyncByteStream):
                 raise RuntimeError("a transport for async use must answer with an async stream")
             return response
-        except RefusedAddressError as refused:
+        except ForbiddenAddressError as refused:
             fault: Exception = ForbiddenError(f"{place} is not fetched: {refused}")
         except Exception as error:  # noqa: BLE001 - all of them are translated here
             told = fault_of(error, place)
@@ -149,8 +149,8 @@ class Fetcher:
         raise fault
 
     async def _stack_for(self, url: str) -> httpx.AsyncBaseTransport:
-        if self._given is not None:
-            return self._given
+        if self._callers_transport is not None:
+            return self._callers_transport
         if self._closed:
             raise httpx.ConnectError("the client is closed")
         proxy = self._proxy or proxy_for(url)
@@ -160,7 +160,7 @@ class Fetcher:
             await check_resolved(parts.hostname or "", port, loopback=self._loopback)
         if proxy not in self._stacks:
             backend = GuardedBackend(loopback=self._loopback) if proxy is None else None
-            self._stacks[proxy] = ConnectionStack(size=self._size, proxy=proxy, backend=backend)
+            self._stacks[proxy] = ConnectionStack(size=self._at_once, proxy=proxy, backend=backend)
         return self._stacks[proxy]
 
 
@@ -176,13 +176,13 @@ async def _chunks(response: httpx.Response, place: str) -> AsyncGenerator[bytes]
     raise fault
 
 
-async def _closed(response: httpx.Response) -> None:
+async def _close(response: httpx.Response) -> None:
     """Close *response*; what a caller's transport raises then is no fault of the download."""
     with suppress(Exception):
         await response.aclose()
 
 
-def _joined(url: str, location: str) -> str:
+def _redirect_target(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import httpcore
 
-from bide._http.addresses import is_loopback, is_public, is_stand_in, literal_of
+from bide._http.addresses import is_fake_ip, is_loopback, is_public, literal_of
 from bide._http.pool import Stream
 
 if TYPE_CHECKING:
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
     from httpcore import SOCKET_OPTION
 
-STAGGER = 0.25
+STAGGER_SECONDS = 0.25
 """Seconds that one address has before the next is tried beside it (RFC 8305)."""
-READ = 256 * 1024
+READ_BYTES = 256 * 1024
 """Bytes that are read at once: each read is a turn of the loop, and files are large. asyncio gives no more, and below
 TLS one record of 16 KiB."""
-MAX_DIALLED = 10
+MAX_DIALLED_ADDRESSES = 10
 """Addresses of one host that are dialled at most; all are checked."""
-CLOSE_TIMEOUT = 1.0
-LOOKUP_TIMEOUT = 5.0
+CLOSE_TIMEOUT_SECONDS = 1.0
+LOOKUP_TIMEOUT_SECONDS = 5.0
 """Seconds for a lookup that only checks."""
 
 
-class RefusedAddressError(Exception):
+class ForbiddenAddressError(Exception):
     """The host has an address that nothing is fetched from. Nothing was sent."""
 
 
@@ -48,7 +48,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         loopback: whether addresses of this machine are allowed too.
 
     Raises:
-        RefusedAddressError: an address of the host is not allowed.
+        ForbiddenAddressError: an address of the host is not allowed.
         httpcore.ConnectError: the name does not resolve, or no address took the connection.
         httpcore.ConnectTimeout: no connection in time.
     """
@@ -71,7 +71,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
             async with asyncio.timeout(timeout):
                 addresses = await _addresses_of(host, port)
                 _check(host, addresses, loopback=self._loopback)
-                stream = await self._first(host, addresses, port, local_address, options)
+                stream = await self._connect_first(host, addresses, port, local_address, options)
         except TimeoutError as fault:
             raise httpcore.ConnectTimeout(f"no connection to {host} within {timeout} s") from fault
         except (OSError, UnicodeError) as fault:
@@ -82,10 +82,10 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         except OSError as fault:
             await _close(stream)
             raise httpcore.ConnectError(f"{host}: the connection broke at once") from fault
-        except RefusedAddressError:
+        except ForbiddenAddressError:
             await _close(stream)
             raise
-        return Stream(stream, read=READ)
+        return Stream(stream, read=READ_BYTES)
 
     async def connect_unix_socket(
         self,
@@ -94,13 +94,13 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[SOCKET_OPTION] | None = None,  # noqa: ARG002 - the same
     ) -> httpcore.AsyncNetworkStream:
         """Refuse."""
-        raise RefusedAddressError(f"{path} is a socket of this machine")
+        raise ForbiddenAddressError(f"{path} is a socket of this machine")
 
     async def sleep(self, seconds: float) -> None:
         """Wait; httpcore does so between attempts."""
         await asyncio.sleep(seconds)
 
-    async def _first(
+    async def _connect_first(
         self, host: str, addresses: list[str], port: int, local: str | None, options: list[SOCKET_OPTION]
     ) -> httpcore.AsyncNetworkStream:
         """The first connection that one of *addresses* takes; the others' are closed."""
@@ -111,26 +111,26 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         race: asyncio.Future[httpcore.AsyncNetworkStream] = asyncio.get_running_loop().create_future()
         attempts: list[asyncio.Task[Exception | None]] = []
         try:
-            for address in _interleaved(addresses)[:MAX_DIALLED]:
-                attempts.append(asyncio.create_task(_run(race, dial, address)))
-                await _news(race, attempts[-1:], timeout=STAGGER)
+            for address in _interleaved(addresses)[:MAX_DIALLED_ADDRESSES]:
+                attempts.append(asyncio.create_task(_try_address(race, dial, address)))
+                await _wait_for_change(race, attempts[-1:], timeout=STAGGER_SECONDS)
                 if race.done():
                     break
             while not race.done() and (under_way := [each for each in attempts if not each.done()]):
-                await _news(race, under_way)
-            await _end(attempts)
+                await _wait_for_change(race, under_way)
+            await _cancel_all(attempts)
         except BaseException:
             if not race.cancel():  # from now on, whoever connects closes
                 await _close(race.result())
-            await _end(attempts)
+            await _cancel_all(attempts)
             raise
         if race.done():
             return race.result()
         faults = [fault for each in attempts if (fault := each.result()) is not None]
-        raise httpcore.ConnectError(f"{host}: {_root(faults[0])}") from faults[0]
+        raise httpcore.ConnectError(f"{host}: {_root_cause(faults[0])}") from faults[0]
 
 
-async def _run(
+async def _try_address(
     race: asyncio.Future[httpcore.AsyncNetworkStream],
     dial: Callable[[str], Awaitable[httpcore.AsyncNetworkStream]],
     address: str,
@@ -147,7 +147,7 @@ async def _run(
     return None
 
 
-async def _news(
+async def _wait_for_change(
     race: asyncio.Future[Any], attempts: list[asyncio.Task[Any]], timeout: float | None = None
 ) -> None:
     """Wait until *race* is won or one of *attempts* has ended, *timeout* seconds at most.
@@ -157,16 +157,16 @@ async def _news(
     await asyncio.wait({race, *attempts}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
 
 
-async def _end(attempts: list[asyncio.Task[Exception | None]]) -> None:
+async def _cancel_all(attempts: list[asyncio.Task[Exception | None]]) -> None:
     """Cancel what is under way of *attempts*, and wait for it for a moment."""
     for each in attempts:
         each.cancel()
     with anyio.CancelScope(shield=True):
-        await asyncio.wait(attempts, timeout=CLOSE_TIMEOUT)
+        await asyncio.wait(attempts, timeout=CLOSE_TIMEOUT_SECONDS)
 
 
 async def check_resolved(
-    host: str, port: int, *, loopback: bool, timeout: float | None = LOOKUP_TIMEOUT
+    host: str, port: int, *, loopback: bool, timeout: float | None = LOOKUP_TIMEOUT_SECONDS
 ) -> None:
     """Check what *host* resolves to here, for a connection that a proxy makes.
 
@@ -175,13 +175,13 @@ async def check_resolved(
     their use, says nothing.
 
     Raises:
-        RefusedAddressError: an address of the host is not allowed.
+        ForbiddenAddressError: an address of the host is not allowed.
     """
     addresses: list[str] = []
     with suppress(OSError, UnicodeError):  # and TimeoutError, which is an OSError
         async with asyncio.timeout(timeout):
             addresses = await _addresses_of(host, port)
-    _check(host, [each for each in addresses if not is_stand_in(each)], loopback=loopback)
+    _check(host, [each for each in addresses if not is_fake_ip(each)], loopback=loopback)
 
 
 async def _addresses_of(host: str, port: int) -> list[str]:
@@ -204,10 +204,10 @@ def _check(host: str, addresses: Iterable[str], *, loopback: bool) -> None:
             place = address if address == host else f"{host} resolves to {address}, which"
             advice = (
                 ""
-                if not is_stand_in(address)
+                if not is_fake_ip(address)
                 else ("; if a local proxy answers for names here, name it in proxy= or $HTTPS_PROXY")
             )
-            raise RefusedAddressError(f"{place} is not a public address{advice}")
+            raise ForbiddenAddressError(f"{place} is not a public address{advice}")
 
 
 def _peer_of(stream: httpcore.AsyncNetworkStream) -> str:
@@ -229,7 +229,7 @@ async def _close(stream: httpcore.AsyncNetworkStream) -> None:
         await stream.aclose()
 
 
-def _root(fault: BaseException) -> BaseException:
+def _root_cause(fault: BaseException) -> BaseException:
     """The first cause of *fault*: libraries wrap what the system said in words that say less."""
     for _ in range(10):
         fault = fault.__cause__ or fault

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
     from httpcore import SOCKET_OPTION
 
-SIZE = 100
+MAX_CONNECTIONS = 100
 """Connections at most, as httpx and aiohttp have them by default. Polling mostly uses a handful."""
-KEEP_ALIVE = 120.0
+KEEP_ALIVE_SECONDS = 120.0
 """Seconds that an idle connection is kept: longer than the longest time between two looks."""
-CLOSE_TIMEOUT = 1.0
-MAX_IDLE = "bide.max_idle"
+CLOSE_TIMEOUT_SECONDS = 1.0
+MAX_IDLE_EXTENSION = "bide.max_idle"
 """A request with this extension goes out on a connection that was idle for at most so many seconds."""
 
 
@@ -85,8 +85,8 @@ class ConnectionStack(httpx.AsyncBaseTransport):
     def __init__(
         self,
         *,
-        size: int = SIZE,
-        keep_alive: float = KEEP_ALIVE,
+        size: int = MAX_CONNECTIONS,
+        keep_alive: float = KEEP_ALIVE_SECONDS,
         proxy: str | None = None,
         backend: httpcore.AsyncNetworkBackend | None = None,
     ) -> None:
@@ -109,16 +109,16 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         timeouts = request.extensions.get("timeout", {})
         if len(self._busy) + self._promised >= self._size and not self._closed:
             await self._wait(timeouts.get("pool"))
-        connection = self._take(request.extensions.get(MAX_IDLE))
+        connection = self._take(request.extensions.get(MAX_IDLE_EXTENSION))
         try:
             response = await connection.handle_async_request(request)
             if self._closed:  # httpcore forgets a connection that is being made while its pool is closed
                 await response.aclose()
                 raise httpx.ReadError("the connections were closed meanwhile")
         except BaseException:
-            self.throw_away(connection)
+            self.discard(connection)
             raise
-        body = _Body(self, connection, response)
+        body = _PooledBody(self, connection, response)
         return httpx.Response(
             response.status_code, headers=response.headers, stream=body, extensions=response.extensions
         )
@@ -183,7 +183,7 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         try:
             connection: httpx.AsyncBaseTransport
             if self._proxy is None:
-                connection = _Direct(self._keep_alive, self._count, self._backend)
+                connection = _DirectConnection(self._keep_alive, self._count, self._backend)
             else:
                 limits = httpx.Limits(max_connections=1, keepalive_expiry=self._keep_alive)
                 connection = httpx.AsyncHTTPTransport(
@@ -206,7 +206,7 @@ class ConnectionStack(httpx.AsyncBaseTransport):
             self._idle.append((asyncio.get_running_loop().time(), connection))
             self._wake()
 
-    def throw_away(self, connection: httpx.AsyncBaseTransport) -> None:
+    def discard(self, connection: httpx.AsyncBaseTransport) -> None:
         """The exchange on *connection* broke off: nobody knows what comes next on it."""
         if connection in self._busy:
             self._busy.discard(connection)
@@ -280,7 +280,7 @@ class _Backend(httpcore.AnyIOBackend):
         return Stream(await super().connect_tcp(host, port, timeout, local_address, socket_options))
 
 
-class _Direct(httpx.AsyncBaseTransport):
+class _DirectConnection(httpx.AsyncBaseTransport):
     """One connection without a proxy. It is made anew when the server has closed it, or for another origin."""
 
     def __init__(
@@ -317,7 +317,7 @@ class _Direct(httpx.AsyncBaseTransport):
             )
         )
         return httpx.Response(
-            answer.status, headers=answer.headers, stream=_Raw(answer), extensions=answer.extensions
+            answer.status, headers=answer.headers, stream=_HttpcoreBody(answer), extensions=answer.extensions
         )
 
     async def aclose(self) -> None:
@@ -330,7 +330,7 @@ def _serves(connection: httpcore.AsyncHTTPConnection, origin: httpcore.Origin) -
     return connection.can_handle_request(origin) and not (connection.is_closed() or connection.has_expired())
 
 
-class _Raw(httpx.AsyncByteStream):
+class _HttpcoreBody(httpx.AsyncByteStream):
     """The body of an answer of httpcore's."""
 
     def __init__(self, answer: httpcore.Response) -> None:
@@ -343,7 +343,7 @@ class _Raw(httpx.AsyncByteStream):
         await self._answer.aclose()
 
 
-class _Body(httpx.AsyncByteStream):
+class _PooledBody(httpx.AsyncByteStream):
     """An answer's body, which gives its connection back at its end."""
 
     def __init__(
@@ -369,16 +369,16 @@ class _Body(httpx.AsyncByteStream):
         try:
             await self._response.aclose()
         except BaseException:
-            self._stack.throw_away(self._connection)
+            self._stack.discard(self._connection)
             raise
         if self._whole:
             self._stack.give_back(self._connection)
         else:
-            self._stack.throw_away(self._connection)
+            self._stack.discard(self._connection)
 
 
 async def _close(connection: httpx.AsyncBaseTransport) -> None:
     """Close *connection* soon and without a word."""
     with suppress(OSError, httpx.HTTPError, httpcore.NetworkError, httpcore.TimeoutException, RuntimeError):
-        async with asyncio.timeout(CLOSE_TIMEOUT):
+        async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
             await connection.aclose()

@@ -19,7 +19,14 @@ from urllib.parse import unquote, urlencode, urlsplit
 import httpx
 from attrs import frozen
 
-from bide._http.pool import MAX_IDLE, SIZE, ConnectionStack, check_proxy, proxy_for, tls_context
+from bide._http.pool import (
+    MAX_CONNECTIONS,
+    MAX_IDLE_EXTENSION,
+    ConnectionStack,
+    check_proxy,
+    proxy_for,
+    tls_context,
+)
 from bide._text import excerpt, redacted
 from bide._version import __version__
 from bide._wire import Reply
@@ -31,13 +38,13 @@ if TYPE_CHECKING:
     from bide._wire import Call, Secret
 from bide._text import redacted_url
 
-MAX_BODY = 64 * 2**20
+MAX_BODY_BYTES = 64 * 2**20
 """Bytes of an API answer that are read at most."""
-CONNECT_TIMEOUT = 10.0
-FRESH = 1.0
+CONNECT_TIMEOUT_SECONDS = 10.0
+FRESH_SECONDS = 1.0
 """A create goes out on a new connection or one used within so many seconds: a kept one that died looks like a cut."""
 PACKINGS = {"gzip", "x-gzip", "deflate", "compress", "br", "zstd"}
-CALLERS_REQUESTS = 10
+MAX_REQUESTS_ON_CALLERS_CLIENT = 10
 """Requests under way at once on a client of the caller's: its pool does not bear many."""
 USER_AGENT = f"bide/{__version__}"
 
@@ -73,7 +80,7 @@ MAY_HAVE_ARRIVED = {
     "OSError": "the connection broke",
 }
 """What each error of the HTTP library means, by its class name or that of the nearest base that stands here."""
-PERMANENT = {"UnsupportedProtocol", "InvalidURL", "SetupError"}
+PERMANENT_ERRORS = {"UnsupportedProtocol", "InvalidURL", "SetupError"}
 
 log = logging.getLogger("bide")
 
@@ -140,11 +147,11 @@ class Transport:
         self._base_url = base_url.rstrip("/")
         self.origin = f"{parts.scheme}://{parts.netloc}"
         self.connected = False
-        self.places = SIZE if http_client is None else CALLERS_REQUESTS
+        self.places = MAX_CONNECTIONS if http_client is None else MAX_REQUESTS_ON_CALLERS_CLIENT
         self._proxy = proxy
         self._given = transport
         self._client = http_client
-        self._gate = asyncio.Semaphore(CALLERS_REQUESTS)
+        self._gate = asyncio.Semaphore(MAX_REQUESTS_ON_CALLERS_CLIENT)
         self._api = transport or ConnectionStack(proxy=proxy or proxy_for(base_url))
 
     def __repr__(self) -> str:
@@ -172,7 +179,7 @@ class Transport:
     # Calls -------------------------------------------------------------------------------------------------
 
     async def send(
-        self, call: Call, *, key: Secret, timeout: float, fresh: bool = False, limit: int = MAX_BODY
+        self, call: Call, *, key: Secret, timeout: float, fresh: bool = False, limit: int = MAX_BODY_BYTES
     ) -> Reply:
         """Send *call* once and return the answer, whatever its status.
 
@@ -193,9 +200,9 @@ class Transport:
         try:
             async with asyncio.timeout(timeout):
                 if self._client is not None:
-                    reply = await self._through_client(self._client, call, url, body, key, timeout, limit)
+                    reply = await self._send_over_client(self._client, call, url, body, key, timeout, limit)
                 else:
-                    reply = await self._through_stack(call, url, body, key, timeout, fresh, limit)
+                    reply = await self._send_over_stack(call, url, body, key, timeout, fresh, limit)
             _log_call(call, url, f"HTTP {reply.status}", began)
             return reply
         except UnexpectedReplyError as error:
@@ -208,7 +215,7 @@ class Transport:
         # Raised out here, so that the library's error, which holds the request and the key, is not its context.
         raise fault
 
-    async def _through_stack(
+    async def _send_over_stack(
         self, call: Call, url: str, body: bytes | None, key: Secret, timeout: float, fresh: bool, limit: int
     ) -> Reply:
         request = httpx.Request(
@@ -216,13 +223,16 @@ class Transport:
             url,
             headers=_headers(call, key),
             content=body,
-            extensions={"timeout": timeouts(timeout), **({MAX_IDLE: FRESH} if fresh else {})},
+            extensions={
+                "timeout": timeouts(timeout),
+                **({MAX_IDLE_EXTENSION: FRESH_SECONDS} if fresh else {}),
+            },
         )
         response = await self._api.handle_async_request(request)
         self.connected = True
         return await self._reply(response, limit, key)
 
-    async def _through_client(
+    async def _send_over_client(
         self,
         client: HTTPClient,
         call: Call,
@@ -238,7 +248,9 @@ class Transport:
             async with asyncio.timeout(times["pool"]):
                 await self._gate.acquire()
         except TimeoutError:
-            raise httpx.PoolTimeout(f"{CALLERS_REQUESTS} requests are under way on the client") from None
+            raise httpx.PoolTimeout(
+                f"{MAX_REQUESTS_ON_CALLERS_CLIENT} requests are under way on the client"
+            ) from None
         try:
             async with client.stream(
                 call.method,
@@ -323,7 +335,7 @@ def fault_of(error: Exception, place: str, key: Secret | None = None) -> Transpo
     return TransportError(
         text,
         may_have_arrived=not_sent is None,
-        permanent=certificate is not None or any(name in PERMANENT for name in names),
+        permanent=certificate is not None or any(name in PERMANENT_ERRORS for name in names),
     )
 
 
@@ -370,7 +382,7 @@ def _json(body: Mapping[str, Any]) -> bytes:
 
 def timeouts(timeout: float) -> dict[str, float]:
     """Waiting for a place and connecting end well before the whole: so the whole ends only what may have arrived."""
-    connect = min(CONNECT_TIMEOUT, timeout / 6)  # once for TCP and once for TLS
+    connect = min(CONNECT_TIMEOUT_SECONDS, timeout / 6)  # once for TCP and once for TLS
     return {"pool": timeout / 2, "connect": connect, "read": timeout, "write": timeout}
 
 

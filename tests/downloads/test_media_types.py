@@ -299,7 +299,7 @@ def test_a_film_is_cut_off_when_its_last_box_ends_beyond_the_file(data: bytes, m
     found = [length for length in range(len(data)) if cut(data[:length], media_type) is not None]
 
     assert len(found) > 0.98 * len(data)  # the others end in the head of a box
-    assert cut(data[:2000], media_type) == f"its mdat goes on to byte {data.index(b'mdat') - 4 + 3008}"
+    assert cut(data[:2000], media_type) == f"its mdat continues to byte {data.index(b'mdat') - 4 + 3008}"
 
 
 def test_a_long_box_tells_its_length_in_64_bits() -> None:
@@ -307,7 +307,7 @@ def test_a_long_box_tells_its_length_in_64_bits() -> None:
     data = long + (16 + 500).to_bytes(8, "big") + noise(500)
 
     assert whole(data, "video/mp4")
-    assert cut(data[:-1], "video/mp4") == f"its mdat goes on to byte {len(data)}"
+    assert cut(data[:-1], "video/mp4") == f"its mdat continues to byte {len(data)}"
     assert cut(long + (5 * 2**30).to_bytes(8, "big") + noise(500), "video/mp4") is not None
 
 
@@ -387,7 +387,7 @@ def test_a_large_film_is_judged_by_a_few_small_reads(tmp_path: Path) -> None:
         file.truncate(2 * 2**30)
 
     with path.open("rb") as file:
-        assert find_truncation(file, 2 * 2**30, "video/mp4") == f"its mdat goes on to byte {3 * 2**30 + 16}"
+        assert find_truncation(file, 2 * 2**30, "video/mp4") == f"its mdat continues to byte {3 * 2**30 + 16}"
 
 
 @given(st.binary(max_size=300), st.sampled_from([kind for _, kind in VALID]), st.booleans())

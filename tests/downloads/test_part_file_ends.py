@@ -248,7 +248,7 @@ def test_a_part_knows_by_its_structure_whether_it_is_cut_off(tmp_path: Path) -> 
     part = opened(tmp_path)
     part.begin(validator=None, total=None)
     part.write(film[:-1])
-    assert part.find_truncation("video/mp4") == f"its mdat goes on to byte {len(film)}"
+    assert part.find_truncation("video/mp4") == f"its mdat continues to byte {len(film)}"
     assert not part.proves_whole("video/mp4")
 
     part.write(film[-1:])

@@ -21,7 +21,7 @@ from bide._downloads import media_types
 
 try:
     import fcntl
-except ImportError:  # Windows: no lock keeps others out there
+except ImportError:  # Windows: there is no such lock
     fcntl = None  # type: ignore[assignment]  # checked before each use
 
 if TYPE_CHECKING:

@@ -289,8 +289,8 @@ class Saver:
                     self._unsavable.add(task.ticket)
                 return
             # Even if a server asks for a long wait: try again before the result expires.
-            asked = min(error.retry_after or 0.0, _time_left(task) / 2)
-            await asyncio.sleep(max(pause, asked))
+            requested = min(error.retry_after or 0.0, _time_left(task) / 2)
+            await asyncio.sleep(max(pause, requested))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     async def _save_once(self, task: Task, directory: Path) -> DownloadError | None:
@@ -342,7 +342,7 @@ class Saver:
     # Expiry --------------------------------------------------------------------------------------------------
 
     async def _watch_for_expiry(self) -> None:
-        """Adopt the unsaved results of other clients, if that was asked for, and warn of results that expire soon."""
+        """Adopt the unsaved results of other clients, if this client adopts, and warn of results that expire soon."""
         is_first = True
         while True:
             try:

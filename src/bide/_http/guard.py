@@ -1,7 +1,7 @@
-"""A connection that looks at the address before it is made.
+"""`GuardedBackend`: makes connections to public addresses only.
 
-A name is resolved once, every address of the answer is checked, and exactly those addresses are dialled: a name that
-answers with another address a moment later ("rebinding") is never asked again. TLS comes after, with the name.
+A name is resolved once, each of its addresses is checked, and exactly these addresses are dialled. So a name that
+resolves to another address a moment later ("DNS rebinding") gains nothing. TLS starts afterwards, with the name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import anyio
 import httpcore
 
 from bide._http.addresses import is_fake_ip, is_loopback, is_public, literal_of
-from bide._http.pool import Stream
+from bide._http.pool import CLOSE_TIMEOUT_SECONDS, Stream, close_stream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -24,32 +24,31 @@ if TYPE_CHECKING:
     from httpcore import SOCKET_OPTION
 
 STAGGER_SECONDS = 0.25
-"""Seconds that one address has before the next is tried beside it (RFC 8305)."""
+"""Seconds after which the next address is dialled in parallel (RFC 8305)."""
 READ_BYTES = 256 * 1024
-"""Bytes that are read at once: each read is a turn of the loop, and files are large. asyncio gives no more, and below
-TLS one record of 16 KiB."""
+"""Bytes that are read at once: each read is a turn of the event loop, and files are large. asyncio returns no more than
+this, and with TLS one record of 16 KiB."""
 MAX_DIALLED_ADDRESSES = 10
-"""Addresses of one host that are dialled at most; all are checked."""
-CLOSE_TIMEOUT_SECONDS = 1.0
+"""Addresses of one host that are dialled at most. All of them are checked."""
 LOOKUP_TIMEOUT_SECONDS = 5.0
-"""Seconds for a lookup that only checks."""
+"""Seconds for a lookup whose only purpose is the check."""
 
 
 class ForbiddenAddressError(Exception):
-    """The host has an address that nothing is fetched from. Nothing was sent."""
+    """The host has an address that is not allowed. Nothing was sent."""
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Makes httpcore's connections, to public addresses alone.
+    """Makes httpcore's connections, to public addresses only.
 
-    A host with one address that is not allowed is refused as a whole: an answer that mixes them is an attack.
+    A host with one forbidden address is refused as a whole: a DNS answer with both kinds is an attack.
 
     Args:
         loopback: whether addresses of this machine are allowed too.
 
     Raises:
         ForbiddenAddressError: an address of the host is not allowed.
-        httpcore.ConnectError: the name does not resolve, or no address took the connection.
+        httpcore.ConnectError: the name does not resolve, or no address accepted the connection.
         httpcore.ConnectTimeout: no connection in time.
     """
 
@@ -65,7 +64,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to *host*; *timeout* seconds are for the lookup and all attempts together."""
+        """Connect to *host*; *timeout* is the seconds for the lookup and all attempts together."""
         options = list(socket_options or ())
         try:
             async with asyncio.timeout(timeout):
@@ -77,33 +76,33 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         except (OSError, UnicodeError) as fault:
             raise httpcore.ConnectError(f"{host} does not resolve: {fault}") from fault
         try:
-            # Whom it was made to, in case that something between here and the net turned it aside.
+            # Check the peer, too: something between here and the Internet may have redirected the connection.
             _check(host, [_peer_of(stream)], loopback=self._loopback)
         except OSError as fault:
-            await _close(stream)
+            await close_stream(stream)
             raise httpcore.ConnectError(f"{host}: the connection broke at once") from fault
         except ForbiddenAddressError:
-            await _close(stream)
+            await close_stream(stream)
             raise
         return Stream(stream, read=READ_BYTES)
 
     async def connect_unix_socket(
         self,
         path: str,
-        timeout: float | None = None,  # noqa: ARG002 - the face is httpcore's
+        timeout: float | None = None,  # noqa: ARG002 - the signature is httpcore's
         socket_options: Iterable[SOCKET_OPTION] | None = None,  # noqa: ARG002 - the same
     ) -> httpcore.AsyncNetworkStream:
         """Refuse."""
         raise ForbiddenAddressError(f"{path} is a socket of this machine")
 
     async def sleep(self, seconds: float) -> None:
-        """Wait; httpcore does so between attempts."""
+        """Wait between attempts; httpcore calls this."""
         await asyncio.sleep(seconds)
 
     async def _connect_first(
         self, host: str, addresses: list[str], port: int, local: str | None, options: list[SOCKET_OPTION]
     ) -> httpcore.AsyncNetworkStream:
-        """The first connection that one of *addresses* takes; the others' are closed."""
+        """The first connection that one of *addresses* accepts. The other connections are closed."""
 
         async def dial(address: str) -> httpcore.AsyncNetworkStream:
             return await self._backend.connect_tcp(address, port, local_address=local, socket_options=options)
@@ -120,8 +119,8 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
                 await _wait_for_change(race, under_way)
             await _cancel_all(attempts)
         except BaseException:
-            if not race.cancel():  # from now on, whoever connects closes
-                await _close(race.result())
+            if not race.cancel():  # from now on each attempt closes its own connection
+                await close_stream(race.result())
             await _cancel_all(attempts)
             raise
         if race.done():
@@ -135,13 +134,13 @@ async def _try_address(
     dial: Callable[[str], Awaitable[httpcore.AsyncNetworkStream]],
     address: str,
 ) -> Exception | None:
-    """Put the connection to *address* into *race*, or close it where another was first; give what went wrong."""
+    """Set the connection to *address* as the result of *race*, or close it if another was first. Returns the fault."""
     try:
         stream = await dial(address)
-    except Exception as fault:  # noqa: BLE001 - told by the caller, if no other address takes it
+    except Exception as fault:  # noqa: BLE001 - the caller raises it if no address accepts
         return fault
     if race.done():
-        await _close(stream)
+        await close_stream(stream)
     else:
         race.set_result(stream)
     return None
@@ -152,13 +151,13 @@ async def _wait_for_change(
 ) -> None:
     """Wait until *race* is won or one of *attempts* has ended, *timeout* seconds at most.
 
-    `wait` has a timer but cancels nobody, so that a cancel from outside at that moment cannot be taken for its own.
+    `asyncio.wait` cancels nothing on its timeout: so it cannot mistake a cancel from outside for its own.
     """
     await asyncio.wait({race, *attempts}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def _cancel_all(attempts: list[asyncio.Task[Exception | None]]) -> None:
-    """Cancel what is under way of *attempts*, and wait for it for a moment."""
+    """Cancel *attempts*, and wait at most `CLOSE_TIMEOUT_SECONDS` for their end."""
     for each in attempts:
         each.cancel()
     with anyio.CancelScope(shield=True):
@@ -168,11 +167,11 @@ async def _cancel_all(attempts: list[asyncio.Task[Exception | None]]) -> None:
 async def check_resolved(
     host: str, port: int, *, loopback: bool, timeout: float | None = LOOKUP_TIMEOUT_SECONDS
 ) -> None:
-    """Check what *host* resolves to here, for a connection that a proxy makes.
+    """Check what *host* resolves to on this machine, for a connection that a proxy makes.
 
-    A name that does not resolve here in time passes: it is the proxy's business. So a proxy may still be led to where
-    only it gets; what it may reach is for its own rules. An address that local proxies answer names with, to learn of
-    their use, says nothing.
+    A name that does not resolve here in time passes: the proxy resolves it. So a proxy may be led to an address that
+    only it can reach; its own rules must prevent that. A "fake IP" address of a local proxy is ignored: it does not
+    show where the connection goes.
 
     Raises:
         ForbiddenAddressError: an address of the host is not allowed.
@@ -185,7 +184,7 @@ async def check_resolved(
 
 
 async def _addresses_of(host: str, port: int) -> list[str]:
-    """All addresses of *host*, in the order to prefer; those of a zone with their "%zone"."""
+    """All addresses of *host*, the preferred ones first; those with a zone have their "%zone"."""
     literal = literal_of(host)
     if literal is not None:
         return [literal]
@@ -216,21 +215,15 @@ def _peer_of(stream: httpcore.AsyncNetworkStream) -> str:
 
 
 def _interleaved(addresses: list[str]) -> list[str]:
-    """*addresses* in their order, but IPv4 and IPv6 in turns: where one of the two is broken, the other comes soon."""
+    """*addresses* in their order, but IPv4 and IPv6 in turns: if one kind is broken, the other is dialled soon."""
     first = ":" in addresses[0]
     same = [each for each in addresses if (":" in each) is first]
     other = [each for each in addresses if (":" in each) is not first]
     return [each for each in chain.from_iterable(zip_longest(same, other)) if each is not None]
 
 
-async def _close(stream: httpcore.AsyncNetworkStream) -> None:
-    """Close *stream*, cancelled or not."""
-    with anyio.CancelScope(shield=True), suppress(OSError, httpcore.NetworkError, anyio.BrokenResourceError):
-        await stream.aclose()
-
-
 def _root_cause(fault: BaseException) -> BaseException:
-    """The first cause of *fault*: libraries wrap what the system said in words that say less."""
+    """The first cause of *fault*: libraries wrap the system's error in one with a poorer text."""
     for _ in range(10):
         fault = fault.__cause__ or fault
     return fault

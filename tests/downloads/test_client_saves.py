@@ -102,7 +102,7 @@ async def test_a_large_file_is_written_in_pieces(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (reply(b"denied", status=403), "address of the result does not work any more"),
+        (reply(b"denied", status=403), "address of the result no longer works"),
         (reply(b"", status=204), "HTTP 204, which is no file"),
         (reply(b"teapot", status=418), "HTTP 418, which is no file"),
         (file(b"<html>busy</html>"), "with text and not with the image.*<html>busy"),
@@ -248,7 +248,7 @@ async def test_a_large_inline_result_lets_the_loop_go_on(tmp_path: Path) -> None
     [
         ("!!!!", "not base64"),
         ("猫猫猫猫", "not base64"),
-        ("QUJD" * 9 + "QQ", "cut off"),
+        ("QUJD" * 9 + "QQ", "its end is missing"),
         ("", "no byte came"),
     ],
 )

@@ -58,7 +58,7 @@ async def test_an_address_that_has_expired_for_good_is_told_and_leaves_nothing(t
         before = looks(at)
 
         error = await at.refused(
-            task, r"HTTP 403: results are kept for a limited time .this one until 20\d\d-.*is gone"
+            task, r"HTTP 403: results are kept for a limited time .this one until 20\d\d-.*is lost"
         )
 
         assert not error.retryable
@@ -90,7 +90,7 @@ async def test_an_address_that_is_refused_twice_is_given_up_for_now(
         at.put_older(task)
 
     error = await at.refused(
-        task, f"HTTP {status}, and so did the address that the service gave anew", overwrite=older
+        task, f"HTTP {status}, and the fresh address of the service failed too", overwrite=older
     )
 
     assert error.retryable

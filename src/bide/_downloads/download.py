@@ -10,7 +10,7 @@ import re
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from bide._http.fetcher import Answer, Fetcher
     from bide.models import Output, SavedFile
 
-_T = TypeVar("_T")
-
 BASE64_SLICE_CHARACTERS = 64 * 1024
 """Characters of base64 that are decoded at once: decoding blocks the event loop. A multiple of 4."""
 MAX_FRUITLESS_TRIES = 6
@@ -50,6 +48,7 @@ MAX_FRUITLESS_TRIES = 6
 PROGRESS_BYTES = 64 * 1024
 """New bytes that count as progress; near the end of a file, half of the missing bytes count."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0
+"""Seconds between two tries without progress, at first and at most; half of it at least, at random."""
 LONGEST_RETRY_AFTER_SECONDS = 60.0
 """The longest `Retry-After` that the download waits for. After a longer one it fails, and the caller saves again."""
 MAX_REFRESHES = 20
@@ -109,8 +108,13 @@ class AddressError(Exception):
 
 @frozen
 class _Refresh:
-    """A request for a fresh address: whether there was one, whether it had expired already, and the part file's size
-    at that time."""
+    """One refresh of the address.
+
+    Attributes:
+        found: whether the service gave an address.
+        had_expired: whether that had expired already.
+        size: the size of the part file at that time, in bytes.
+    """
 
     found: bool
     had_expired: bool
@@ -180,10 +184,8 @@ class Download:
         """Whether this is the first time, or the last fresh address brought progress or has expired since."""
         if not self._refreshes:
             return True
-        last, expired_since = (
-            self._refreshes[-1],
-            not self._refreshes[-1].had_expired and _has_expired(self._output),
-        )
+        last = self._refreshes[-1]
+        expired_since = not last.had_expired and _has_expired(self._output)
         progressed = self._part.size >= last.size + PROGRESS_BYTES
         return last.found and (progressed or expired_since) and len(self._refreshes) < MAX_REFRESHES
 
@@ -291,9 +293,7 @@ class Download:
                 self._check_size(size + came)
                 if expected is not None and came > expected:
                     break  # bytes beyond the range are of unknown origin
-                if (
-                    not pieces % CHUNKS_PER_TURN
-                ):  # when all chunks are in memory already, nothing below ever waits
+                if not pieces % CHUNKS_PER_TURN:  # if all chunks are in memory already, nothing below waits
                     await asyncio.sleep(0)
                 await writer.put(chunk)
                 self._job.on_progress(size + came, total)
@@ -316,25 +316,26 @@ class Download:
             or _plausible_type(self._declared)
             or _plausible_type(self._output.media_type)
         )
-        place = "the inline result" if self._output.url is None else redacted_url(self._output.url)
+        place = self._place()
         if not part.size:
             raise RetryError(f"{place}: the file is empty: no byte came")
         if part.total is not None and part.size < part.total:
             raise RetryError(f"{place} broke off: {part.size} of {part.total} bytes came")
-        why = await self._in_thread(partial(part.find_truncation, media_type))
+        why = await in_thread(self._threads, partial(part.find_truncation, media_type))
         if why is None and not self._is_framed:
-            is_whole = await self._in_thread(partial(part.proves_whole, media_type))
+            is_whole = await in_thread(self._threads, partial(part.proves_whole, media_type))
             why = None if is_whole else "the server does not state its length, so a cut would not show"
         if why is not None:
             await self._empty_part()
             raise RetryError(f"{place}: the {kind} is not complete: {why}")
         return media_type
 
-    async def _empty_part(self) -> None:
-        await self._in_thread(partial(self._part.begin, validator=None, total=None))
+    def _place(self) -> str:
+        """Where the file comes from, for errors."""
+        return "the inline result" if self._output.url is None else redacted_url(self._output.url)
 
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        return await in_thread(self._threads, work)
+    async def _empty_part(self) -> None:
+        await in_thread(self._threads, partial(self._part.begin, validator=None, total=None))
 
     def _check_size(self, size: int) -> None:
         if size > self._largest:
@@ -349,10 +350,9 @@ class Download:
     def _check_head(self, head: bytes) -> None:
         """Raise RetryError if text came instead of a media file: an error page, whatever its declared type."""
         if self._output.kind in _MEDIA_KINDS and media_type_of(head) is None and is_text(head):
-            place = "the inline result" if self._output.url is None else redacted_url(self._output.url)
             words = excerpt(redacted(head.decode("utf-8", "replace")), 80)
             raise RetryError(
-                f"{place} answered with text and not with the {self._output.kind} "
+                f"{self._place()} answered with text and not with the {self._output.kind} "
                 f"({excerpt(self._declared or 'of no type', 60)}): {words}"
             )
 

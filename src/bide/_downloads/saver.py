@@ -425,7 +425,7 @@ class _Refresher:
             if attempt < MAX_QUERIES - 1:
                 await asyncio.sleep(2.0**attempt)
         raise DownloadError(
-            f"the address of the result does not work any more, and the service could not be queried for a fresh one: "
+            f"the address of the result no longer works, and the service could not be queried for a fresh one: "
             f"{fault}",
             retryable=True,
         )

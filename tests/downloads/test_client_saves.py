@@ -110,10 +110,10 @@ async def test_a_large_file_is_written_in_pieces(tmp_path: Path) -> None:
         (reply(b"").replace(b"application/json", b"image/png"), "no byte came"),
         (
             cut(reply(PNG, length=500).replace(b"application/json", b"image/png")),
-            "without a whole answer|broke",
+            "without a whole reply|broke",
         ),
-        (cut(), "without a whole answer|broke"),
-        (late(100), "no answer in time"),
+        (cut(), "without a whole reply|broke"),
+        (late(100), "no reply in time"),
     ],
 )
 async def test_what_is_not_the_file_leaves_nothing_and_says_why(

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bide._downloads.part_file import PartFile
-    from bide._http.fetcher import Answer, Fetcher
+    from bide._http.fetcher import Fetcher, FileReply
     from bide.models import Output, SavedFile
 
 BASE64_SLICE_CHARACTERS = 64 * 1024
@@ -232,45 +232,45 @@ class Download:
         on_disk = Partial(part.size, part.validator, part.total)
         if not part.size or part.size != part.total:
             try:
-                async with self._fetcher.open(url, on_disk.range_headers) as answer:
-                    await self._take(answer, on_disk)
+                async with self._fetcher.open(url, on_disk.range_headers) as reply:
+                    await self._take(reply, on_disk)
             except CutError as fault:
                 raise RetryError(str(fault)) from None
             except ForbiddenError as fault:
                 raise DownloadError(str(fault)) from None
         return await self._check_end()
 
-    async def _take(self, answer: Answer, on_disk: Partial) -> None:
+    async def _take(self, reply: FileReply, on_disk: Partial) -> None:
         """Act on a reply."""
-        self._declared = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-        meaning = meaning_of(answer.status, answer.headers, on_disk)
+        self._declared = reply.headers.get("content-type", "").partition(";")[0].strip().lower()
+        meaning = meaning_of(reply.status, reply.headers, on_disk)
         match meaning:
             case Whole(validator, total, is_framed):
                 self._is_framed = is_framed
                 self._check_size(total or 0)
                 begin = partial(self._part.begin, validator=validator, total=total)
-                await self._receive(answer, total, total, begin)
+                await self._receive(reply, total, total, begin)
             case Rest(expected, total):
                 self._part.total = total
                 self._is_framed = total is not None
-                await self._receive(answer, expected, total)
+                await self._receive(reply, expected, total)
             case Complete():
                 self._part.total, self._is_framed = on_disk.size, True
             case Restart(why):
                 await self._empty_part()
-                raise RetryError(f"{answer.place}: {why}")
+                raise RetryError(f"{reply.place}: {why}")
             case RetryLater(why, after):
-                raise RetryError(f"{answer.place} answered {why}", after)
+                raise RetryError(f"{reply.place} answered {why}", after)
             case AddressRefused(status):
-                raise AddressError(f"{answer.place} answered HTTP {status}")
+                raise AddressError(f"{reply.place} answered HTTP {status}")
             case Permanent(why):
                 raise DownloadError(
-                    f"{answer.place} answered {why}, which is no file: ask the service, or fetch it with another tool"
+                    f"{reply.place} answered {why}, which is no file: ask the service, or fetch it with another tool"
                 )
 
     async def _receive(
         self,
-        answer: Answer,
+        reply: FileReply,
         expected: int | None,
         total: int | None,
         begin: Callable[[], None] | None = None,
@@ -288,7 +288,7 @@ class Download:
         size = 0 if begin is not None else self._part.size
         self._job.on_progress(size, total)
         async with writer:
-            async for chunk in answer.chunks:
+            async for chunk in reply.chunks:
                 came, pieces = came + len(chunk), pieces + 1
                 self._check_size(size + came)
                 if expected is not None and came > expected:
@@ -299,14 +299,14 @@ class Download:
                 self._job.on_progress(size + came, total)
                 if loop.time() - since >= SLOW_SECONDS:
                     if came - before < SLOW_BYTES:
-                        raise CutError(f"{answer.place}: {came - before} bytes in {SLOW_SECONDS:g} s")
+                        raise CutError(f"{reply.place}: {came - before} bytes in {SLOW_SECONDS:g} s")
                     since, before = loop.time(), came
         if not came:
-            raise RetryError(f"{answer.place}: the file is empty: no byte came")
+            raise RetryError(f"{reply.place}: the file is empty: no byte came")
         if expected is not None and came != expected:
             if came > expected:
                 await self._empty_part()
-            raise RetryError(f"{answer.place} broke off: {came} of {expected} bytes came")
+            raise RetryError(f"{reply.place} broke off: {came} of {expected} bytes came")
 
     async def _check_end(self) -> str | None:
         """Check that the file is complete. Returns its media type."""

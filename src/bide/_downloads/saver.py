@@ -103,7 +103,7 @@ class Saver:
         self._unsavable: set[str] = set()  # tickets that no try can save
         self._warned: set[str] = set()
         self._is_stopped = False
-        self._takes_over = adopts
+        self._adopts = adopts
 
     def start(self) -> None:
         """Start to adopt unsaved results of other clients, and to watch for results that expire unsaved."""
@@ -285,7 +285,7 @@ class Saver:
                 announced = str(error)
                 self._submissions.announce_files(EventName.UNSAVED, task, error=error)
             if not error.retryable or self._background.clock() > until:
-                if self._ledger.durable:  # else its ticket never comes back here
+                if self._ledger.durable:  # no check of a ledger that is not durable finds it again
                     self._unsavable.add(task.ticket)
                 return
             # Even if a server asks for a long wait: try again before the result expires.
@@ -306,7 +306,7 @@ class Saver:
 
     async def settle(self) -> None:
         """Wait until each automatic save that is under way now has ended or has failed once."""
-        self._takes_over, is_logged = False, False  # results of other clients could come without end
+        self._adopts, is_logged = False, False  # results of other clients could come without end
         waits = {ticket: task for ticket, task in self._automatic.items() if ticket not in self._failing}
         while waits:
             await asyncio.wait(waits.values(), timeout=SETTLE_CHECK_SECONDS)
@@ -352,7 +352,7 @@ class Saver:
                 await asyncio.sleep(EXPIRY_CHECK_SECONDS)
                 continue
             self._unsavable &= {record.ticket for record in unsaved}
-            for record in unsaved if self._takes_over else ():
+            for record in unsaved if self._adopts else ():
                 if is_first or _is_orphaned(record.task):
                     self._start_automatic(record.task)
             self._warn_of(unsaved)

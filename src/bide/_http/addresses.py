@@ -189,7 +189,7 @@ def _check_host(host: str) -> str:
     return str(_parse(name) or name.lower().removesuffix("."))
 
 
-def _host_refusal(host: str, bracketed: bool, loopback: bool) -> str | None:
+def _host_refusal(host: str, is_bracketed: bool, loopback: bool) -> str | None:
     """Why nothing may be fetched from *host* with any scheme; None if it may."""
     if not host:
         return "the address has no host"
@@ -198,10 +198,10 @@ def _host_refusal(host: str, bracketed: bool, loopback: bool) -> str | None:
         if not (is_public(literal) or (loopback and is_loopback(literal))):
             spelled = _quote(host) if host == literal else f"{_quote(host)} spells {_quote(literal)}, which"
             return f"{spelled} is not a public address"
-        is_clean = isinstance(_parse(host), IPv6Address if bracketed else IPv4Address)
+        is_clean = isinstance(_parse(host), IPv6Address if is_bracketed else IPv4Address)
         return None if is_clean else f"{_quote(host)} is an odd way to write {literal}"
     name = host.removesuffix(".")
-    if bracketed or not _is_name(name):
+    if is_bracketed or not _is_name(name):
         return f"{_quote(host)} is no host name"
     name = name.lower()
     if name == "localhost" or name.endswith(".localhost"):

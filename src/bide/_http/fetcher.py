@@ -41,7 +41,7 @@ class ForbiddenError(Exception):
 
 
 @frozen
-class Answer:
+class FileReply:
     """Status and headers of a reply, and its body as it comes.
 
     Attributes:
@@ -82,16 +82,16 @@ class Fetcher:
         self._proxy = proxy
         self._at_once = at_once
         self._stacks: dict[str | None, ConnectionStack] = {}
-        self._closed = False
+        self._is_closed = False
 
     async def aclose(self) -> None:
         """Close all connections that are ours; downloads under way on them fail."""
-        self._closed = True
+        self._is_closed = True
         for stack in self._stacks.values():
             await stack.aclose()
 
     @asynccontextmanager
-    async def open(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[Answer]:
+    async def open(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[FileReply]:
         """Request *url* with *headers* and our own; follow at most five redirects, and check each one.
 
         Raises:
@@ -110,7 +110,7 @@ class Fetcher:
                             f"{place} came packed with {packing[0]}, which was not asked for"
                         )
                     async with aclosing(_chunks(response, place)) as chunks:
-                        yield Answer(place, response.status_code, lower_headers, chunks)
+                        yield FileReply(place, response.status_code, lower_headers, chunks)
                     return
                 url = _redirect_target(url, response.headers["location"])
             finally:
@@ -155,7 +155,7 @@ class Fetcher:
     async def _stack_for(self, url: str) -> httpx.AsyncBaseTransport:
         if self._callers_transport is not None:
             return self._callers_transport
-        if self._closed:
+        if self._is_closed:
             raise httpx.ConnectError("the client is closed")
         proxy = self._proxy or proxy_for(url)
         if proxy is not None:

@@ -69,7 +69,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         try:
             async with asyncio.timeout(timeout):
                 addresses = await _addresses_of(host, port)
-                _check(host, addresses, loopback=self._loopback)
+                _check_addresses(host, addresses, loopback=self._loopback)
                 stream = await self._connect_first(host, addresses, port, local_address, options)
         except TimeoutError as fault:
             raise httpcore.ConnectTimeout(f"no connection to {host} within {timeout} s") from fault
@@ -77,7 +77,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
             raise httpcore.ConnectError(f"{host} does not resolve: {fault}") from fault
         try:
             # Check the peer, too: something between here and the Internet may have redirected the connection.
-            _check(host, [_peer_of(stream)], loopback=self._loopback)
+            _check_addresses(host, [_peer_of(stream)], loopback=self._loopback)
         except OSError as fault:
             await close_stream(stream)
             raise httpcore.ConnectError(f"{host}: the connection broke at once") from fault
@@ -180,7 +180,7 @@ async def check_resolved(
     with suppress(OSError, UnicodeError):  # and TimeoutError, which is an OSError
         async with asyncio.timeout(timeout):
             addresses = await _addresses_of(host, port)
-    _check(host, [each for each in addresses if not is_fake_ip(each)], loopback=loopback)
+    _check_addresses(host, [each for each in addresses if not is_fake_ip(each)], loopback=loopback)
 
 
 async def _addresses_of(host: str, port: int) -> list[str]:
@@ -197,7 +197,7 @@ async def _addresses_of(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(addresses))
 
 
-def _check(host: str, addresses: Iterable[str], *, loopback: bool) -> None:
+def _check_addresses(host: str, addresses: Iterable[str], *, loopback: bool) -> None:
     for address in addresses:
         if not (is_public(address) or (loopback and is_loopback(address))):
             place = address if address == host else f"{host} resolves to {address}, which"

@@ -100,7 +100,7 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._promised = 0  # places of waiters that were woken and have not run yet
         self._closing: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self._is_closed = False
         self.opened = 0
 
     def __repr__(self) -> str:
@@ -108,12 +108,12 @@ class ConnectionStack(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         timeouts = request.extensions.get("timeout", {})
-        if len(self._busy) + self._promised >= self._size and not self._closed:
+        if len(self._busy) + self._promised >= self._size and not self._is_closed:
             await self._wait(timeouts.get("pool"))
         connection = self._take(request.extensions.get(MAX_IDLE_EXTENSION))
         try:
             response = await connection.handle_async_request(request)
-            if self._closed:  # httpcore does not close a connection that is being made at that time
+            if self._is_closed:  # httpcore does not close a connection that is being made at that time
                 await response.aclose()
                 raise httpx.ReadError("the connections were closed meanwhile")
         except BaseException:
@@ -126,7 +126,7 @@ class ConnectionStack(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close all connections. Requests under way fail, and so do requests that wait for a connection."""
-        self._closed = True
+        self._is_closed = True
         for connection in [*self._busy, *(connection for _, connection in self._idle)]:
             self._close(connection)
         self._busy.clear()
@@ -148,7 +148,7 @@ class ConnectionStack(httpx.AsyncBaseTransport):
 
     def _take(self, max_idle: float | None) -> httpx.AsyncBaseTransport:
         """The last used connection, or a new one if that was idle for too long. The caller has made sure of a place."""
-        if self._closed:
+        if self._is_closed:
             raise httpx.ConnectError("the connections are closed")
         now = asyncio.get_running_loop().time()
         while self._idle and self._idle[0][0] < now - self._keep_alive:
@@ -357,24 +357,24 @@ class _PooledBody(httpx.AsyncByteStream):
         self._response = response
         assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - both kinds of connection give one
         self._stream = response.stream
-        self._whole = False
-        self._closed = False
+        self._is_whole = False
+        self._is_closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for chunk in self._stream:
             yield chunk
-        self._whole = True
+        self._is_whole = True
 
     async def aclose(self) -> None:
-        if self._closed:  # another request may use the connection by now
+        if self._is_closed:  # another request may use the connection by now
             return
-        self._closed = True
+        self._is_closed = True
         try:
             await self._response.aclose()
         except BaseException:
             self._stack.discard(self._connection)
             raise
-        if self._whole:
+        if self._is_whole:
             self._stack.give_back(self._connection)
         else:
             self._stack.discard(self._connection)

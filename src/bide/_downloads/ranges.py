@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 REFUSED_STATUSES = frozenset({400, 401, 403, 404, 410})
 """The statuses of an address whose signature has expired (400: a session's signature), or whose file has moved. A new
 poll of the task may give a fresh address."""
-PASSING_STATUSES = frozenset({408, 425, 429})
+TEMPORARY_STATUSES = frozenset({408, 425, 429})
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII | re.IGNORECASE)
 _UNSATISFIED = re.compile(r"bytes \*/(\d{1,18})", re.ASCII | re.IGNORECASE)
@@ -113,10 +113,10 @@ def meaning_of(status: int, headers: Mapping[str, str], on_disk: Partial) -> Mea
         known = (None, on_disk.size)
         if match and int(match[1]) == on_disk.size and on_disk.total in known and _is_same(headers, on_disk):
             return Complete()
-        return Restart("the server has no bytes after those on disk, though the file should be longer")
+        return Restart("the server has no bytes after those on disk, and the lengths do not agree")
     if status in REFUSED_STATUSES:
         return AddressRefused(status)
-    if status in PASSING_STATUSES or status >= 500:
+    if status in TEMPORARY_STATUSES or status >= 500:
         return RetryLater(f"HTTP {status}", Reply(status, headers, b"").retry_after)
     return Permanent(f"HTTP {status}")
 

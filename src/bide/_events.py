@@ -17,12 +17,15 @@ from attrs import frozen
 from bide._text import excerpt, redact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from bide.errors import BideError
     from bide.models import SavedFile, Task, TaskStatus
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+IDS_PER_LINE = 50
+"""Ids that one line of the log names at most."""
 
 log = logging.getLogger("bide")
 
@@ -215,6 +218,12 @@ def log_line(level: int, text: str, fault: BaseException | None = None) -> None:
 
 def _log_excerpt(text: str) -> str:
     return excerpt(redact(text), 200)
+
+
+def lines_of_ids(ids: Sequence[str]) -> Iterator[str]:
+    """All *ids*, as texts of at most `IDS_PER_LINE` ids each."""
+    for start in range(0, len(ids), IDS_PER_LINE):
+        yield ", ".join(ids[start : start + IDS_PER_LINE])
 
 
 class _Printer(logging.StreamHandler[TextIO]):

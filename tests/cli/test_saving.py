@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.real_time
 
-IMPATIENT = f"import {download.__name__} as download; download.TRIES = 1\n"
+IMPATIENT = f"import {download.__name__} as download; download.MAX_FRUITLESS_TRIES = 1\n"
 """A program that gives up early: a test does not wait for tries that cannot help."""
 
 FULL_DISK = f"""
@@ -127,7 +127,7 @@ async def test_a_file_that_could_not_be_fetched_is_brought_home_by_the_command_t
         fetched = [each.path.partition("?")[0].rpartition("/")[2] for each in calls(emulator, "asset")]
     assert (process.returncode, out) == (1, b"")
     assert f"bide: {task.id}: " in err
-    assert "saved all the same: " in err
+    assert "these files were saved: " in err
     assert left_ids(err) == [task.id]
     assert command == ["bide", "resume", "--provider", "dashscope", "--save", str(tmp_path)]
     assert second.status == 0, second.err

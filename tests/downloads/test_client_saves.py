@@ -103,18 +103,18 @@ async def test_a_large_file_is_written_in_pieces(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (reply(b"denied", status=403), "address of the result does not work any more"),
+        (reply(b"denied", status=403), "address of the result no longer works"),
         (reply(b"", status=204), "HTTP 204, which is no file"),
         (reply(b"teapot", status=418), "HTTP 418, which is no file"),
-        (file(b"<html>busy</html>"), "with words and not with the image.*<html>busy"),
-        (reply(b'{"code": "x"}'), "with words and not with the image .application/json.*code"),
+        (file(b"<html>busy</html>"), "with text and not with the image.*<html>busy"),
+        (reply(b'{"code": "x"}'), "with text and not with the image .application/json.*code"),
         (reply(b"").replace(b"application/json", b"image/png"), "no byte came"),
         (
             cut(reply(PNG, length=500).replace(b"application/json", b"image/png")),
-            "without a whole answer|broke",
+            "without a whole reply|broke",
         ),
-        (cut(), "without a whole answer|broke"),
-        (late(100), "no answer in time"),
+        (cut(), "without a whole reply|broke"),
+        (late(100), "no reply in time"),
     ],
 )
 async def test_what_is_not_the_file_leaves_nothing_and_says_why(
@@ -249,7 +249,7 @@ async def test_a_large_inline_result_lets_the_loop_go_on(tmp_path: Path) -> None
     [
         ("!!!!", "not base64"),
         ("猫猫猫猫", "not base64"),
-        ("QUJD" * 9 + "QQ", "cut off"),
+        ("QUJD" * 9 + "QQ", "its end is missing"),
         ("", "no byte came"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bide import Client, DownloadError, Downloads
-from bide._downloads.downloader import BUSY_POLL, _Gate
+from bide._downloads.downloader import BUSY_RETRY_SECONDS, _PrioritySemaphore
 from bide._downloads.part_file import PartFile
 from bide._http.fetcher import CutError, Fetcher
 from support.downloads import Asked, Store, failing, ok, part_of, png, settle, store
@@ -74,7 +74,7 @@ async def test_a_part_that_is_busy_elsewhere_holds_no_place(there: Store, tmp_pa
 
         await client.save(done(f"{there.url}/a", ticket="fine"), tmp_path)
 
-        assert now() - began < 2 * BUSY_POLL
+        assert now() - began < 2 * BUSY_RETRY_SECONDS
         for part in held:
             part.close()
         await asyncio.gather(*busy)
@@ -88,7 +88,7 @@ async def test_the_deadline_ends_the_wait_for_a_part_that_is_busy_elsewhere(
     async with near_client(downloads=Downloads(deadline=50)) as client:
         began = now()
 
-        with pytest.raises(DownloadError, match="is being saved by another process since 50 s") as caught:
+        with pytest.raises(DownloadError, match=r"another process has been saving .* for 50 s") as caught:
             await client.save(done(f"{there.url}/a"), tmp_path)
 
         assert caught.value.retryable
@@ -108,83 +108,83 @@ async def test_as_many_places_are_there_after_waits_and_cancels_as_before(
             ]
             await asyncio.sleep(moment)
             await ended(*saves)
-        gate = client._engine.saver._downloader._gate if client._engine else None
+        semaphore = client._engine.saver._downloader._semaphore if client._engine else None
 
-        assert gate is not None
-        assert (gate._free, gate._waiting) == (2, [])
+        assert semaphore is not None
+        assert (semaphore._free, semaphore._waiting) == (2, [])
 
 
-# The gate ----------------------------------------------------------------------------------------------------------
+# The semaphore -----------------------------------------------------------------------------------------------
 
 
 async def test_the_most_urgent_one_goes_first_and_of_two_alike_the_one_who_came_first() -> None:
-    gate, order = _Gate(1), list[Any]()
-    await gate.enter(0)
+    semaphore, order = _PrioritySemaphore(1), list[Any]()
+    await semaphore.acquire(0)
 
     async def enter(urgency: float, name: str) -> None:
-        await gate.enter(urgency)
+        await semaphore.acquire(urgency)
         order.append(name)
-        gate.leave()
+        semaphore.release()
 
     coming = [(math.inf, "a"), (5.0, "b"), (3.0, "c"), (5.0, "d"), (math.inf, "e")]
     waits = [asyncio.create_task(enter(*each)) for each in coming]
     await settle()
 
-    gate.leave()
+    semaphore.release()
     await asyncio.gather(*waits)
 
     assert order == ["c", "b", "d", "a", "e"]
 
 
 async def test_a_turn_of_who_is_cancelled_in_that_moment_goes_on_to_the_next() -> None:
-    gate = _Gate(1)
-    await gate.enter(0)
-    first, second = (asyncio.create_task(gate.enter(urgency)) for urgency in (1, 2))
+    semaphore = _PrioritySemaphore(1)
+    await semaphore.acquire(0)
+    first, second = (asyncio.create_task(semaphore.acquire(urgency)) for urgency in (1, 2))
     await settle()
 
-    gate.leave()
+    semaphore.release()
     first.cancel()
     await settle()
 
     assert first.cancelled()
     assert second.done()
-    gate.leave()
-    assert gate._free == 1
+    semaphore.release()
+    assert semaphore._free == 1
 
 
 async def test_who_is_cancelled_leaves_the_line_and_the_others_keep_their_order() -> None:
-    gate, order = _Gate(1), list[float]()
-    await gate.enter(0)
+    semaphore, order = _PrioritySemaphore(1), list[float]()
+    await semaphore.acquire(0)
 
     async def enter(urgency: float) -> None:
-        await gate.enter(urgency)
+        await semaphore.acquire(urgency)
         order.append(urgency)
-        gate.leave()
+        semaphore.release()
 
     waits = [asyncio.create_task(enter(urgency)) for urgency in (1, 2, 4, 5, 3, 6)]
     await settle()
 
     await ended(waits[0])
 
-    assert len(gate._waiting) == 5
-    gate.leave()
+    assert len(semaphore._waiting) == 5
+    semaphore.release()
     await asyncio.gather(*waits[1:])
     assert order == [2, 3, 4, 5, 6]
 
 
 async def test_a_place_that_nobody_waits_for_is_free_again() -> None:
-    gate = _Gate(2)
-    waits = [asyncio.create_task(gate.enter(0)) for _ in range(3)]
+    semaphore = _PrioritySemaphore(2)
+    waits = [asyncio.create_task(semaphore.acquire(0)) for _ in range(3)]
     await settle()
     for each in waits:
         each.cancel()
     with suppress(asyncio.CancelledError):
         await waits[-1]
 
-    gate.leave()
-    gate.leave()
+    semaphore.release()
+    semaphore.release()
 
-    assert gate._free == 2
+    assert semaphore._free == 2
 
 
 # Connections -------------------------------------------------------------------------------------------------------
@@ -203,18 +203,18 @@ async def test_a_fetcher_that_was_closed_before_its_first_file_fetches_none() ->
 
 
 async def test_who_is_cancelled_as_a_place_comes_free_hears_of_the_cancel() -> None:
-    gate = _Gate(1)
-    await gate.enter(0)
-    waiting = asyncio.create_task(gate.enter(0))
+    semaphore = _PrioritySemaphore(1)
+    await semaphore.acquire(0)
+    waiting = asyncio.create_task(semaphore.acquire(0))
     await asyncio.sleep(0)
 
     waiting.cancel()
-    gate.leave()  # in the same turn of the loop: it meets the one who is cancelled
+    semaphore.release()  # in the same turn of the loop: it meets the one who is cancelled
     await asyncio.wait([waiting])
 
     assert waiting.cancelled()
     async with asyncio.timeout(1):
-        await gate.enter(0)
+        await semaphore.acquire(0)
 
 
 @pytest.mark.parametrize("failing_write", [1, 2, 3, 4])

@@ -58,7 +58,7 @@ async def test_an_address_that_has_expired_for_good_is_told_and_leaves_nothing(t
         before = looks(at)
 
         error = await at.refused(
-            task, r"HTTP 403: results are kept for a limited time .this one until 20\d\d-.*is gone"
+            task, r"HTTP 403: results are kept for a limited time .this one until 20\d\d-.*is lost"
         )
 
         assert not error.retryable
@@ -90,7 +90,7 @@ async def test_an_address_that_is_refused_twice_is_given_up_for_now(
         at.put_older(task)
 
     error = await at.refused(
-        task, f"HTTP {status}, and so did the address that the service gave anew", overwrite=older
+        task, f"HTTP {status}, and the fresh address of the service failed too", overwrite=older
     )
 
     assert error.retryable
@@ -164,7 +164,7 @@ async def test_a_service_that_cannot_be_asked_costs_nothing_that_has_come(tmp_pa
         at.emulator.fault(on="asset", status=403)
         at.emulator.fault(on="query", status=500, times=3)
 
-        error = await at.refused(task, "the service could not be asked for another one")
+        error = await at.refused(task, "the service could not be queried for a fresh one")
 
         assert error.retryable
         file = await at.saved(task)
@@ -290,7 +290,7 @@ async def test_the_deadline_ends_a_slow_drip_and_a_later_save_goes_on(tmp_path: 
         at.emulator.fault(on="asset", drip=5_000)
 
         error = await at.refused(
-            task, r"was not there within 20 s: \d+ of \d+ bytes came; save again to go on"
+            task, r"was not complete within 20 s: \d+ of \d+ bytes came; save again to continue"
         )
 
         assert error.retryable
@@ -408,7 +408,7 @@ async def test_a_page_that_stays_is_given_up_and_leaves_nothing(
     at.emulator.fault(on="asset", status=200, body=body, headers={"Content-Type": content_type}, times=ALWAYS)
     at.put_older(task)
 
-    error = await at.refused(task, "answered with words and not with the image", overwrite=True)
+    error = await at.refused(task, "answered with text and not with the image", overwrite=True)
 
     assert error.retryable
     assert names(at.folder) == [f"{task.ticket}-0.png"]

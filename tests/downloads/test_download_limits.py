@@ -91,7 +91,7 @@ async def test_the_deadline_ends_a_wait_that_the_server_asks_for(tmp_path: Path)
         at.emulator.fault(on="asset", status=429, headers={"Retry-After": "50"})
         begun = now()
 
-        error = await at.refused(task, "was not there within 30 s")
+        error = await at.refused(task, "was not complete within 30 s")
 
         assert error.retryable
         assert 30 <= now() - begun <= 31
@@ -392,7 +392,7 @@ async def test_a_part_that_somebody_has_changed_meanwhile_is_not_passed_off_as_t
     part = at.folder / f".{task.ticket}-0.part"
     os.truncate(part, 1000)
     # The next write would make it as long as it was, with a hole.
-    with pytest.raises(DownloadError, match="somebody else has c") as caught:
+    with pytest.raises(DownloadError, match="another process has c") as caught:
         await saving
 
     assert caught.value.retryable

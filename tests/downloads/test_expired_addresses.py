@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from bide import DownloadError, Downloads, Event, EventName, Output, Task, TaskStatus
-from bide._downloads import download as _filling
-from bide._downloads.download import Job
+from bide._downloads import download as _download
+from bide._downloads.download import DownloadJob
 from bide._downloads.downloader import Downloader
 from bide._downloads.part_file import PartFile
 from bide._http.fetcher import Fetcher
@@ -78,7 +78,7 @@ async def test_what_a_crash_has_left_of_another_task_with_the_same_ticket_is_not
     async with store(answer) as there:
         with monkeypatch.context() as patch:
             patch.setattr(PartFile, "finish", _killed)
-            patch.setattr(_filling, "TRIES", 1)
+            patch.setattr(_download, "MAX_FRUITLESS_TRIES", 1)
             with pytest.raises(DownloadError):
                 await saved_anew(tmp_path, f"{there.url}/A", "one")
         assert (tmp_path / ".hero-0.part").stat().st_size == came
@@ -134,7 +134,7 @@ async def test_a_fresh_address_that_ends_while_its_store_is_busy_is_asked_for_ag
 ) -> None:
     ahead = datetime.now(UTC).timestamp() - now()
     clock = SimpleNamespace(now=lambda zone: datetime.fromtimestamp(ahead + now(), zone))
-    monkeypatch.setattr(_filling, "datetime", clock)
+    monkeypatch.setattr(_download, "datetime", clock)
     async with world(tmp_path, fresh_urls=True, url_seconds=20) as at:
         task = await at.task()
         await asyncio.sleep(30)
@@ -164,7 +164,7 @@ async def test_two_refusals_after_a_cut_cost_nothing_that_has_come(tmp_path: Pat
         task = await at.task()
         at.emulator.fault(on="asset", truncate=290_000)
         at.emulator.fault(on="asset", status=403, times=2)
-        await at.refused(task, "so did the address that the service gave anew")
+        await at.refused(task, "the fresh address of the service failed too")
 
         await at.saved(task)
 
@@ -235,8 +235,8 @@ async def test_a_ledger_that_raises_what_it_likes_keeps_nobody_from_saving(
         assert (len(at.told(EventName.SAVED)), len(at.told(EventName.UNSAVED))) == (1, 0)
         assert len(fetched(at.emulator)) == 1
         assert ledger.looks >= 3
-        assert "what was saved could not be recorded: the database is away" in caplog.text
-        assert "what is unsaved cannot be read: the database is away" in caplog.text
+        assert "the saved file could not be recorded: the database is away" in caplog.text
+        assert "the unsaved results cannot be read: the database is away" in caplog.text
 
 
 # Two who want different things -------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ async def test_no_more_than_twenty_fresh_addresses_are_asked_for(tmp_path: Path)
             at.emulator.fault(on="query", delay=0.1)
         before = len(calls(at.emulator, "query"))
 
-        error = await at.refused(task, "so did the address that the service gave anew")
+        error = await at.refused(task, "the fresh address of the service failed too")
 
         assert error.retryable
         assert len(calls(at.emulator, "query")) == before + 20
@@ -375,15 +375,15 @@ async def test_a_result_that_comes_inline_after_a_cut_is_written_from_its_begin(
         fetcher = Fetcher(NOWHERE)
         downloader = Downloader(fetcher, Downloads())
         file, is_new = await downloader.save(
-            Job(
+            DownloadJob(
                 output=Output(url=f"{there.url}/a", kind="image"),
                 folder=tmp_path,
                 stem="t1-0",
                 identity="x1",
                 overwrite=False,
-                fresh=fresh,
-                heard=lambda *_: None,
-                there=nowhere,
+                refresh=fresh,
+                on_progress=lambda *_: None,
+                find_saved=nowhere,
             )
         )
 

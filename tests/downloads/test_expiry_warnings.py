@@ -18,7 +18,7 @@ import pytest
 from attrs import evolve, frozen
 
 from bide import Client, DashScope, Event, EventName, Output, Request, Task, TaskStatus
-from bide._downloads import saver as _saving
+from bide._downloads import saver as _saver
 from bide._wire import Reply
 from bide.ledgers import MemoryLedger
 from bide.providers import Accepted, CreateOutcome, Profile
@@ -41,11 +41,11 @@ class KeptLedger(MemoryLedger):
 async def wall(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wall's clock of the code under test goes with the loop's, as the emulator's does."""
     ahead = time.time() - now()
-    monkeypatch.setattr(_saving, "time", SimpleNamespace(time=lambda: ahead + now()))
+    monkeypatch.setattr(_saver, "time", SimpleNamespace(time=lambda: ahead + now()))
 
 
 def nobody_saved(at: World) -> list[Event]:
-    return [event for event in at.told(EventName.UNSAVED) if "nobody has saved" in str(event.error)]
+    return [event for event in at.told(EventName.UNSAVED) if "this result is not saved" in str(event.error)]
 
 
 @asynccontextmanager

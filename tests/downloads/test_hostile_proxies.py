@@ -12,7 +12,7 @@ import pytest
 from attrs import define, field
 
 from bide import DownloadError, Downloads
-from bide._http.addresses import is_stand_in
+from bide._http.addresses import is_fake_ip
 from support.hostile_server import (
     CDN,
     PNG,
@@ -116,7 +116,7 @@ async def test_a_proxy_is_not_asked_for_a_name_that_leads_inward_here(
     wide: Net, proxied: Any, tmp_path: Path
 ) -> None:
     async with proxying() as proxy, far_client(**proxied(proxy)) as client:
-        for number, address in enumerate(each for each in RESOLVED if not is_stand_in(each)):
+        for number, address in enumerate(each for each in RESOLVED if not is_fake_ip(each)):
             wide.names["inside.example"] = [["93.184.216.34", address]]
             url = f"https://inside.example/a?Signature={SECRET}"
             error = await refused_by(client, url, tmp_path, f"t{number}")

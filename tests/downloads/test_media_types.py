@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bide.emulator
-from bide._downloads.media_types import HEAD, cut_off, extension_of, is_text, media_type_of, proves_whole
+from bide._downloads.media_types import (
+    HEAD_BYTES,
+    extension_of,
+    find_truncation,
+    is_text,
+    media_type_of,
+    proves_whole,
+)
 
 CLIP = (Path(bide.emulator.__file__).parent / "clip.mp4").read_bytes()
 
@@ -132,7 +139,7 @@ VALID = [*WHOLE, (AVI, "video/x-msvideo"), (LIVE, "video/mp4")]
 
 
 def cut(data: bytes, media_type: str | None) -> str | None:
-    return cut_off(io.BytesIO(data), len(data), media_type)
+    return find_truncation(io.BytesIO(data), len(data), media_type)
 
 
 def whole(data: bytes, media_type: str | None) -> bool:
@@ -146,9 +153,9 @@ def whole(data: bytes, media_type: str | None) -> bool:
 def test_the_first_bytes_tell_the_type_and_the_extension(
     data: bytes, media_type: str, extension: str
 ) -> None:
-    assert media_type_of(data[:HEAD]) == media_type
+    assert media_type_of(data[:HEAD_BYTES]) == media_type
     assert extension_of(media_type) == extension
-    assert not is_text(data[:HEAD])
+    assert not is_text(data[:HEAD_BYTES])
 
 
 @pytest.mark.parametrize(
@@ -215,12 +222,12 @@ def test_any_bytes_have_an_extension_of_letters_and_digits(data: bytes) -> None:
     ],
 )
 def test_pages_json_and_words_are_text(data: bytes) -> None:
-    assert is_text(data[:HEAD])
+    assert is_text(data[:HEAD_BYTES])
 
 
 @pytest.mark.parametrize("length", [510, 511, 512, 513])
 def test_a_character_that_the_head_cuts_apart_is_still_text(length: int) -> None:
-    assert is_text(("x" * length + "签名").encode()[:HEAD])
+    assert is_text(("x" * length + "签名").encode()[:HEAD_BYTES])
 
 
 @pytest.mark.parametrize(
@@ -292,7 +299,7 @@ def test_a_film_is_cut_off_when_its_last_box_ends_beyond_the_file(data: bytes, m
     found = [length for length in range(len(data)) if cut(data[:length], media_type) is not None]
 
     assert len(found) > 0.98 * len(data)  # the others end in the head of a box
-    assert cut(data[:2000], media_type) == f"its mdat goes on to byte {data.index(b'mdat') - 4 + 3008}"
+    assert cut(data[:2000], media_type) == f"its mdat continues to byte {data.index(b'mdat') - 4 + 3008}"
 
 
 def test_a_long_box_tells_its_length_in_64_bits() -> None:
@@ -300,7 +307,7 @@ def test_a_long_box_tells_its_length_in_64_bits() -> None:
     data = long + (16 + 500).to_bytes(8, "big") + noise(500)
 
     assert whole(data, "video/mp4")
-    assert cut(data[:-1], "video/mp4") == f"its mdat goes on to byte {len(data)}"
+    assert cut(data[:-1], "video/mp4") == f"its mdat continues to byte {len(data)}"
     assert cut(long + (5 * 2**30).to_bytes(8, "big") + noise(500), "video/mp4") is not None
 
 
@@ -369,7 +376,7 @@ def test_a_file_of_very_many_parts_is_given_up(data: bytes, media_type: str) -> 
             Counted.reads += 1
             return super().read(size)
 
-    assert cut_off(Counted(data), len(data), media_type) is None
+    assert find_truncation(Counted(data), len(data), media_type) is None
     assert Counted.reads < 60_000
 
 
@@ -380,7 +387,7 @@ def test_a_large_film_is_judged_by_a_few_small_reads(tmp_path: Path) -> None:
         file.truncate(2 * 2**30)
 
     with path.open("rb") as file:
-        assert cut_off(file, 2 * 2**30, "video/mp4") == f"its mdat goes on to byte {3 * 2**30 + 16}"
+        assert find_truncation(file, 2 * 2**30, "video/mp4") == f"its mdat continues to byte {3 * 2**30 + 16}"
 
 
 @given(st.binary(max_size=300), st.sampled_from([kind for _, kind in VALID]), st.booleans())

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bide._downloads import part_file as _part
-from bide._downloads.media_types import HEAD
+from bide._downloads.media_types import HEAD_BYTES
 from support.part_files import (
     ETAG,
     MIB,
@@ -56,10 +56,10 @@ def test_a_finished_file_has_the_bytes_that_were_written(tmp_path: Path) -> None
 def test_the_head_grows_up_to_its_length(tmp_path: Path) -> None:
     part = opened(tmp_path)
     part.begin(validator=None, total=None)
-    for _ in range(HEAD):
+    for _ in range(HEAD_BYTES):
         part.write(b"abc")
 
-    assert part.head == (b"abc" * HEAD)[:HEAD]
+    assert part.head == (b"abc" * HEAD_BYTES)[:HEAD_BYTES]
     part.discard()
 
 
@@ -363,7 +363,7 @@ def test_whatever_is_damaged_what_is_taken_up_was_written(
             part.begin(validator=ETAG, total=77)
         for piece in more:
             part.write(piece)
-        part._shut()
+        part._release()
 
         part = opened(folder)
         assert_holds(part, kept + b"".join(more))

@@ -86,7 +86,10 @@ def test_a_file_of_another_user_or_a_device_is_removed(place: Callable[[Path], P
 def test_a_directory_in_its_place_is_told(place: Callable[[Path], Path], tmp_path: Path) -> None:
     place(tmp_path).mkdir()
 
-    with no_new_descriptors(), pytest.raises(IsADirectoryError, match="a directory stands where") as caught:
+    with (
+        no_new_descriptors(),
+        pytest.raises(IsADirectoryError, match="a directory has the name of") as caught,
+    ):
         opened(tmp_path)
 
     assert caught.value.filename == str(place(tmp_path))
@@ -201,7 +204,7 @@ def test_a_part_that_somebody_changed_gets_no_name(meddle: str, tmp_path: Path) 
     if meddle != "remove":
         part.path.write_bytes(b"lengthened" if meddle == "lengthen" else b"byte")
 
-    with pytest.raises(OSError, match="somebody else has changed the part file"):
+    with pytest.raises(OSError, match="another process has changed the part file"):
         part.finish(tmp_path / "file", overwrite=True)
 
     part.discard()
@@ -245,12 +248,12 @@ def test_a_part_knows_by_its_structure_whether_it_is_cut_off(tmp_path: Path) -> 
     part = opened(tmp_path)
     part.begin(validator=None, total=None)
     part.write(film[:-1])
-    assert part.cut_off("video/mp4") == f"its mdat goes on to byte {len(film)}"
+    assert part.find_truncation("video/mp4") == f"its mdat continues to byte {len(film)}"
     assert not part.proves_whole("video/mp4")
 
     part.write(film[-1:])
 
-    assert part.cut_off("video/mp4") is None
+    assert part.find_truncation("video/mp4") is None
     assert part.proves_whole("video/mp4")
     assert_holds(part, film)
     part.discard()

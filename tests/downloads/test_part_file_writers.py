@@ -192,7 +192,7 @@ def test_where_files_have_no_locks_the_bytes_are_read_again_before_they_get_thei
     other.begin(validator='"v2"', total=None)
     other.write(b"BYTES")
 
-    with pytest.raises(OSError, match="somebody else has written to the part file"):
+    with pytest.raises(OSError, match="another process has written to the part file"):
         one.finish(tmp_path / "file", overwrite=False)
     assert other.finish(tmp_path / "file", overwrite=False)
 
@@ -266,7 +266,7 @@ def test_a_name_that_never_rests_is_given_up(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "open", swapped)
 
-    with no_new_descriptors(), pytest.raises(OSError, match="somebody else keeps changing"):
+    with no_new_descriptors(), pytest.raises(OSError, match="another process keeps replacing"):
         opened(tmp_path)
 
 
@@ -275,7 +275,7 @@ def test_a_part_that_goes_away_whenever_it_is_locked_is_given_up(
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", lambda *_: part_of(tmp_path).unlink(missing_ok=True))
 
-    with no_new_descriptors(), pytest.raises(OSError, match="somebody else keeps changing"):
+    with no_new_descriptors(), pytest.raises(OSError, match="another process keeps replacing"):
         opened(tmp_path)
 
 

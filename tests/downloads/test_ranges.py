@@ -10,27 +10,27 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bide._downloads.ranges import (
-    Begin,
+    AddressRefused,
     Complete,
-    GoOn,
-    Have,
-    Hopeless,
-    Later,
     Meaning,
-    Refused,
-    StartOver,
+    Partial,
+    Permanent,
+    Rest,
+    Restart,
+    RetryLater,
+    Whole,
     meaning_of,
     validator_of,
 )
 
 TAG, OTHER, WEAK = '"v1"', '"v2"', 'W/"v1"'
 DATE, LATER = "Sat, 21 Nov 2026 10:00:00 GMT", "Sat, 21 Nov 2026 10:00:01 GMT"
-NOTHING = Have()
-HALF = Have(50, TAG, 100)
-DATED = Have(50, DATE, 100)
-ENDLESS = Have(50, TAG, None)
-ALL = Have(100, TAG, 100)
-UNNAMED = Have(50, None, 100)
+NOTHING = Partial()
+HALF = Partial(50, TAG, 100)
+DATED = Partial(50, DATE, 100)
+ENDLESS = Partial(50, TAG, None)
+ALL = Partial(100, TAG, 100)
+UNNAMED = Partial(50, None, 100)
 
 
 def part(told: str = "bytes 50-99/100", **headers: str) -> dict[str, str]:
@@ -38,55 +38,57 @@ def part(told: str = "bytes 50-99/100", **headers: str) -> dict[str, str]:
 
 
 def test_the_rest_is_asked_for_where_there_is_something_to_go_on_from() -> None:
-    assert HALF.asks == {"range": "bytes=50-", "if-range": TAG}
-    assert DATED.asks == {"range": "bytes=50-", "if-range": DATE}
-    assert NOTHING.asks == UNNAMED.asks == Have(0, TAG, 100).asks == {}
+    assert HALF.range_headers == {"range": "bytes=50-", "if-range": TAG}
+    assert DATED.range_headers == {"range": "bytes=50-", "if-range": DATE}
+    assert NOTHING.range_headers == UNNAMED.range_headers == Partial(0, TAG, 100).range_headers == {}
 
 
 @pytest.mark.parametrize(
     ("headers", "meant"),
     [
-        ({"content-length": "7", "etag": TAG}, Begin(TAG, 7, True)),
-        ({"content-length": "7", "last-modified": DATE, "date": LATER}, Begin(DATE, 7, True)),
-        ({"content-length": "7", "last-modified": DATE, "date": DATE}, Begin(None, 7, True)),
-        ({"content-length": "7", "last-modified": DATE}, Begin(None, 7, True)),
-        ({"content-length": "7", "etag": TAG, "last-modified": DATE}, Begin(TAG, 7, True)),
-        ({"content-length": "7", "etag": WEAK, "last-modified": DATE, "date": LATER}, Begin(None, 7, True)),
-        ({"content-length": "7", "etag": WEAK}, Begin(None, 7, True)),
-        ({"content-length": " 0 "}, Begin(None, 0, True)),
-        ({"transfer-encoding": "chunked"}, Begin(None, None, True)),
-        ({}, Begin(None, None, False)),
-        ({"content-length": "-7"}, Begin(None, None, False)),
-        ({"content-length": "+7"}, Begin(None, None, False)),
-        ({"content-length": "7, 7"}, Begin(None, None, False)),
-        ({"content-length": "0x7"}, Begin(None, None, False)),
-        ({"content-length": "٧"}, Begin(None, None, False)),
-        ({"content-length": "7" * 400}, Begin(None, None, False)),
-        (part(etag=TAG), Begin(TAG, None, False)),
+        ({"content-length": "7", "etag": TAG}, Whole(TAG, 7, True)),
+        ({"content-length": "7", "last-modified": DATE, "date": LATER}, Whole(DATE, 7, True)),
+        ({"content-length": "7", "last-modified": DATE, "date": DATE}, Whole(None, 7, True)),
+        ({"content-length": "7", "last-modified": DATE}, Whole(None, 7, True)),
+        ({"content-length": "7", "etag": TAG, "last-modified": DATE}, Whole(TAG, 7, True)),
+        ({"content-length": "7", "etag": WEAK, "last-modified": DATE, "date": LATER}, Whole(None, 7, True)),
+        ({"content-length": "7", "etag": WEAK}, Whole(None, 7, True)),
+        ({"content-length": " 0 "}, Whole(None, 0, True)),
+        ({"transfer-encoding": "chunked"}, Whole(None, None, True)),
+        ({}, Whole(None, None, False)),
+        ({"content-length": "-7"}, Whole(None, None, False)),
+        ({"content-length": "+7"}, Whole(None, None, False)),
+        ({"content-length": "7, 7"}, Whole(None, None, False)),
+        ({"content-length": "0x7"}, Whole(None, None, False)),
+        ({"content-length": "٧"}, Whole(None, None, False)),
+        ({"content-length": "7" * 400}, Whole(None, None, False)),
+        (part(etag=TAG), Whole(TAG, None, False)),
     ],
 )
 @pytest.mark.parametrize("have", [NOTHING, HALF, DATED, ALL, UNNAMED])
-def test_a_200_is_the_whole_file_whatever_is_there(headers: dict[str, str], meant: Begin, have: Have) -> None:
+def test_a_200_is_the_whole_file_whatever_is_there(
+    headers: dict[str, str], meant: Whole, have: Partial
+) -> None:
     assert meaning_of(200, headers, have) == meant
 
 
 @pytest.mark.parametrize(
     ("have", "headers", "meant"),
     [
-        (HALF, part(), GoOn(50, 100)),
-        (HALF, part(etag=TAG), GoOn(50, 100)),
-        (HALF, part(etag=TAG, last_modified=LATER), GoOn(50, 100)),
-        (DATED, part(last_modified=DATE), GoOn(50, 100)),
-        (DATED, part(last_modified=DATE, etag=OTHER), GoOn(50, 100)),
-        (HALF, part(" bytes 50-99/100 "), GoOn(50, 100)),
-        (HALF, part("bytes 50-59/100"), GoOn(10, 100)),
-        (HALF, part("bytes 50-50/100"), GoOn(1, 100)),
-        (HALF, part("bytes 50-99/*"), GoOn(50, 100)),
-        (ENDLESS, part("bytes 50-99/100"), GoOn(50, 100)),
-        (ENDLESS, part("bytes 50-99/*"), GoOn(50, None)),
+        (HALF, part(), Rest(50, 100)),
+        (HALF, part(etag=TAG), Rest(50, 100)),
+        (HALF, part(etag=TAG, last_modified=LATER), Rest(50, 100)),
+        (DATED, part(last_modified=DATE), Rest(50, 100)),
+        (DATED, part(last_modified=DATE, etag=OTHER), Rest(50, 100)),
+        (HALF, part(" bytes 50-99/100 "), Rest(50, 100)),
+        (HALF, part("bytes 50-59/100"), Rest(10, 100)),
+        (HALF, part("bytes 50-50/100"), Rest(1, 100)),
+        (HALF, part("bytes 50-99/*"), Rest(50, 100)),
+        (ENDLESS, part("bytes 50-99/100"), Rest(50, 100)),
+        (ENDLESS, part("bytes 50-99/*"), Rest(50, None)),
     ],
 )
-def test_a_part_that_agrees_is_gone_on_with(have: Have, headers: dict[str, str], meant: GoOn) -> None:
+def test_a_part_that_agrees_is_gone_on_with(have: Partial, headers: dict[str, str], meant: Rest) -> None:
     assert meaning_of(206, headers, have) == meant
 
 
@@ -125,14 +127,14 @@ def test_a_part_that_agrees_is_gone_on_with(have: Have, headers: dict[str, str],
         (DATED, part(last_modified="2026-11-21T10:00:00Z")),
     ],
 )
-def test_a_part_that_does_not_agree_begins_again(have: Have, headers: dict[str, str]) -> None:
-    assert isinstance(meaning_of(206, headers, have), StartOver)
+def test_a_part_that_does_not_agree_begins_again(have: Partial, headers: dict[str, str]) -> None:
+    assert isinstance(meaning_of(206, headers, have), Restart)
 
 
 # A length that is not told ("*") is the one that was told before.
 @pytest.mark.parametrize("told", ["bytes 50-100/*", "bytes 50-999999999/*"])
 def test_a_part_that_ends_beyond_the_file_begins_again(told: str) -> None:
-    assert isinstance(meaning_of(206, part(told), HALF), StartOver)
+    assert isinstance(meaning_of(206, part(told), HALF), Restart)
 
 
 @pytest.mark.parametrize(
@@ -140,21 +142,21 @@ def test_a_part_that_ends_beyond_the_file_begins_again(told: str) -> None:
     [
         (ALL, part("bytes */100", etag=TAG), Complete),
         (ALL, part("bytes */100"), Complete),
-        (ALL, part("bytes */100", etag=OTHER), StartOver),
-        (ALL, part("bytes */99"), StartOver),
-        (ALL, part("bytes */101"), StartOver),
-        (ALL, part("bytes */*"), StartOver),
-        (ALL, part("bytes 0-99/100"), StartOver),
-        (ALL, {}, StartOver),
-        (HALF, part("bytes */50"), StartOver),
-        (HALF, part("bytes */100"), StartOver),
+        (ALL, part("bytes */100", etag=OTHER), Restart),
+        (ALL, part("bytes */99"), Restart),
+        (ALL, part("bytes */101"), Restart),
+        (ALL, part("bytes */*"), Restart),
+        (ALL, part("bytes 0-99/100"), Restart),
+        (ALL, {}, Restart),
+        (HALF, part("bytes */50"), Restart),
+        (HALF, part("bytes */100"), Restart),
         (ENDLESS, part("bytes */50"), Complete),
-        (ENDLESS, part("bytes */51"), StartOver),
-        (NOTHING, part("bytes */0"), Hopeless),
-        (UNNAMED, part("bytes */50"), Hopeless),
+        (ENDLESS, part("bytes */51"), Restart),
+        (NOTHING, part("bytes */0"), Permanent),
+        (UNNAMED, part("bytes */50"), Permanent),
     ],
 )
-def test_a_416_is_the_end_only_where_all_is_there(have: Have, headers: dict[str, str], kind: type) -> None:
+def test_a_416_is_the_end_only_where_all_is_there(have: Partial, headers: dict[str, str], kind: type) -> None:
     assert isinstance(meaning_of(416, headers, have), kind)
 
 
@@ -162,13 +164,13 @@ def test_a_416_is_the_end_only_where_all_is_there(have: Have, headers: dict[str,
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        *((status, Refused) for status in (401, 403, 404, 410)),
-        *((status, Later) for status in (408, 425, 429, 500, 502, 503, 504, 507, 599, 999)),
-        *((status, Hopeless) for status in (100, 199, 201, 202, 203, 204, 205, 207, 226)),
-        *((status, Hopeless) for status in (300, 301, 302, 304, 305, 307, 402, 405, 406, 411, 451)),
+        *((status, AddressRefused) for status in (401, 403, 404, 410)),
+        *((status, RetryLater) for status in (408, 425, 429, 500, 502, 503, 504, 507, 599, 999)),
+        *((status, Permanent) for status in (100, 199, 201, 202, 203, 204, 205, 207, 226)),
+        *((status, Permanent) for status in (300, 301, 302, 304, 305, 307, 402, 405, 406, 411, 451)),
     ],
 )
-def test_each_other_status_has_one_meaning(status: int, kind: type, have: Have) -> None:
+def test_each_other_status_has_one_meaning(status: int, kind: type, have: Partial) -> None:
     assert isinstance(meaning_of(status, {"content-length": "7", **part(etag=TAG)}, have), kind)
 
 
@@ -176,7 +178,7 @@ def test_each_other_status_has_one_meaning(status: int, kind: type, have: Have) 
 def test_the_wait_that_a_server_asks_for_is_told(told: str, after: float | None) -> None:
     meaning = meaning_of(503, {"retry-after": told}, NOTHING)
 
-    assert meaning == Later("HTTP 503", after)
+    assert meaning == RetryLater("HTTP 503", after)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ headers_of_any_kind = st.fixed_dictionaries(
     },
 )
 haves = st.builds(
-    Have,
+    Partial,
     st.integers(0, 120),
     st.none() | st.sampled_from([TAG, DATE]),
     st.none() | st.integers(0, 120),
@@ -237,15 +239,15 @@ haves = st.builds(
 @settings(max_examples=400)
 @given(st.integers(-1, 1000) | st.sampled_from([200, 206, 416]), headers_of_any_kind, haves)
 @pytest.mark.no_cover
-def test_no_answer_makes_it_raise(status: int, headers: dict[str, str], have: Have) -> None:
+def test_no_answer_makes_it_raise(status: int, headers: dict[str, str], have: Partial) -> None:
     meaning = meaning_of(status, headers, have)
 
     assert isinstance(meaning, get_args(Meaning))
     why = getattr(meaning, "why", "")
     assert why.isprintable()
     assert len(why) < 150
-    assert not isinstance(meaning, Begin) or status == 200
-    assert not isinstance(meaning, GoOn) or status == 206
+    assert not isinstance(meaning, Whole) or status == 200
+    assert not isinstance(meaning, Rest) or status == 206
     assert not isinstance(meaning, Complete) or (status == 416 and have.size == have.total)
 
 
@@ -253,16 +255,16 @@ def test_no_answer_makes_it_raise(status: int, headers: dict[str, str], have: Ha
 @given(
     st.builds("bytes {}-{}/{}".format, st.integers(49, 51), numbers, st.sampled_from([99, 100, 101, "*"])),
     st.fixed_dictionaries({}, optional={"etag": validators, "last-modified": validators}),
-    st.builds(Have, st.just(50), st.sampled_from([TAG, DATE, None]), st.sampled_from([None, 100])),
+    st.builds(Partial, st.just(50), st.sampled_from([TAG, DATE, None]), st.sampled_from([None, 100])),
 )
 @example("bytes 50-99/100", {"etag": TAG}, HALF)
 @pytest.mark.no_cover
 def test_a_part_is_gone_on_with_only_if_begin_length_and_version_agree(
-    told: str, headers: dict[str, str], have: Have
+    told: str, headers: dict[str, str], have: Partial
 ) -> None:
     meaning = meaning_of(206, {"content-range": told, **headers}, have)
 
-    if isinstance(meaning, GoOn):
+    if isinstance(meaning, Rest):
         found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", told)
         assert found is not None
         first, last = int(found[1]), int(found[2])

@@ -202,7 +202,7 @@ def test_and_all_the_rest_is_refused_as_ever(url: str) -> None:
         ("https://bücher.example/", "b\\xfccher.example is no host name"),
         ("https://a.example:0/", "0 is no port"),
         ("ftp://a.example/", "only https is fetched, not ftp"),
-        ("no address", "the address has a character that belongs in no address"),
+        ("no address", "the address has a character that is not allowed in addresses"),
         ("noaddress", "it is no address"),
         ("https:a.example", "the address has no host"),
         ("http://a.example/", "only https is fetched, not plain http"),

@@ -16,7 +16,14 @@ import httpx
 import pytest
 import respx
 
-from bide._http.fetcher import MAX_REDIRECTS, READ_TIMEOUT, Answer, CutError, Fetcher, ForbiddenError
+from bide._http.fetcher import (
+    MAX_REDIRECTS,
+    READ_TIMEOUT_SECONDS,
+    CutError,
+    Fetcher,
+    FileReply,
+    ForbiddenError,
+)
 from support.hostile_server import (
     CDN,
     PNG,
@@ -51,7 +58,7 @@ def fetcher_of(answer: Callable[[httpx.Request], httpx.Response], **options: Any
     return Fetcher(FAR, transport=httpx.MockTransport(answer), **options)
 
 
-async def got(fetcher: Fetcher, url: str = FILE, **headers: str) -> tuple[Answer, bytes]:
+async def got(fetcher: Fetcher, url: str = FILE, **headers: str) -> tuple[FileReply, bytes]:
     """The answer, and all of its body."""
     async with fetcher.open(url, headers) as answer:
         return answer, b"".join([chunk async for chunk in answer.chunks])
@@ -357,8 +364,8 @@ async def test_a_server_that_says_nothing_is_cut(wide: Net) -> None:
     async with public_server(b"") as server:
         words = await cut(fetcher, f"https://{CDN}:{server.port}/a?Signature={SECRET}")
 
-    assert "no answer in time" in words
-    assert loop.time() - began == pytest.approx(READ_TIMEOUT, abs=1)
+    assert "no reply in time" in words
+    assert loop.time() - began == pytest.approx(READ_TIMEOUT_SECONDS, abs=1)
     await fetcher.aclose()
 
 

@@ -17,7 +17,7 @@ import pytest
 from attrs import define, field
 
 from bide._http import guard as _guard
-from bide._http.guard import STAGGER, GuardedBackend, RefusedAddressError, check_resolved
+from bide._http.guard import STAGGER_SECONDS, ForbiddenAddressError, GuardedBackend, check_resolved
 from support.scripted_server import reply, serving
 
 PUBLIC = "93.184.216.34"
@@ -138,7 +138,7 @@ async def test_a_name_of_an_address_that_is_not_public_reaches_nobody(net: Net, 
     net.names["files.example"] = [[address]]
 
     with listening("0.0.0.0") as server:
-        with pytest.raises(RefusedAddressError) as caught:
+        with pytest.raises(ForbiddenAddressError) as caught:
             await GUARD.connect_tcp("files.example", port_of(server), timeout=5)
         assert accepted(server) == 0
 
@@ -152,7 +152,7 @@ async def test_a_name_of_an_address_that_is_not_public_reaches_nobody(net: Net, 
 async def test_one_such_address_among_public_ones_spoils_the_name(net: Net, address: str) -> None:
     net.names["files.example"] = [[PUBLIC, PUBLIC_6, address]]
 
-    with pytest.raises(RefusedAddressError, match="which is not a public address"):
+    with pytest.raises(ForbiddenAddressError, match="which is not a public address"):
         await GUARD.connect_tcp("files.example", 443, timeout=5)
 
     assert net.dialled == []
@@ -174,7 +174,7 @@ async def test_one_such_address_among_public_ones_spoils_the_name(net: Net, addr
 )
 async def test_a_literal_is_judged_without_asking_anyone(net: Net, host: str) -> None:
     with listening() as server:
-        with pytest.raises(RefusedAddressError, match="is not a public address"):
+        with pytest.raises(ForbiddenAddressError, match="is not a public address"):
             await GUARD.connect_tcp(host, port_of(server))
         assert accepted(server) == 0
 
@@ -187,7 +187,7 @@ async def test_a_literal_is_judged_without_asking_anyone(net: Net, host: str) ->
 async def test_leave_for_loopback_is_leave_for_nothing_else(net: Net, address: str) -> None:
     net.names["files.example"] = [["127.0.0.1", address]]
 
-    with pytest.raises(RefusedAddressError, match=f"files.example resolves to {address}, "):
+    with pytest.raises(ForbiddenAddressError, match=f"files.example resolves to {address}, "):
         await AT_HOME.connect_tcp("files.example", 443)
 
     assert net.dialled == []
@@ -197,7 +197,7 @@ async def test_leave_for_loopback_is_leave_for_nothing_else(net: Net, address: s
 async def test_an_address_of_a_zone_is_refused(net: Net, address: str) -> None:
     net.names["files.example"] = [[address]]
 
-    with pytest.raises(RefusedAddressError, match=f"resolves to {address}, which is not"):
+    with pytest.raises(ForbiddenAddressError, match=f"resolves to {address}, which is not"):
         await AT_HOME.connect_tcp("files.example", 443)
 
 
@@ -230,7 +230,7 @@ async def test_a_connection_that_was_turned_aside_is_closed_unused(net: Net) -> 
 
     with listening() as server:
         net.turned[ipaddress.ip_address(PUBLIC)] = ("127.0.0.1", port_of(server))
-        with pytest.raises(RefusedAddressError, match=r"127\.0\.0\.1, which is not a public address"):
+        with pytest.raises(ForbiddenAddressError, match=r"127\.0\.0\.1, which is not a public address"):
             await GUARD.connect_tcp("files.example", 443, timeout=5)
         taken, _ = server.accept()
         with taken:
@@ -266,7 +266,7 @@ async def test_a_silent_address_gets_company_after_a_moment_and_is_closed_when_i
         assert peer(stream) == "127.0.0.1"
         await stream.aclose()
 
-    assert STAGGER <= loop.time() - began < STAGGER + 0.01
+    assert STAGGER_SECONDS <= loop.time() - began < STAGGER_SECONDS + 0.01
     assert open_files() == before
 
 
@@ -285,7 +285,7 @@ async def test_a_name_of_a_hundred_addresses_is_checked_whole_and_dialled_in_par
 
     with pytest.raises(httpcore.ConnectError):
         await AT_HOME.connect_tcp("files.example", 1, timeout=5)
-    with pytest.raises(RefusedAddressError):
+    with pytest.raises(ForbiddenAddressError):
         await AT_HOME.connect_tcp("files.example", 1, timeout=5)
 
     assert net.dialled == addresses(*many[:10])
@@ -422,7 +422,7 @@ async def test_a_connection_that_breaks_before_it_is_looked_at_is_none(
 
 
 async def test_a_socket_of_this_machine_is_never_connected_to() -> None:
-    with pytest.raises(RefusedAddressError, match=r"/run/docker\.sock"):
+    with pytest.raises(ForbiddenAddressError, match=r"/run/docker\.sock"):
         await AT_HOME.connect_unix_socket("/run/docker.sock")
 
 
@@ -452,7 +452,9 @@ async def test_a_cancel_at_any_moment_leaves_nothing_open(net: Net, way: str) ->
     with listening() as server, silent("127.0.0.2", port_of(server)):
         before = open_files()
         # In the lookup; when it has ended and the first is dialled; when the second and third are; and the steps after.
-        moments = [(seconds, steps) for seconds in (0, 0.1, 0.1 + STAGGER, 0.351) for steps in range(20)]
+        moments = [
+            (seconds, steps) for seconds in (0, 0.1, 0.1 + STAGGER_SECONDS, 0.351) for steps in range(20)
+        ]
         for moment in moments:
             scope = anyio.CancelScope()
             task = asyncio.create_task(connect(port_of(server), scope, moment))
@@ -490,7 +492,7 @@ async def test_a_local_proxys_stand_in_for_an_address_says_nothing_of_where_the_
 async def test_what_a_proxy_would_connect_to_is_checked_here(net: Net, address: str) -> None:
     net.names["files.example"] = [[PUBLIC, address]]
 
-    with pytest.raises(RefusedAddressError, match=f"files.example resolves to {address}, which is not"):
+    with pytest.raises(ForbiddenAddressError, match=f"files.example resolves to {address}, which is not"):
         await check_resolved("files.example", 443, loopback=False)
 
 
@@ -502,7 +504,7 @@ async def test_names_of_public_addresses_and_unknown_names_pass_to_a_proxy(net: 
     await check_resolved("unknown.example", 443, loopback=False)
     await check_resolved("8.8.8.8", 443, loopback=False)
     await check_resolved("localhost", 443, loopback=True)
-    with pytest.raises(RefusedAddressError, match=r"^127\.0\.0\.1 is not a public address$"):
+    with pytest.raises(ForbiddenAddressError, match=r"^127\.0\.0\.1 is not a public address$"):
         await check_resolved("127.0.0.1", 443, loopback=False)
 
     assert net.dialled == []
@@ -532,7 +534,7 @@ async def test_httpcore_fetches_through_it_by_real_names() -> None:
             assert await answer.aread() == b"whole"
             await answer.aclose()
         async with httpcore.AsyncHTTPConnection(origin, network_backend=GUARD) as connection:
-            with pytest.raises(RefusedAddressError, match="localhost resolves to"):
+            with pytest.raises(ForbiddenAddressError, match="localhost resolves to"):
                 await connection.handle_async_request(request)
 
         assert server.connections == 1

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from bide._http import pool as _pool
-from bide._http.pool import MAX_IDLE, ConnectionStack, SetupError, proxy_for
+from bide._http.pool import MAX_IDLE_EXTENSION, ConnectionStack, SetupError, proxy_for
 from support.scripted_server import Server, cut, late, reply, serving
 
 BROKEN = (httpx.NetworkError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.ConnectionNotAvailable)
@@ -25,7 +25,7 @@ async def get(
 ) -> bytes:
     extensions: dict[str, object] = {"timeout": {"pool": pool, "connect": 10, "read": 1000, "write": 10}}
     if max_idle is not None:
-        extensions[MAX_IDLE] = max_idle
+        extensions[MAX_IDLE_EXTENSION] = max_idle
     response = await stack.handle_async_request(httpx.Request("GET", server.url, extensions=extensions))
     try:
         return b"".join([chunk async for chunk in response.aiter_raw()])
@@ -278,7 +278,7 @@ async def test_a_connection_whose_answer_cannot_be_closed_is_not_used_again(
     async def answer(*_: object) -> httpx.Response:
         return httpx.Response(200, stream=Stuck())
 
-    monkeypatch.setattr(_pool._Direct, "handle_async_request", answer)
+    monkeypatch.setattr(_pool._DirectConnection, "handle_async_request", answer)
     stack = ConnectionStack(size=1)
     response = await stack.handle_async_request(httpx.Request("GET", "http://api.example"))
 

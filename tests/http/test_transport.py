@@ -202,7 +202,7 @@ async def test_an_answer_that_drips_ends_by_the_time_out_of_the_whole() -> None:
         transport = Transport(server.url)
         before = asyncio.get_running_loop().time()
 
-        with pytest.raises(TransportError, match="no answer in time"):
+        with pytest.raises(TransportError, match="no reply in time"):
             await transport.send(LOOK, key=KEY, timeout=20)
 
         assert asyncio.get_running_loop().time() - before == pytest.approx(20, abs=0.1)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bide._downloads.media_types import HEAD
+from bide._downloads.media_types import HEAD_BYTES
 from bide._downloads.part_file import PartFile
 
 ETAG = '"v1"'
@@ -37,7 +37,7 @@ def left(folder: Path, *pieces: bytes, validator: str | None = ETAG, total: int 
     part.begin(validator=validator, total=total)
     for piece in pieces:
         part.write(piece)
-    part._shut()
+    part._release()
     return b"".join(pieces)
 
 
@@ -53,7 +53,7 @@ def assert_holds(part: PartFile, data: bytes) -> None:
     assert part.size == len(data)
     assert part.path.read_bytes() == data
     assert part.sha256() == digest(data)
-    assert part.head == data[:HEAD]
+    assert part.head == data[:HEAD_BYTES]
 
 
 @contextmanager

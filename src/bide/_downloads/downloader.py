@@ -1,8 +1,9 @@
-"""Bringing results home: one output into one file, whole or not at all, whatever the connection does meanwhile.
+"""`Downloader`: saves one output in one file, complete or not at all.
 
-What has come stays in a part file beside the target, across tries, cancels and crashes: the next try asks for the rest,
-if the server still has the same version of the file. `_fetching` opens addresses, `_ranges` decides what an answer
-means, `_part` writes, `_filling` puts them together; here are the places, the deadline and the target.
+The received bytes stay in a part file beside the target, across tries, cancels and crashes. The next try requests the
+rest, if the server still has the same version of the file. `fetcher` opens addresses, `ranges` decides what a reply
+means, `part_file` writes, `download` combines them. This module limits the downloads at once, sets the deadline and
+names the target.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from bide._concurrency import in_thread
-from bide._downloads.download import Filling, UselessError
+from bide._downloads.download import Download, UnusablePartError
 from bide._downloads.media_types import extension_of, media_type_of
 from bide._downloads.part_file import PartBusyError, PartFile
 from bide.errors import DownloadError
@@ -25,16 +26,16 @@ from bide.models import SavedFile
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from bide._downloads.download import Job
+    from bide._downloads.download import DownloadJob
     from bide._downloads.settings import Downloads
     from bide._http.fetcher import Fetcher
 
-BUSY_POLL = 0.25
-"""Seconds until a part file is looked at again that somebody else is writing."""
+BUSY_RETRY_SECONDS = 0.25
+"""Seconds until a part file that another process is writing is opened again."""
 
 
 class Downloader:
-    """Brings outputs home, some at a time, the one that expires first of those that wait.
+    """Saves outputs, some at a time. Of those that wait, the one that expires first goes first.
 
     Args:
         terms: how many at once, how large, how long.
@@ -43,26 +44,26 @@ class Downloader:
     def __init__(self, fetcher: Fetcher, terms: Downloads) -> None:
         self._fetcher = fetcher
         self._terms = terms
-        self._gate = _Gate(terms.at_once)
-        # Of our own: what an application does in the loop's default threads would wait for disks, and the other way.
+        self._semaphore = _PrioritySemaphore(terms.at_once)
+        # Not the loop's default threads: there the application's work would wait for our disk, and ours for its work.
         self._threads = ThreadPoolExecutor(terms.at_once, thread_name_prefix="bide-save")
 
     async def aclose(self) -> None:
-        """Let go of the threads. No download is under way any more."""
+        """Release the threads. No download may be under way."""
         self._threads.shutdown(wait=False)
 
-    async def save(self, job: Job) -> tuple[SavedFile, bool]:
-        """Bring one output home. Returns its file, and whether it was written now (else it was there already).
+    async def save(self, job: DownloadJob) -> tuple[SavedFile, bool]:
+        """Save one output. Returns its file, and whether this call has written it (otherwise it was there already).
 
-        Cancelling this keeps what has come for the next time.
+        A cancel keeps the received bytes for the next call.
 
         Raises:
             DownloadError: it cannot be fetched or written.
         """
         expires = job.output.expires_at
-        async with _Place(self._gate, expires.timestamp() if expires else math.inf) as place:
+        async with _Permit(self._semaphore, expires.timestamp() if expires else math.inf) as permit:
             try:
-                return await self._save(job, place)
+                return await self._save(job, permit)
             except OSError as fault:
                 in_the_way = isinstance(fault, IsADirectoryError | NotADirectoryError | FileExistsError)
                 advice = "; move it away, or save to another directory" if in_the_way else ""
@@ -71,17 +72,17 @@ class Downloader:
                     retryable=True,
                 ) from None
 
-    async def _save(self, job: Job, place: _Place) -> tuple[SavedFile, bool]:
+    async def _save(self, job: DownloadJob, permit: _Permit) -> tuple[SavedFile, bool]:
         await in_thread(self._threads, partial(job.folder.mkdir, parents=True, exist_ok=True))
-        part = await self._opened(job, place)
+        part = await self._open_part(job, permit)
         if isinstance(part, SavedFile):
             return part, False
         try:
-            media_type = await self._fill(part, job, place)
-            job.heard(part.size, part.size)
-            # Never the server's word for it, but for JSON, which has no mark of its own.
-            told = media_type if media_type == "application/json" else media_type_of(part.head)
-            target = job.folder / f"{job.stem}.{extension_of(told)}"
+            media_type = await self._fetch(part, job, permit)
+            job.on_progress(part.size, part.size)
+            # The content decides, not the server's header; except for JSON, whose content has no signature.
+            found = media_type if media_type == "application/json" else media_type_of(part.head)
+            target = job.folder / f"{job.stem}.{extension_of(found)}"
             size, digest = part.size, part.sha256()
             try:
                 is_new = await in_thread(self._threads, partial(part.finish, target, overwrite=job.overwrite))
@@ -91,14 +92,14 @@ class Downloader:
                     f"with overwrite=True to replace it"
                 ) from None
             return SavedFile(str(target), size, digest, media_type), is_new
-        except UselessError as fault:
+        except UnusablePartError as fault:
             await in_thread(self._threads, part.discard)
-            raise fault.told from None
+            raise fault.error from None
         finally:
             await in_thread(self._threads, part.close)
 
-    async def _opened(self, job: Job, place: _Place) -> PartFile | SavedFile:
-        """The part file, once it is ours; or the result, if whoever had it has finished it."""
+    async def _open_part(self, job: DownloadJob, permit: _Permit) -> PartFile | SavedFile:
+        """The part file, opened for us alone; or the saved file, if another process has finished it meanwhile."""
         clock = asyncio.timeout(self._terms.deadline)
         try:
             async with clock:
@@ -107,47 +108,47 @@ class Downloader:
                         opening = partial(PartFile.open, job.folder, job.stem, job.identity)
                         return await in_thread(self._threads, opening, undo=PartFile.close)
                     except PartBusyError:
-                        await place.pause(BUSY_POLL)
-                    there = None if job.overwrite else await job.there()
-                    if there is not None:
-                        return there
+                        await permit.pause(BUSY_RETRY_SECONDS)
+                    saved = None if job.overwrite else await job.find_saved()
+                    if saved is not None:
+                        return saved
         except TimeoutError:
             if not clock.expired():
                 raise
         raise DownloadError(
-            f"{job.stem} is being saved by another process since {self._terms.deadline:g} s", retryable=True
+            f"another process has been saving {job.stem} for {self._terms.deadline:g} s", retryable=True
         )
 
-    async def _fill(self, part: PartFile, job: Job, place: _Place) -> str | None:
-        """Make *part* whole. Returns the media type."""
+    async def _fetch(self, part: PartFile, job: DownloadJob, permit: _Permit) -> str | None:
+        """Fill *part* with the whole file. Returns its media type."""
         largest = self._terms.largest(job.output.kind)
-        filling = Filling(self._fetcher, self._threads, part, job, largest=largest, pause=place.pause)
+        download = Download(self._fetcher, self._threads, part, job, largest=largest, pause=permit.pause)
         if job.output.data is not None:
-            return await filling.decode(job.output.data)
+            return await download.decode(job.output.data)
         clock = asyncio.timeout(self._terms.deadline)
         try:
             async with clock:
-                return await filling.fetch()
+                return await download.fetch()
         except TimeoutError:
             if not clock.expired():
                 raise
         raise DownloadError(
-            f"{job.stem} was not there within {self._terms.deadline:g} s: {part.size} of {part.total or '?'} bytes "
-            f"came; save again to go on",
+            f"{job.stem} was not complete within {self._terms.deadline:g} s: {part.size} of {part.total or '?'} bytes "
+            f"came; save again to continue",
             retryable=True,
         )
 
 
-class _Gate:
-    """So many places; of those who wait the most urgent one goes first."""
+class _PrioritySemaphore:
+    """A semaphore that gives its next permit to the most urgent waiter."""
 
-    def __init__(self, places: int) -> None:
-        self._free = places
+    def __init__(self, permits: int) -> None:
+        self._free = permits
         self._numbers = itertools.count()
         self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
 
-    async def enter(self, urgency: float) -> None:
-        """Wait for a place; `leave` must follow. The lower *urgency* is, the sooner."""
+    async def acquire(self, urgency: float) -> None:
+        """Wait for a permit; `release` must follow. The lower *urgency* is, the sooner."""
         if self._free:
             self._free -= 1
             return
@@ -157,15 +158,15 @@ class _Gate:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # it was our turn in that very moment
-                self.leave()
-            elif waiting in self._waiting:  # `leave` may have met it already
+            if turn.done() and not turn.cancelled():  # we got the permit at that moment
+                self.release()
+            elif waiting in self._waiting:  # `release` may have removed it already
                 self._waiting.remove(waiting)
                 heapq.heapify(self._waiting)
             raise
 
-    def leave(self) -> None:
-        """Let the next one in."""
+    def release(self) -> None:
+        """Give the permit to the most urgent waiter, or keep it free."""
         while self._waiting:
             _, _, turn = heapq.heappop(self._waiting)
             if not turn.done():
@@ -174,16 +175,16 @@ class _Gate:
         self._free += 1
 
 
-class _Place:
-    """A place behind the gate, for as long as the block lasts."""
+class _Permit:
+    """One permit of the semaphore, held during an `async with` block."""
 
-    def __init__(self, gate: _Gate, urgency: float) -> None:
-        self._gate = gate
+    def __init__(self, semaphore: _PrioritySemaphore, urgency: float) -> None:
+        self._semaphore = semaphore
         self._urgency = urgency
         self._is_held = False
 
     async def __aenter__(self) -> Self:
-        await self._gate.enter(self._urgency)
+        await self._semaphore.acquire(self._urgency)
         self._is_held = True
         return self
 
@@ -191,14 +192,14 @@ class _Place:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._is_held:
-            self._gate.leave()
+            self._semaphore.release()
 
     async def pause(self, seconds: float) -> None:
-        """Wait so long, and let somebody else have the place meanwhile."""
+        """Wait *seconds*; another download may have the permit meanwhile."""
         if seconds <= 0:
             return
         self._is_held = False
-        self._gate.leave()
+        self._semaphore.release()
         await asyncio.sleep(seconds)
-        await self._gate.enter(-math.inf)  # its deadline goes on
+        await self._semaphore.acquire(-math.inf)  # first of all waiters: its deadline is running
         self._is_held = True

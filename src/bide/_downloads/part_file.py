@@ -1,7 +1,7 @@
-"""One file on its way to disk: a part file beside its target, with a journal that tells how much of it is good.
+"""`PartFile`: an unfinished file beside its target, with a journal that shows which of its bytes are good.
 
-Nothing of a piece is flushed when it is written. After a crash the journal's digests tell which of it has arrived, so
-that a power cut costs some bytes and never the truth of those that are kept.
+A written piece is not flushed. After a crash the digests in the journal show which pieces have reached the disk. So a
+power cut may lose some bytes, but the bytes that are kept are right.
 """
 
 from __future__ import annotations
@@ -17,51 +17,51 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from bide._downloads import media_types as _media
+from bide._downloads import media_types
 
 try:
     import fcntl
-except ImportError:  # Windows: no lock keeps others out there
-    fcntl = None  # type: ignore[assignment]  # asked for before each use
+except ImportError:  # Windows: there is no such lock
+    fcntl = None  # type: ignore[assignment]  # checked before each use
 
 if TYPE_CHECKING:
     from _hashlib import HASH
 
-READ = 2**20
-"""Bytes of one read."""
-PUSH = 8 * 2**20
-"""Bytes after which the system is told to begin to bring them to disk: else the end waits for all of them."""
-JOURNAL = 16 * 2**20
-"""A journal that is longer is not ours."""
-TRIES = 100
-"""How often a name is opened again when somebody else changes what it stands for."""
+READ_BYTES = 2**20
+"""Bytes that are read at once."""
+WRITEBACK_BYTES = 8 * 2**20
+"""New bytes after which the system is asked to start to write them to disk. Else the last flush waits for them all."""
+MAX_JOURNAL_BYTES = 16 * 2**20
+"""The longest journal that we write; a longer one is ignored."""
+MAX_OPEN_TRIES = 100
+"""How often a name is opened again while another process replaces its file."""
 
 _FLAGS = (
     os.O_RDWR
     | getattr(os, "O_NOFOLLOW", 0)
     | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_NONBLOCK", 0)  # a FIFO in our place must not hold us up
+    | getattr(os, "O_NONBLOCK", 0)  # a FIFO with that name must not block us
     | getattr(os, "O_NOCTTY", 0)
     | getattr(os, "O_BINARY", 0)
 )
 
 
 class PartBusyError(Exception):
-    """Somebody else is writing this part now."""
+    """Another process or task is writing this part file now."""
 
 
 class PartFile:
-    """A file that comes in piece by piece, and is whole or absent under its name. Blocks: for a worker thread.
+    """A file that is written piece by piece and gets its name when it is complete. Blocks: for a worker thread.
 
     Attributes:
-        path: where its bytes are until then.
-        size: bytes that are there and are known to be good.
-        validator: the text of the ETag or Last-Modified that `begin` noted.
-        total: the length of the whole file, if it was told.
-        head: its first bytes, which tell its type.
+        path: the file with the bytes received so far.
+        size: its bytes that are known to be good.
+        validator: the ETag or Last-Modified that `begin` recorded.
+        total: the length of the whole file in bytes, if `begin` recorded one.
+        head: its first bytes, which show its type.
     """
 
-    def __init__(self, path: Path, file: FileIO, journal: FileIO, *, identity: str, locked: bool) -> None:
+    def __init__(self, path: Path, file: FileIO, journal: FileIO, *, identity: str, is_locked: bool) -> None:
         self.path = path
         self._identity = identity
         self.size = 0
@@ -70,94 +70,96 @@ class PartFile:
         self.head = b""
         self._file = file
         self._journal = journal
-        self._noted = 0  # bytes of the journal
+        self._journal_size = 0  # bytes of the journal
         self._hash = hashlib.sha256()
-        self._locked = locked
-        self._pushed = 0  # bytes that the system was told to bring to disk
+        self._is_locked = is_locked
+        self._writeback_size = 0  # bytes that the system was asked to write to disk
+        self._recover()
 
     @classmethod
     def open(cls, folder: Path, stem: str, identity: str = "") -> PartFile:
-        """The part of *stem* in *folder*, with what a crash has left of it, as far as its bytes can be trusted, and if
-        they are of the same *identity*: the same name may be another file's tomorrow.
+        """Open the part file of *stem* in *folder*, or make it.
+
+        Bytes from before a crash are kept if their digests agree and they have the same *identity*: the same name may
+        later belong to another file.
 
         Raises:
-            PartBusyError: somebody else has it open.
-            OSError: the folder does not let us.
-            ValueError: the stem is no name of a file.
+            PartBusyError: another process or task has it open.
+            OSError: it cannot be opened there.
+            ValueError: *stem* cannot name a file.
         """
         if not stem or Path(f".{stem}.part").name != f".{stem}.part" or "\0" in stem or "\\" in stem:
             raise ValueError(f"{stem!r} cannot name a file")
         path = folder / f".{stem}.part"
-        file, locked = _claim_alone(path)
+        file, is_locked = _open_locked(path)
         try:
-            journal = _claim(_journal_of(path))
+            journal = _open_own(_journal_path(path))
         except BaseException:
-            _let_go(file)
+            _unlock_and_close(file)
             raise
-        part = cls(path, file, journal, identity=identity, locked=locked)
         try:
-            part._take_up()
+            return cls(path, file, journal, identity=identity, is_locked=is_locked)
         except BaseException:
-            part._shut()
+            journal.close()
+            _unlock_and_close(file)
             raise
-        return part
 
     def begin(self, *, validator: str | None, total: int | None) -> None:
-        """Empty it, and note what is coming: its *validator*, by which one may go on later, and its *total* length."""
-        self._cut_to(0, 0, hashlib.sha256())
+        """Empty it, and record the *validator* and *total* length of the file that comes: a later try needs them."""
+        self._truncate(0, 0, hashlib.sha256())
         self.validator = self.total = None
         note = json.dumps({"version": 1, "identity": self._identity, "validator": validator, "total": total})
-        self._note(f"{note} {hashlib.sha256(note.encode()).hexdigest()}\n")
+        self._append_to_journal(f"{note} {hashlib.sha256(note.encode()).hexdigest()}\n")
         self.validator, self.total = validator, total
 
     def write(self, piece: bytes | bytearray | memoryview) -> None:
-        """Append *piece*. When the disk is full it stays as it was before."""
+        """Append *piece*. If the disk is full, the file stays as it was before."""
         sha256 = self._hash.copy()
         sha256.update(piece)
         size = self.size + memoryview(piece).nbytes
-        if os.fstat(self._file.fileno()).st_size < self.size:  # a write would leave a hole in it
-            raise OSError(errno.ESTALE, "somebody else has cut the part file", str(self.path))
+        if os.fstat(self._file.fileno()).st_size < self.size:  # a write would leave a gap in it
+            raise OSError(errno.ESTALE, "another process has cut the part file", str(self.path))
         try:
             _write_at(self._file, self.size, piece)
-            self._note(f"{size} {sha256.hexdigest()}\n")
+            self._append_to_journal(f"{size} {sha256.hexdigest()}\n")
         except BaseException:
-            with suppress(OSError):  # and if not: the next write goes to the same place
+            with suppress(OSError):  # if it fails: the next write starts at the same position
                 self._file.truncate(self.size)
             raise
         self.size, self._hash = size, sha256
-        if size - self._pushed >= PUSH:
-            self._push()
-        if len(self.head) < _media.HEAD:
-            self.head += bytes(memoryview(piece).cast("B")[: _media.HEAD - len(self.head)])
+        if size - self._writeback_size >= WRITEBACK_BYTES:
+            self._start_writeback()
+        if len(self.head) < media_types.HEAD_BYTES:
+            self.head += bytes(memoryview(piece).cast("B")[: media_types.HEAD_BYTES - len(self.head)])
 
-    def _push(self) -> None:
-        """Have the system begin to bring it to disk. It does so for what it is told not to keep."""
+    def _start_writeback(self) -> None:
+        """Ask the system to start to write the new bytes to disk: it does so for pages that it need not cache."""
         if hasattr(os, "posix_fadvise"):
             with suppress(OSError):
-                news = self.size - self._pushed
-                os.posix_fadvise(self._file.fileno(), self._pushed, news, os.POSIX_FADV_DONTNEED)
-        self._pushed = self.size
+                length = self.size - self._writeback_size
+                os.posix_fadvise(self._file.fileno(), self._writeback_size, length, os.POSIX_FADV_DONTNEED)
+        self._writeback_size = self.size
 
     def sha256(self) -> str:
-        """The digest of what is there, hexadecimal."""
+        """The digest of the bytes so far, hexadecimal."""
         return self._hash.hexdigest()
 
-    def cut_off(self, media_type: str | None) -> str | None:
-        """Words that prove that what is there is cut off, by the structure of its type."""
-        return _media.cut_off(self._file, self.size, media_type)
+    def find_truncation(self, media_type: str | None) -> str | None:
+        """Why the bytes so far are cut off, if the structure of the type proves it; else None."""
+        return media_types.find_truncation(self._file, self.size, media_type)
 
     def proves_whole(self, media_type: str | None) -> bool:
         """Whether the structure of its type proves that nothing is missing."""
-        return _media.proves_whole(self._file, self.size, media_type)
+        return media_types.proves_whole(self._file, self.size, media_type)
 
     def finish(self, target: Path, *, overwrite: bool) -> bool:
-        """Put it under the name *target*, on disk when this returns. Returns False if the same bytes were there.
+        """Rename it to *target*; it is on disk when this returns. Returns False if *target* had the same bytes already.
 
         Raises:
-            FileExistsError: something else has that name, and *overwrite* is False. The part stays.
-            OSError: it cannot be put there. The part stays.
+            FileExistsError: another file has that name, and *overwrite* is False. The part file stays.
+            OSError: it cannot be renamed, or another process has changed it. The part file stays.
         """
-        self._check()
+        self._check_unchanged()
         if not overwrite:
             found = _lstat(target)
             if found is not None:
@@ -166,7 +168,7 @@ class PartFile:
                 self.discard()
                 return False
         os.fsync(self._file.fileno())
-        if fcntl is None:  # Windows renames no file that is open
+        if fcntl is None:  # Windows cannot rename an open file
             self._file.close()
         self.path.replace(target)
         _sync_folder(target.parent)
@@ -174,35 +176,35 @@ class PartFile:
         return True
 
     def discard(self) -> None:
-        """Remove it and its journal. Does nothing if it is closed."""
+        """Remove the part file and its journal. Does nothing after they are closed."""
         if self._file.closed and self._journal.closed:
             return
-        # The journal goes first, and the part while it is locked: who opens it next meets neither half-gone.
-        for file, path in ((self._journal, _journal_of(self.path)), (self._file, self.path)):
-            if fcntl is None:  # Windows removes no file that is open
+        # The journal first, then the part file while it is locked: the next process that opens it never finds only one.
+        for file, path in ((self._journal, _journal_path(self.path)), (self._file, self.path)):
+            if fcntl is None:  # Windows cannot remove an open file
                 file.close()
             with suppress(OSError):
                 if file.closed or _is_at(path, file):
                     path.unlink()
-        self._shut()
+        self._release()
 
     def close(self) -> None:
-        """Keep what is there for a next time, if one can go on with it then. Does nothing if it is closed."""
+        """Close it. Keep the bytes if a later try can continue with them; else remove them. Does nothing after that."""
         if self.size and self.validator is not None:
-            self._shut()
+            self._release()
         else:
             self.discard()
 
-    def _shut(self) -> None:
+    def _release(self) -> None:
         self._journal.close()
-        _let_go(self._file)
+        _unlock_and_close(self._file)
 
-    def _take_up(self) -> None:
-        """Find the longest beginning of the part that its journal vouches for, and cut both to it."""
-        lines = _lines(self._journal)
+    def _recover(self) -> None:
+        """Find the longest start of the part file that its journal confirms, and cut both to it."""
+        lines = _journal_lines(self._journal)
         note = _read_note(lines[0], self._identity) if lines else None
-        if note is None or note[0] is None:  # without a validator nobody can go on with it
-            self._cut_to(0, 0, hashlib.sha256())
+        if note is None or note[0] is None:  # without a validator no try can continue it
+            self._truncate(0, 0, hashlib.sha256())
             return
         length = os.fstat(self._file.fileno()).st_size
         marks, end = {}, 0
@@ -218,42 +220,42 @@ class PartFile:
             hashed = size
             if sha256.hexdigest() == digest:
                 good = (size, end, sha256.copy())
-        self._cut_to(*good)
+        self._truncate(*good)
         if self.size:
             self.validator, self.total = note
             self._file.seek(0)
-            self.head = self._file.read(min(self.size, _media.HEAD))
+            self.head = self._file.read(min(self.size, media_types.HEAD_BYTES))
 
-    def _cut_to(self, size: int, noted: int, sha256: HASH) -> None:
-        """Leave *size* bytes, and the *noted* first bytes of the journal."""
-        self._journal.truncate(noted)
+    def _truncate(self, size: int, journal_size: int, sha256: HASH) -> None:
+        """Keep the first *size* bytes, and the first *journal_size* bytes of the journal."""
+        self._journal.truncate(journal_size)
         self._file.truncate(size)
-        self.size, self._noted, self._hash = size, noted, sha256
-        self._pushed = size
+        self.size, self._journal_size, self._hash = size, journal_size, sha256
+        self._writeback_size = size
         self.head = self.head[:size]
 
-    def _note(self, line: str) -> None:
+    def _append_to_journal(self, line: str) -> None:
         text = line.encode()
         try:
-            _write_at(self._journal, self._noted, text)
+            _write_at(self._journal, self._journal_size, text)
         except BaseException:
             with suppress(OSError):
-                self._journal.truncate(self._noted)
+                self._journal.truncate(self._journal_size)
             raise
-        self._noted += len(text)
+        self._journal_size += len(text)
 
-    def _check(self) -> None:
-        """The file of that name is still ours and as long as we wrote it: else what gets the target's name is not."""
+    def _check_unchanged(self) -> None:
+        """Raise OSError unless the file of that name is still ours, with our size: it is about to become the target."""
         if not _is_at(self.path, self._file) or os.fstat(self._file.fileno()).st_size != self.size:
-            raise OSError(errno.ESTALE, "somebody else has changed the part file", str(self.path))
-        if not self._locked:
+            raise OSError(errno.ESTALE, "another process has changed the part file", str(self.path))
+        if not self._is_locked:
             sha256 = hashlib.sha256()
             _hash_on(self._file, 0, self.size, sha256)
             if sha256.digest() != self._hash.digest():
-                raise OSError(errno.ESTALE, "somebody else has written to the part file", str(self.path))
+                raise OSError(errno.ESTALE, "another process has written to the part file", str(self.path))
 
     def _is_same(self, target: Path, found: os.stat_result) -> bool:
-        """Whether *target* is a file with the bytes of this one."""
+        """Whether *target* is a plain file with the same bytes."""
         if not stat.S_ISREG(found.st_mode) or found.st_size != self.size:
             return False
         sha256 = hashlib.sha256()
@@ -262,20 +264,20 @@ class PartFile:
         return sha256.digest() == self._hash.digest()
 
 
-def _journal_of(path: Path) -> Path:
+def _journal_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.log")
 
 
-def _lines(journal: FileIO) -> list[bytes]:
-    """The whole lines of a journal; what comes after the last was torn off by a crash."""
-    if os.fstat(journal.fileno()).st_size > JOURNAL:
+def _journal_lines(journal: FileIO) -> list[bytes]:
+    """The complete lines of a journal. A crash may have cut the last line; it is left out."""
+    if os.fstat(journal.fileno()).st_size > MAX_JOURNAL_BYTES:
         return []
     journal.seek(0)
     return [line + b"\n" for line in journal.readall().split(b"\n")[:-1]]
 
 
 def _read_note(line: bytes, identity: str) -> tuple[str | None, int | None] | None:
-    """The validator and the total length in the first line, or None if it is not what was written of *identity*."""
+    """The validator and the total length in the first line, or None if it is damaged or of another *identity*."""
     text, _, digest = line[:-1].rpartition(b" ")
     if hashlib.sha256(text).hexdigest().encode() != digest:
         return None
@@ -287,7 +289,7 @@ def _read_note(line: bytes, identity: str) -> tuple[str | None, int | None] | No
 
 
 def _read_mark(line: bytes) -> tuple[int, str]:
-    """The size and the digest in a line; a size of 0 if it is no such line."""
+    """The size and the digest in a line; a size of 0 if the line is damaged."""
     size, _, digest = line[:-1].partition(b" ")
     if size.isdigit() and len(size) < 20 and len(digest) == 64:
         return int(size), digest.decode("ascii", "replace")
@@ -295,7 +297,7 @@ def _read_mark(line: bytes) -> tuple[int, str]:
 
 
 def _write_at(file: FileIO, position: int, data: bytes | bytearray | memoryview) -> None:
-    """Write all of *data*: the system may take a part of it, before it tells that the disk is full."""
+    """Write all of *data*: one call may write a part only, and the next one report that the disk is full."""
     file.seek(position)
     with memoryview(data) as view, view.cast("B") as rest:
         done = 0
@@ -304,44 +306,44 @@ def _write_at(file: FileIO, position: int, data: bytes | bytearray | memoryview)
 
 
 def _hash_on(file: FileIO, start: int, end: int, sha256: HASH) -> None:
-    """Feed *sha256* with the bytes from *start* to *end*."""
+    """Update *sha256* with the bytes from *start* to *end*."""
     file.seek(start)
     position = start
-    while position < end and (piece := file.read(min(READ, end - position))):
+    while position < end and (piece := file.read(min(READ_BYTES, end - position))):
         sha256.update(piece)
         position += len(piece)
 
 
 # Opening -----------------------------------------------------------------------------------------------------
 
-_open_here: WeakSet[FileIO] = WeakSet()
+_open_files: WeakSet[FileIO] = WeakSet()
 
 
-def _claim_alone(path: Path) -> tuple[FileIO, bool]:
-    """Open *path* for us alone. Also returns whether a lock keeps others out."""
-    for _ in range(TRIES):
-        file = _claim(path)
+def _open_locked(path: Path) -> tuple[FileIO, bool]:
+    """Open *path* for us alone. Also returns whether it is locked against other processes."""
+    for _ in range(MAX_OPEN_TRIES):
+        file = _open_own(path)
         try:
-            locked = _lock(file, path)
+            is_locked = _lock(file, path)
             if _is_at(path, file):
-                return file, locked
+                return file, is_locked
         except BaseException:
             file.close()
             raise
-        _let_go(file)  # whoever had it has finished or removed it since we opened it
-    raise _restless(path)
+        _unlock_and_close(file)  # another process has renamed or removed it since we opened it
+    raise _unstable_name_error(path)
 
 
-def _claim(path: Path) -> FileIO:
-    """Open our own plain file *path*, or a new one: what else has that name is removed and never written through."""
-    for _ in range(TRIES):
+def _open_own(path: Path) -> FileIO:
+    """Open our own plain file *path*, or make it. A link or foreign file of that name is removed, never written to."""
+    for _ in range(MAX_OPEN_TRIES):
         found = _lstat(path)
         if found is None:
             with suppress(FileExistsError):
-                return _opened(path, _FLAGS | os.O_CREAT | os.O_EXCL)
+                return _open_tracked(path, _FLAGS | os.O_CREAT | os.O_EXCL)
             continue
         if stat.S_ISDIR(found.st_mode):
-            raise IsADirectoryError(errno.EISDIR, "a directory stands where the part file belongs", str(path))
+            raise IsADirectoryError(errno.EISDIR, "a directory has the name of the part file", str(path))
         if not _is_ours(found):
             path.unlink(missing_ok=True)
             continue
@@ -349,13 +351,13 @@ def _claim(path: Path) -> FileIO:
             file = _open_found(path)
             if file is not None:
                 return file
-    raise _restless(path)
+    raise _unstable_name_error(path)
 
 
 def _open_found(path: Path) -> FileIO | None:
-    """Open a file that was ours a moment ago; None if it is not any more."""
+    """Open a file that was ours a moment ago; None if it is ours no longer."""
     try:
-        file = _opened(path, _FLAGS)
+        file = _open_tracked(path, _FLAGS)
     except OSError as fault:
         if fault.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # a link, a FIFO, a directory by now
             return None
@@ -366,14 +368,14 @@ def _open_found(path: Path) -> FileIO | None:
     return None
 
 
-def _opened(path: Path, flags: int) -> FileIO:
+def _open_tracked(path: Path, flags: int) -> FileIO:
     file = FileIO(os.open(path, flags, 0o666), "r+")
-    _open_here.add(file)
+    _open_files.add(file)
     return file
 
 
 def _is_ours(found: os.stat_result) -> bool:
-    """Whether this is a plain file of this user, with no other name by which it is somebody's file."""
+    """Whether this is a plain file of this user with no second name (hard link)."""
     is_mine = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
     return stat.S_ISREG(found.st_mode) and is_mine and found.st_nlink == 1
 
@@ -384,14 +386,14 @@ def _lock(file: FileIO, path: Path) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise PartBusyError(f"{path} is being written by somebody else") from None
+        raise PartBusyError(f"{path} is being written by another process") from None
     except OSError:  # a file system without locks: `finish` reads the bytes again
         return False
     return True
 
 
-def _let_go(file: FileIO) -> None:
-    """Unlock and close *file*; a child that is just being started may have a copy of it, so closing is not enough."""
+def _unlock_and_close(file: FileIO) -> None:
+    """Unlock and close *file*. Closing alone is not enough: a child process being started may have a copy of it."""
     if not file.closed:
         if fcntl is not None:
             with suppress(OSError):
@@ -400,8 +402,8 @@ def _let_go(file: FileIO) -> None:
 
 
 def _after_fork() -> None:
-    """A child that kept the file open would hold its lock even when the parent is dead."""
-    for file in list(_open_here):
+    """Close the files in the child: it would keep their locks even after the parent's end."""
+    for file in list(_open_files):
         file.close()
 
 
@@ -425,12 +427,12 @@ def _is_at(path: Path, file: FileIO) -> bool:
     return found is not None and os.path.samestat(found, os.fstat(file.fileno()))
 
 
-def _restless(path: Path) -> OSError:
-    return OSError(errno.EBUSY, "somebody else keeps changing what has this name", str(path))
+def _unstable_name_error(path: Path) -> OSError:
+    return OSError(errno.EBUSY, "another process keeps replacing the file of this name", str(path))
 
 
 def _sync_folder(folder: Path) -> None:
-    """The new name is on disk when this returns, where folders can be synced."""
+    """Write the names in *folder* to disk, where the system can do that."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
         try:

@@ -1,4 +1,4 @@
-"""What an answer to a download means: a file from its begin, the rest of one, or neither. Plain decisions."""
+"""What the reply to a download means: the whole file, the rest of it, or neither. No I/O."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from bide._wire import Reply, parse_http_date
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-REFUSED = frozenset({400, 401, 403, 404, 410})
-"""What an address answers whose signature has ended (400 where it was a session's), or whose file has moved: a new look
-may give a fresh one."""
-PASSING = frozenset({408, 425, 429})
+REFUSED_STATUSES = frozenset({400, 401, 403, 404, 410})
+"""The statuses of an address whose signature has expired (400: a session's signature), or whose file has moved. A new
+poll of the task may give a fresh address."""
+TEMPORARY_STATUSES = frozenset({408, 425, 429})
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII | re.IGNORECASE)
 _UNSATISFIED = re.compile(r"bytes \*/(\d{1,18})", re.ASCII | re.IGNORECASE)
-_LONGEST_VALIDATOR = 200
+MAX_VALIDATOR_CHARACTERS = 200
 
 
 @frozen
-class Have:
-    """What is on disk of a file: the first *size* bytes of the version that *validator* names."""
+class Partial:
+    """The part of a file that is on disk: the first *size* bytes of the version that *validator* names."""
 
     size: int = 0
     validator: str | None = None
     total: int | None = None
 
     @property
-    def asks(self) -> dict[str, str]:
-        """The headers that ask for the rest; none where there is nothing to go on from."""
+    def range_headers(self) -> dict[str, str]:
+        """The request headers for the rest; empty if the part cannot be continued."""
         if not self.size or self.validator is None:
             return {}
         return {"range": f"bytes={self.size}-", "if-range": self.validator}
 
 
 @frozen
-class Begin:
-    """The whole file comes, from its begin.
+class Whole:
+    """The whole file comes, from its first byte.
 
     Attributes:
-        total: its length, where the server tells it.
-        is_framed: whether a cut will show: by the length, or by the framing of the body.
+        total: its length in bytes, if the server states it.
+        is_framed: whether the length or the framing of the body will reveal a cut.
     """
 
     validator: str | None
@@ -54,8 +54,8 @@ class Begin:
 
 
 @frozen
-class GoOn:
-    """The rest comes, *expected* bytes of it; the whole has *total*."""
+class Rest:
+    """The rest of the file comes: *expected* bytes. The whole file has *total* bytes."""
 
     expected: int
     total: int | None
@@ -63,95 +63,98 @@ class GoOn:
 
 @frozen
 class Complete:
-    """All of it is there already."""
+    """All bytes are on disk already."""
 
 
 @frozen
-class StartOver:
-    """What is on disk is of no use: it has to be fetched from its begin."""
+class Restart:
+    """The bytes on disk cannot be used: fetch the file again from its first byte."""
 
     why: str
 
 
 @frozen
-class Later:
-    """A passing fault. *after* are the seconds that the server asks to wait."""
+class RetryLater:
+    """A temporary fault. *after*: the seconds that the server asks to wait."""
 
     why: str
     after: float | None = None
 
 
 @frozen
-class Refused:
-    """The address does not work, or no longer."""
+class AddressRefused:
+    """The server refuses this address. It may have worked before."""
 
     status: int
 
 
 @frozen
-class Hopeless:
-    """Asking again will not help."""
+class Permanent:
+    """Another try will not help."""
 
     why: str
 
 
-Meaning: TypeAlias = Begin | GoOn | Complete | StartOver | Later | Refused | Hopeless
+Meaning: TypeAlias = Whole | Rest | Complete | Restart | RetryLater | AddressRefused | Permanent
 
 
-def meaning_of(status: int, headers: Mapping[str, str], have: Have) -> Meaning:
-    """What an answer to a request with the headers `have.asks` means. Header names are in lower case.
+def meaning_of(status: int, headers: Mapping[str, str], on_disk: Partial) -> Meaning:
+    """What the reply to a request with `on_disk.range_headers` means. Header names are in lower case.
 
     Source of the rules: RFC 9110, sections 8.8 (validators), 13.1.5 (If-Range), 14.4 (Content-Range), 15.3.7 (206).
     """
     if status == 200:
         length = _length(headers)
-        return Begin(validator_of(headers), length, length is not None or "transfer-encoding" in headers)
+        return Whole(validator_of(headers), length, length is not None or "transfer-encoding" in headers)
     if status == 206:
-        return _rest(headers, have)
-    if status == 416 and have.asks:
+        return _meaning_of_part(headers, on_disk)
+    if status == 416 and on_disk.range_headers:
         match = _UNSATISFIED.fullmatch(headers.get("content-range", "").strip())
-        known = (None, have.size)
-        if match and int(match[1]) == have.size and have.total in known and _is_same(headers, have):
+        known = (None, on_disk.size)
+        if match and int(match[1]) == on_disk.size and on_disk.total in known and _is_same(headers, on_disk):
             return Complete()
-        return StartOver("the server has no more of the file than is here, and not as much as it said")
-    if status in REFUSED:
-        return Refused(status)
-    if status in PASSING or status >= 500:
-        return Later(f"HTTP {status}", Reply(status, headers, b"").retry_after)
-    return Hopeless(f"HTTP {status}")
+        return Restart("the server has no bytes after those on disk, and the lengths do not agree")
+    if status in REFUSED_STATUSES:
+        return AddressRefused(status)
+    if status in TEMPORARY_STATUSES or status >= 500:
+        return RetryLater(f"HTTP {status}", Reply(status, headers, b"").retry_after)
+    return Permanent(f"HTTP {status}")
 
 
-def _rest(headers: Mapping[str, str], have: Have) -> Meaning:
-    told = headers.get("content-range", "").strip()
-    match = _CONTENT_RANGE.fullmatch(told)
-    if not have.asks or match is None:
-        return StartOver(
-            f"a part came that was not asked for ({excerpt(redact(told or 'without a range'), 60)})"
+def _meaning_of_part(headers: Mapping[str, str], on_disk: Partial) -> Meaning:
+    content_range = headers.get("content-range", "").strip()
+    match = _CONTENT_RANGE.fullmatch(content_range)
+    if not on_disk.range_headers or match is None:
+        return Restart(
+            f"the server sent an unrequested part ({excerpt(redact(content_range or 'without a range'), 60)})"
         )
     first, last = int(match[1]), int(match[2])
     total = None if match[3] == "*" else int(match[3])
-    length = have.total if total is None else total
-    if first != have.size or last < first or (length is not None and last >= length):
-        return StartOver(f"another part came than was asked for ({excerpt(redact(told), 60)})")
-    if not _is_same(headers, have) or (None not in (total, have.total) and total != have.total):
-        return StartOver("the file has changed since its first part came")
-    return GoOn(last + 1 - first, total if total is not None else have.total)
+    length = on_disk.total if total is None else total
+    if first != on_disk.size or last < first or (length is not None and last >= length):
+        return Restart(
+            f"the server sent another part than the requested one ({excerpt(redact(content_range), 60)})"
+        )
+    if not _is_same(headers, on_disk) or (None not in (total, on_disk.total) and total != on_disk.total):
+        return Restart("the file has changed since its first part was fetched")
+    return Rest(last + 1 - first, total if total is not None else on_disk.total)
 
 
-def _is_same(headers: Mapping[str, str], have: Have) -> bool:
-    """Whether an answer is about the version of which a part is here, as far as it says."""
+def _is_same(headers: Mapping[str, str], on_disk: Partial) -> bool:
+    """Whether the reply is about the version on disk, as far as its headers show."""
     for name in ("etag", "last-modified"):
-        told = headers.get(name, "").strip()
-        if told and (name == "etag") == (have.validator or "").endswith('"'):
-            return told == have.validator
+        validator = headers.get(name, "").strip()
+        if validator and (name == "etag") == (on_disk.validator or "").endswith('"'):
+            return validator == on_disk.validator
     return True
 
 
 def validator_of(headers: Mapping[str, str]) -> str | None:
-    """What names this version of the file to the byte: a strong ETag, or without any ETag a date of the last change
-    that lies a second or more before the answer's own; None without either (RFC 9110, 8.8.2.2 and 13.1.5).
+    """The value that identifies this version of the file byte for byte; None if the headers have none.
 
-    A weak ETag names what means the same, not the same bytes; and a file may change again within a second.
+    It is a strong ETag. Without any ETag it is a Last-Modified that is at least one second before the reply's Date
+    (RFC 9110, 8.8.2.2 and 13.1.5): a file may change twice within a second. A weak ETag promises the same meaning, not
+    the same bytes.
     """
     tag = headers.get("etag", "").strip()
     if tag:
@@ -164,7 +167,7 @@ def validator_of(headers: Mapping[str, str]) -> str | None:
 
 
 def _is_header(value: str) -> bool:
-    return 1 < len(value) <= _LONGEST_VALIDATOR and value.isascii() and value.isprintable()
+    return 1 < len(value) <= MAX_VALIDATOR_CHARACTERS and value.isascii() and value.isprintable()
 
 
 def _length(headers: Mapping[str, str]) -> int | None:

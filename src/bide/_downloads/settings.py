@@ -1,4 +1,4 @@
-"""What a client is told about downloads."""
+"""`Downloads`: the settings for fetching result files."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ def _hosts(hosts: Collection[str] | None) -> tuple[str, ...] | None:
 
 @frozen
 class Downloads:
-    """How results are brought home, in `Client(downloads=...)`.
+    """How result files are fetched, in `Client(downloads=...)`.
 
     Args:
         at_once: files that the client fetches at the same time.
-        deadline: seconds that one file may take, all tries included, once its turn has come.
-        largest_image: bytes that an image may have; `largest_video`: any other file. More is not fetched.
-        hosts: the only hosts that files are fetched from: names, or ".example.com" for all below one. None is any host
-            with a public address.
+        deadline: seconds that one file may take, all tries included, from the moment its download starts.
+        largest_image: the most bytes that an image may have. A larger one is not fetched.
+        largest_video: the same for any other file.
+        hosts: the only hosts that files are fetched from: names, or ".example.com" for all names below it. None allows
+            any host with a public address.
 
     Raises:
-        TypeError, ValueError: a field is not what it should be.
+        TypeError, ValueError: a field has a wrong type or value.
     """
 
     at_once: int = field(default=4, validator=whole_number(1, 100, optional=False), kw_only=True)
@@ -43,5 +44,5 @@ class Downloads:
     hosts: tuple[str, ...] | None = field(default=None, converter=_hosts, kw_only=True)
 
     def largest(self, kind: str) -> int:
-        """Bytes that a file of this kind may have."""
+        """The most bytes that a file of this kind may have."""
         return self.largest_image if kind == "image" else self.largest_video

@@ -1,4 +1,4 @@
-"""Writing in a thread what comes in the loop."""
+"""`Writer`: writes to disk in a thread what the event loop receives."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from bide._concurrency import wait_done, wait_to_end
-from bide._downloads.media_types import HEAD
+from bide._downloads.media_types import HEAD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
     from bide._downloads.part_file import PartFile
 
-PIECE = 2**20
-"""Bytes that are gathered for one write: each is a hop to a thread."""
-SOON = 2.0
-"""Seconds after which fewer bytes are written, too: what has come slowly outlives a crash."""
+PIECE_BYTES = 2**20
+"""Bytes that are gathered for one write: each write is a switch to a thread."""
+MAX_GATHER_SECONDS = 2.0
+"""Seconds after which fewer bytes are written, too: so the bytes of a slow download survive a crash."""
 
 
 class Writer:
-    """Gathers what comes into large pieces, and writes one in a thread while the next one comes.
+    """Gathers chunks into large pieces, and writes one in a thread while the next one comes.
 
-    When its block is left all is written, or nothing is being written any more: whatever happens, nobody writes behind
-    the back of who has the part.
+    After its `async with` block no write is under way, whether the block succeeded or failed. So no thread writes to
+    the part file while its owner closes it.
 
     Args:
-        check: called with the first bytes of the body, if it is the begin of the file.
-        begin: called in the thread after that, before the first piece is written; None goes on with what is there.
+        check: called with the first bytes of the body, if *begin* is given.
+        begin: called in the thread after *check*, before the first piece is written. None appends to the part file.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
         self._writing: asyncio.Future[None] | None = None
-        self._failed = False  # then what comes after it must not follow what came before it
+        self._has_failed = False  # then a later piece must not be written: there would be a gap before it
 
     async def __aenter__(self) -> Self:
         return self
@@ -60,63 +60,63 @@ class Writer:
         if error is None:
             await self._flush()
         else:
-            await self._save_what_came()
+            await self._flush_after_fault()
 
     async def put(self, chunk: bytes) -> None:
-        """Take *chunk*."""
+        """Gather *chunk*; start a write if enough has come."""
         self._chunks.append(chunk)
         self._gathered += len(chunk)
-        if self._gathered >= PIECE or self._loop.time() - self._since >= SOON:
-            await self._hand_over()
+        if self._gathered >= PIECE_BYTES or self._loop.time() - self._since >= MAX_GATHER_SECONDS:
+            await self._start_write()
 
     async def _flush(self) -> None:
-        """Write all that has come."""
+        """Write all gathered bytes."""
         try:
-            await self._hand_over()
-            await self._written()
+            await self._start_write()
+            await self._wait_for_write()
         except asyncio.CancelledError:
-            await self._save_what_came()
+            await self._flush_after_fault()
             raise
 
-    async def _save_what_came(self) -> None:
-        """Write it where something has gone wrong already: that is told, and no fault of this. A cancel that comes
-        meanwhile is put off, not lost."""
+    async def _flush_after_fault(self) -> None:
+        """Write all gathered bytes after an error. That error is raised, not one of this write. A cancel that comes
+        meanwhile is raised afterwards."""
         me = asyncio.current_task()
         cancels = me.cancelling() if me is not None else 0
-        flushing = asyncio.ensure_future(self._last_words())
+        flushing = asyncio.ensure_future(self._flush_quietly())
         await wait_done(flushing)
         if me is not None and me.cancelling() > cancels:
             raise asyncio.CancelledError
 
-    async def _last_words(self) -> None:
+    async def _flush_quietly(self) -> None:
         try:
-            await self._hand_over()
-            await self._written()
-        except Exception:  # noqa: BLE001 - it failed before, and that is told
+            await self._start_write()
+            await self._wait_for_write()
+        except Exception:  # noqa: BLE001 - the block's own error is raised
             return
 
-    async def _hand_over(self) -> None:
+    async def _start_write(self) -> None:
         if not self._chunks:
             return
         begin = self._begin
         if begin is not None:
-            self._check(b"".join(self._chunks)[:HEAD])
-        await self._written()
+            self._check(b"".join(self._chunks)[:HEAD_BYTES])
+        await self._wait_for_write()
         chunks, self._chunks, self._gathered = self._chunks, [], 0
         self._begin, self._since = None, self._loop.time()
         self._writing = self._loop.run_in_executor(self._threads, partial(self._write, chunks, begin))
 
     def _write(self, chunks: list[bytes], begin: Callable[[], None] | None) -> None:
-        if self._failed:
+        if self._has_failed:
             return
-        self._failed = True
+        self._has_failed = True
         if begin is not None:
             begin()
-        self._part.write(b"".join(chunks))  # joined here, too: it takes a tenth of a millisecond
-        self._failed = False
+        self._part.write(b"".join(chunks))  # joined in the thread, too: it takes 0.1 ms
+        self._has_failed = False
 
-    async def _written(self) -> None:
-        """Wait until the last piece is written, cancelled or not."""
+    async def _wait_for_write(self) -> None:
+        """Wait until the last piece is written, even when cancelled."""
         writing, self._writing = self._writing, None
         if writing is not None:
             await wait_to_end(writing)

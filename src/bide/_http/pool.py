@@ -1,13 +1,13 @@
-"""Connections for many requests at once: a stack of them, O(1) for each request.
+"""`ConnectionStack`: connections for many requests at once, with a constant cost for each request.
 
-The pool of httpcore looks at every open connection and every waiting request whenever a request starts or ends, so
-that a request gets dearer with each other one in flight, and places are lost when requests are cancelled. Here each
-connection never has more than one request; they lie on a stack, the one used last on top, and any exception throws
-its connection away. `benchmarks/flat.py` and `benchmarks/cancel.py` show the difference.
+The pool of httpcore goes through all connections and all waiting requests whenever a request starts or ends. So each
+request costs more with each other one in flight, and cancelled requests lose places in the pool. Here a connection
+carries one request at a time. Idle ones lie on a stack, with the last used on top. Any exception closes its connection.
+`benchmarks/flat.py` and `benchmarks/cancel.py` show the difference.
 
-Without a proxy a connection is `httpcore.AsyncHTTPConnection`, which is public and has no pool round it: an eighth less
-CPU for each look. With a proxy it is an `httpx.AsyncHTTPTransport` of one connection, which knows all kinds of them.
-(httpcore comes with httpx; their errors have the same names, and `_transport` tells errors by name.)
+Without a proxy a connection is an `httpcore.AsyncHTTPConnection`, which is public and has no pool around it: a poll
+needs an eighth less CPU. With a proxy it is an `httpx.AsyncHTTPTransport` with one connection, which supports all kinds
+of proxies. (httpcore comes with httpx; their errors have the same names, and `transport` recognizes errors by name.)
 """
 
 from __future__ import annotations
@@ -30,27 +30,28 @@ if TYPE_CHECKING:
 
     from httpcore import SOCKET_OPTION
 
-SIZE = 100
-"""Connections at most, as httpx and aiohttp have them by default. Polling mostly uses a handful."""
-KEEP_ALIVE = 120.0
-"""Seconds that an idle connection is kept: longer than the longest time between two looks."""
-CLOSE_TIMEOUT = 1.0
-MAX_IDLE = "bide.max_idle"
-"""A request with this extension goes out on a connection that was idle for at most so many seconds."""
+MAX_CONNECTIONS = 100
+"""Connections at most: the default of httpx and aiohttp. Polling mostly uses a few."""
+KEEP_ALIVE_SECONDS = 120.0
+"""Seconds that an idle connection is kept: longer than the longest time between two polls."""
+CLOSE_TIMEOUT_SECONDS = 1.0
+"""Seconds to wait for the end of a connection that is closed."""
+MAX_IDLE_EXTENSION = "bide.max_idle"
+"""A request with this extension uses a connection that was idle for at most the given seconds."""
 
 
 class SetupError(httpx.ConnectError):
-    """No connection can be made before the settings change: the proxy, its library or the certificates are wrong."""
+    """No connection is possible with these settings: the proxy, its library or the certificates are wrong."""
 
 
 @cache
 def tls_context() -> ssl.SSLContext:
-    """The one TLS context of the process: making it takes 20 ms."""
+    """The TLS context of the whole process: it takes 20 ms to make."""
     return httpx.create_ssl_context()
 
 
 def proxy_for(url: str) -> str | None:
-    """The proxy that the environment names for *url*, with regard to $NO_PROXY."""
+    """The proxy that the environment names for *url*; $NO_PROXY is respected."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if urllib.request.proxy_bypass(host if parts.port is None else f"{host}:{parts.port}"):
@@ -61,7 +62,7 @@ def proxy_for(url: str) -> str | None:
 
 
 def check_proxy(url: str) -> None:
-    """Raise ValueError if *url* cannot be a proxy's: now, and not with the first request."""
+    """Raise ValueError if *url* cannot be a proxy's: now, and not at the first request."""
     try:
         httpx.Proxy(url)
     except httpx.InvalidURL as fault:
@@ -74,8 +75,8 @@ class ConnectionStack(httpx.AsyncBaseTransport):
     Args:
         size: connections at most, busy and idle; further requests wait, in order of arrival.
         keep_alive: seconds that an idle connection is kept.
-        proxy: URL of the proxy that all of them go through.
-        backend: what connects, where no proxy does; None is httpcore's own.
+        proxy: URL of a proxy for all connections.
+        backend: makes the connections if there is no proxy; None is httpcore's own.
 
     Raises, besides what httpcore raises:
         httpx.PoolTimeout: no connection was free within the request's "pool" timeout; nothing was sent.
@@ -85,8 +86,8 @@ class ConnectionStack(httpx.AsyncBaseTransport):
     def __init__(
         self,
         *,
-        size: int = SIZE,
-        keep_alive: float = KEEP_ALIVE,
+        size: int = MAX_CONNECTIONS,
+        keep_alive: float = KEEP_ALIVE_SECONDS,
         proxy: str | None = None,
         backend: httpcore.AsyncNetworkBackend | None = None,
     ) -> None:
@@ -97,9 +98,9 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         self._idle: deque[tuple[float, httpx.AsyncBaseTransport]] = deque()
         self._busy: set[httpx.AsyncBaseTransport] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._promised = 0  # places of waiters that were woken and have not gone on yet
+        self._promised = 0  # places of waiters that were woken and have not run yet
         self._closing: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self._is_closed = False
         self.opened = 0
 
     def __repr__(self) -> str:
@@ -107,25 +108,25 @@ class ConnectionStack(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         timeouts = request.extensions.get("timeout", {})
-        if len(self._busy) + self._promised >= self._size and not self._closed:
+        if len(self._busy) + self._promised >= self._size and not self._is_closed:
             await self._wait(timeouts.get("pool"))
-        connection = self._take(request.extensions.get(MAX_IDLE))
+        connection = self._take(request.extensions.get(MAX_IDLE_EXTENSION))
         try:
             response = await connection.handle_async_request(request)
-            if self._closed:  # httpcore forgets a connection that is being made while its pool is closed
+            if self._is_closed:  # httpcore does not close a connection that is being made at that time
                 await response.aclose()
                 raise httpx.ReadError("the connections were closed meanwhile")
         except BaseException:
-            self.throw_away(connection)
+            self.discard(connection)
             raise
-        body = _Body(self, connection, response)
+        body = _PooledBody(self, connection, response)
         return httpx.Response(
             response.status_code, headers=response.headers, stream=body, extensions=response.extensions
         )
 
     async def aclose(self) -> None:
-        """Close all connections; what is under way on them fails, and so does whoever waits for one."""
-        self._closed = True
+        """Close all connections. Requests under way fail, and so do requests that wait for a connection."""
+        self._is_closed = True
         for connection in [*self._busy, *(connection for _, connection in self._idle)]:
             self._close(connection)
         self._busy.clear()
@@ -142,12 +143,12 @@ class ConnectionStack(httpx.AsyncBaseTransport):
 
     @property
     def idle(self) -> int:
-        """Connections that are open and carry none."""
+        """Open connections that carry no request."""
         return len(self._idle)
 
     def _take(self, max_idle: float | None) -> httpx.AsyncBaseTransport:
-        """The connection used last, or a new one where it was idle for too long. There is a place for it."""
-        if self._closed:
+        """The last used connection, or a new one if that was idle for too long. The caller has made sure of a place."""
+        if self._is_closed:
             raise httpx.ConnectError("the connections are closed")
         now = asyncio.get_running_loop().time()
         while self._idle and self._idle[0][0] < now - self._keep_alive:
@@ -183,7 +184,7 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         try:
             connection: httpx.AsyncBaseTransport
             if self._proxy is None:
-                connection = _Direct(self._keep_alive, self._count, self._backend)
+                connection = _DirectConnection(self._keep_alive, self._count, self._backend)
             else:
                 limits = httpx.Limits(max_connections=1, keepalive_expiry=self._keep_alive)
                 connection = httpx.AsyncHTTPTransport(
@@ -191,8 +192,8 @@ class ConnectionStack(httpx.AsyncBaseTransport):
                 )
                 self._count()
         except (ValueError, ImportError, OSError, httpx.InvalidURL) as fault:
-            # A proxy that cannot be used, or certificates that cannot be read: nothing will ever be sent like this.
-            self._wake()  # the place may have been promised to us
+            # A proxy that cannot be used, or certificates that cannot be read: no later request would succeed either.
+            self._wake()  # we may have had the promise of this place
             raise SetupError(f"check the proxy and $SSL_CERT_FILE: {fault}") from None
         return connection
 
@@ -200,27 +201,27 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         self.opened += 1
 
     def give_back(self, connection: httpx.AsyncBaseTransport) -> None:
-        """The answer on *connection* was read to its end."""
+        """Keep *connection* for another request: its reply was read to the end."""
         if connection in self._busy:
             self._busy.discard(connection)
             self._idle.append((asyncio.get_running_loop().time(), connection))
             self._wake()
 
-    def throw_away(self, connection: httpx.AsyncBaseTransport) -> None:
-        """The exchange on *connection* broke off: nobody knows what comes next on it."""
+    def discard(self, connection: httpx.AsyncBaseTransport) -> None:
+        """Close *connection*: its exchange broke off, and the rest of the reply may still come on it."""
         if connection in self._busy:
             self._busy.discard(connection)
             self._close(connection)
             self._wake()
 
     def _close(self, connection: httpx.AsyncBaseTransport) -> None:
-        """Close *connection* in a task of its own, which no cancel of a caller cuts short."""
+        """Close *connection* in a separate task: a cancel of the caller does not interrupt it."""
         task = asyncio.create_task(_close(connection))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
     def _wake(self) -> None:
-        """Promise the place that is free now to who waits longest."""
+        """Promise the free place to the request that has waited longest."""
         if self._waiting:
             self._promised += 1
             place = self._waiting.popleft()
@@ -229,10 +230,10 @@ class ConnectionStack(httpx.AsyncBaseTransport):
 
 
 class Stream(httpcore.AsyncNetworkStream):
-    """A connection that is closed when TLS on it is cut short: httpcore forgets it then.
+    """A connection that is closed when its TLS handshake is interrupted; httpcore would leave it open.
 
     Args:
-        read: bytes that are read at once, if so many are there, in the place of httpcore's 64 KiB.
+        read: bytes that are read at once if they are there; httpcore reads 64 KiB.
     """
 
     def __init__(self, stream: httpcore.AsyncNetworkStream, *, read: int = 0) -> None:
@@ -254,19 +255,21 @@ class Stream(httpcore.AsyncNetworkStream):
         try:
             return await self._stream.start_tls(ssl_context, server_hostname, timeout)
         except BaseException:
-            with (
-                anyio.CancelScope(shield=True),
-                suppress(OSError, httpcore.NetworkError, anyio.BrokenResourceError),
-            ):
-                await self._stream.aclose()
+            await close_stream(self._stream)
             raise
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
 
 
+async def close_stream(stream: httpcore.AsyncNetworkStream) -> None:
+    """Close *stream*, even when cancelled; ignore errors."""
+    with anyio.CancelScope(shield=True), suppress(OSError, httpcore.NetworkError, anyio.BrokenResourceError):
+        await stream.aclose()
+
+
 class _Backend(httpcore.AnyIOBackend):
-    """httpcore's own way to connect, but for TLS that is cut short."""
+    """httpcore's own connections, as `Stream`."""
 
     async def connect_tcp(
         self,
@@ -280,8 +283,8 @@ class _Backend(httpcore.AnyIOBackend):
         return Stream(await super().connect_tcp(host, port, timeout, local_address, socket_options))
 
 
-class _Direct(httpx.AsyncBaseTransport):
-    """One connection without a proxy. It is made anew when the server has closed it, or for another origin."""
+class _DirectConnection(httpx.AsyncBaseTransport):
+    """One connection without a proxy. A new one replaces it when the server has closed it, or for another origin."""
 
     def __init__(
         self, keep_alive: float, on_open: Callable[[], None], backend: httpcore.AsyncNetworkBackend | None
@@ -317,7 +320,7 @@ class _Direct(httpx.AsyncBaseTransport):
             )
         )
         return httpx.Response(
-            answer.status, headers=answer.headers, stream=_Raw(answer), extensions=answer.extensions
+            answer.status, headers=answer.headers, stream=_HttpcoreBody(answer), extensions=answer.extensions
         )
 
     async def aclose(self) -> None:
@@ -330,8 +333,8 @@ def _serves(connection: httpcore.AsyncHTTPConnection, origin: httpcore.Origin) -
     return connection.can_handle_request(origin) and not (connection.is_closed() or connection.has_expired())
 
 
-class _Raw(httpx.AsyncByteStream):
-    """The body of an answer of httpcore's."""
+class _HttpcoreBody(httpx.AsyncByteStream):
+    """The body of a reply of httpcore."""
 
     def __init__(self, answer: httpcore.Response) -> None:
         self._answer = answer
@@ -343,8 +346,8 @@ class _Raw(httpx.AsyncByteStream):
         await self._answer.aclose()
 
 
-class _Body(httpx.AsyncByteStream):
-    """An answer's body, which gives its connection back at its end."""
+class _PooledBody(httpx.AsyncByteStream):
+    """The body of a reply. At its end it gives its connection back to the stack."""
 
     def __init__(
         self, stack: ConnectionStack, connection: httpx.AsyncBaseTransport, response: httpx.Response
@@ -354,31 +357,31 @@ class _Body(httpx.AsyncByteStream):
         self._response = response
         assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - both kinds of connection give one
         self._stream = response.stream
-        self._whole = False
-        self._closed = False
+        self._is_whole = False
+        self._is_closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for chunk in self._stream:
             yield chunk
-        self._whole = True
+        self._is_whole = True
 
     async def aclose(self) -> None:
-        if self._closed:  # the connection may be another request's by now
+        if self._is_closed:  # another request may use the connection by now
             return
-        self._closed = True
+        self._is_closed = True
         try:
             await self._response.aclose()
         except BaseException:
-            self._stack.throw_away(self._connection)
+            self._stack.discard(self._connection)
             raise
-        if self._whole:
+        if self._is_whole:
             self._stack.give_back(self._connection)
         else:
-            self._stack.throw_away(self._connection)
+            self._stack.discard(self._connection)
 
 
 async def _close(connection: httpx.AsyncBaseTransport) -> None:
-    """Close *connection* soon and without a word."""
+    """Close *connection*; ignore errors and stop after `CLOSE_TIMEOUT_SECONDS`."""
     with suppress(OSError, httpx.HTTPError, httpcore.NetworkError, httpcore.TimeoutException, RuntimeError):
-        async with asyncio.timeout(CLOSE_TIMEOUT):
+        async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
             await connection.aclose()

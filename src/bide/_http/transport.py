@@ -1,7 +1,7 @@
-"""Calls to the API over the HTTP library: the key, time-outs, bounded bodies, errors.
+"""`Transport`: sends calls to the API, with the key, timeouts, limits on bodies, and our errors.
 
-The API key is added here, to requests to the API's own origin. Redirects are never followed with it, cookies are
-neither kept nor sent, and no error of the HTTP library leaves this module: those carry the request.
+The API key is added here, to requests to the API's own origin only. Redirects are not followed, cookies are neither
+kept nor sent. No error of the HTTP library leaves this module: such errors contain the request with the key.
 """
 
 from __future__ import annotations
@@ -19,8 +19,15 @@ from urllib.parse import unquote, urlencode, urlsplit
 import httpx
 from attrs import frozen
 
-from bide._http.pool import MAX_IDLE, SIZE, ConnectionStack, check_proxy, proxy_for, tls_context
-from bide._text import excerpt, redact
+from bide._http.pool import (
+    MAX_CONNECTIONS,
+    MAX_IDLE_EXTENSION,
+    ConnectionStack,
+    check_proxy,
+    proxy_for,
+    tls_context,
+)
+from bide._text import excerpt, redact, redact_url
 from bide._version import __version__
 from bide._wire import Reply
 from bide.errors import BideError, TransportError, UnexpectedReplyError
@@ -29,16 +36,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bide._wire import Call, Secret
-from bide._text import redact_url
 
-MAX_BODY = 64 * 2**20
-"""Bytes of an API answer that are read at most."""
-CONNECT_TIMEOUT = 10.0
-FRESH = 1.0
-"""A create goes out on a new connection or one used within so many seconds: a kept one that died looks like a cut."""
+MAX_BODY_BYTES = 64 * 2**20
+"""Bytes of a reply that are read at most."""
+CONNECT_TIMEOUT_SECONDS = 10.0
+FRESH_SECONDS = 1.0
+"""A create uses a new connection or one used within these seconds: on a dead idle one it would look like a cut."""
 PACKINGS = {"gzip", "x-gzip", "deflate", "compress", "br", "zstd"}
-CALLERS_REQUESTS = 10
-"""Requests under way at once on a client of the caller's: its pool does not bear many."""
+MAX_REQUESTS_ON_CALLERS_CLIENT = 10
+"""Requests under way at once on a caller's client: its pool gets slow with many."""
 USER_AGENT = f"bide/{__version__}"
 
 NOT_SENT = {
@@ -52,34 +58,34 @@ NOT_SENT = {
     "SetupError": "no connection can be made with these settings",
 }
 MAY_HAVE_ARRIVED = {
-    "ReadTimeout": "no answer in time",
+    "ReadTimeout": "no reply in time",
     "WriteTimeout": "the request could not be sent in time",
-    "TimeoutException": "no answer in time",
-    "TimeoutError": "no answer in time",
-    "ReadError": "the connection broke before the answer was whole",
+    "TimeoutException": "no reply in time",
+    "TimeoutError": "no reply in time",
+    "ReadError": "the connection broke before the reply was whole",
     "WriteError": "the connection broke while the request was sent",
     "CloseError": "the connection broke",
     "NetworkError": "the connection broke",
-    "RemoteProtocolError": "the connection was closed without a whole answer",
+    "RemoteProtocolError": "the connection was closed without a whole reply",
     "LocalProtocolError": "the request could not be written",
     "ProtocolError": "the connection was not used as HTTP demands",
-    "DecodingError": "the answer's encoding makes no sense",
+    "DecodingError": "the reply's encoding makes no sense",
     "TooManyRedirects": "too many redirects",
-    "StreamError": "the answer could not be read",
-    "CookieConflict": "the answer's cookies make no sense",
+    "StreamError": "the reply could not be read",
+    "CookieConflict": "the reply's cookies make no sense",
     "TransportError": "the exchange failed",
     "RequestError": "the exchange failed",
     "HTTPError": "the exchange failed",
     "OSError": "the connection broke",
 }
-"""What each error of the HTTP library means, by its class name or that of the nearest base that stands here."""
-PERMANENT = {"UnsupportedProtocol", "InvalidURL", "SetupError"}
+"""The meaning of each error of the HTTP library, by the name of its class or of its nearest base class listed here."""
+PERMANENT_ERRORS = {"UnsupportedProtocol", "InvalidURL", "SetupError"}
 
 log = logging.getLogger("bide")
 
 
 class HTTPClient(Protocol):
-    """What is used of a caller's HTTP client: `httpx.AsyncClient` has it, and what is used alike, such as httpx2's."""
+    """The part of a caller's HTTP client that we use. `httpx.AsyncClient` has it, and so has httpx2's."""
 
     def stream(
         self,
@@ -97,7 +103,7 @@ class HTTPClient(Protocol):
 
 @frozen
 class Connections:
-    """How many connections to the API there are; all 0 where they are not ours."""
+    """The number of connections to the API; all 0 if they are not ours."""
 
     busy: int = 0
     idle: int = 0
@@ -105,16 +111,16 @@ class Connections:
 
 
 class Transport:
-    """Carries calls to one service.
+    """Sends calls to one service.
 
     Args:
         base_url: origin and path prefix of the API.
-        http_client: an `httpx.AsyncClient` of the caller's, or one that is used alike. It is not closed.
+        http_client: an `httpx.AsyncClient` of the caller's, or one with the same methods. It is not closed.
         transport: an httpx transport.
         proxy: URL of a proxy; None takes the environment's.
 
     Attributes:
-        origin: scheme, host and port that the key is sent to, and nowhere else.
+        origin: the only scheme, host and port to which the key is sent.
         connected: whether a connection was ever made.
         places: requests that can be under way at once.
     """
@@ -140,11 +146,11 @@ class Transport:
         self._base_url = base_url.rstrip("/")
         self.origin: str = f"{parts.scheme}://{parts.netloc}"
         self.connected: bool = False
-        self.places = SIZE if http_client is None else CALLERS_REQUESTS
+        self.places = MAX_CONNECTIONS if http_client is None else MAX_REQUESTS_ON_CALLERS_CLIENT
         self._proxy = proxy
         self._given = transport
         self._client = http_client
-        self._gate = asyncio.Semaphore(CALLERS_REQUESTS)
+        self._gate = asyncio.Semaphore(MAX_REQUESTS_ON_CALLERS_CLIENT)
         self._api = transport or ConnectionStack(proxy=proxy or proxy_for(base_url))
 
     def __repr__(self) -> str:
@@ -152,16 +158,16 @@ class Transport:
 
     @property
     def connections(self) -> Connections:
-        """Those to the API, now."""
+        """The connections to the API now."""
         api = self._api
         if self._client is not None or not isinstance(api, ConnectionStack):
             return Connections()
         return Connections(api.busy, api.idle, api.opened)
 
     async def warm(self) -> None:
-        """Do what the first request would wait for: the TLS context takes 20 ms to make."""
+        """Make the TLS context, which takes 20 ms: so the first request need not wait for it."""
         if self.origin.startswith("https:") and self._given is None and self._client is None:
-            with suppress(OSError):  # the first request tells it, with what can be done
+            with suppress(OSError):  # the first request raises it, with advice
                 await asyncio.to_thread(tls_context)
 
     async def aclose(self) -> None:
@@ -172,17 +178,17 @@ class Transport:
     # Calls -------------------------------------------------------------------------------------------------
 
     async def send(
-        self, call: Call, *, key: Secret, timeout: float, fresh: bool = False, limit: int = MAX_BODY
+        self, call: Call, *, key: Secret, timeout: float, fresh: bool = False, limit: int = MAX_BODY_BYTES
     ) -> Reply:
-        """Send *call* once and return the answer, whatever its status.
+        """Send *call* once and return the reply, whatever its status.
 
         Args:
             timeout: seconds for the whole exchange.
-            fresh: use no connection that has been idle for more than a second (on a caller's client: as it pleases).
+            fresh: use no connection that has been idle for more than a second (a caller's client decides on its own).
             limit: bytes of the body that are read at most.
 
         Raises:
-            TransportError: no usable answer; `may_have_arrived` tells whether the service can have read the call.
+            TransportError: no usable reply; `may_have_arrived` says whether the service can have read the call.
             UnexpectedReplyError: the body is longer than *limit*.
             ValueError: the call's path leads out of the API, or its body is no JSON. Nothing was sent.
         """
@@ -193,22 +199,22 @@ class Transport:
         try:
             async with asyncio.timeout(timeout):
                 if self._client is not None:
-                    reply = await self._through_client(self._client, call, url, body, key, timeout, limit)
+                    reply = await self._send_over_client(self._client, call, url, body, key, timeout, limit)
                 else:
-                    reply = await self._through_stack(call, url, body, key, timeout, fresh, limit)
+                    reply = await self._send_over_stack(call, url, body, key, timeout, fresh, limit)
             _log_call(call, url, f"HTTP {reply.status}", began)
             return reply
         except UnexpectedReplyError as error:
-            # Without its frames: their locals hold the key.
+            # Without its traceback: the local variables there contain the key.
             fault = error.with_traceback(None)
         except Exception as error:  # noqa: BLE001 - all of them are translated here, and nowhere else
             fault = fault_of(error, self.origin, key)
             self.connected = self.connected or fault.may_have_arrived
         _log_call(call, url, str(fault), began)
-        # Raised out here, so that the library's error, which holds the request and the key, is not its context.
+        # Raised outside the `except` block: the library's error contains the key and must not become the context.
         raise fault
 
-    async def _through_stack(
+    async def _send_over_stack(
         self, call: Call, url: str, body: bytes | None, key: Secret, timeout: float, fresh: bool, limit: int
     ) -> Reply:
         request = httpx.Request(
@@ -216,13 +222,16 @@ class Transport:
             url,
             headers=_headers(call, key),
             content=body,
-            extensions={"timeout": timeouts(timeout), **({MAX_IDLE: FRESH} if fresh else {})},
+            extensions={
+                "timeout": timeouts(timeout),
+                **({MAX_IDLE_EXTENSION: FRESH_SECONDS} if fresh else {}),
+            },
         )
         response = await self._api.handle_async_request(request)
         self.connected = True
         return await self._reply(response, limit, key)
 
-    async def _through_client(
+    async def _send_over_client(
         self,
         client: HTTPClient,
         call: Call,
@@ -232,13 +241,15 @@ class Transport:
         timeout: float,
         limit: int,
     ) -> Reply:
-        """The same over a caller's *client*, in plain values, so that any client that is used alike will do."""
+        """Send over a caller's *client*, with plain values: so any client with the same methods works."""
         times = timeouts(timeout)
         try:
             async with asyncio.timeout(times["pool"]):
                 await self._gate.acquire()
         except TimeoutError:
-            raise httpx.PoolTimeout(f"{CALLERS_REQUESTS} requests are under way on the client") from None
+            raise httpx.PoolTimeout(
+                f"{MAX_REQUESTS_ON_CALLERS_CLIENT} requests are under way on the client"
+            ) from None
         try:
             async with client.stream(
                 call.method,
@@ -254,12 +265,12 @@ class Transport:
             self._gate.release()
 
     async def _reply(self, response: httpx.Response, limit: int, key: Secret) -> Reply:
-        """Read *response* to its end, up to *limit* bytes, and take the key out of it if the service echoes it."""
+        """Read *response* to its end, up to *limit* bytes, and remove the key from it if the service echoes it."""
         packing = packing_of(response.headers)
         content = bytearray()
         why = ""
         try:
-            # None was asked for. One gzip makes 64 MiB at most of a chunk of 64 KiB; two of them, or brotli, far more.
+            # We asked for none. One gzip expands a chunk of 64 KiB to 64 MiB at most; two, or brotli, to far more.
             if packing not in ([], ["gzip"], ["deflate"]):
                 why = f"is packed with {' and '.join(packing)}, which was not asked for"
             else:
@@ -271,9 +282,9 @@ class Transport:
         finally:
             await response.aclose()
         if why:
-            begin = excerpt(key.remove_from(bytes(content[:4000])))
+            start = excerpt(key.remove_from(bytes(content[:4000])))
             raise UnexpectedReplyError(
-                f"the answer of {self.origin} (HTTP {response.status_code}) {why}; it begins: {begin}"
+                f"the reply of {self.origin} (HTTP {response.status_code}) {why}; it begins: {start}"
             )
         headers = {
             name.lower(): key.remove_from(value.encode()).decode() for name, value in response.headers.items()
@@ -291,21 +302,21 @@ class Transport:
         return f"{self._base_url}{path}{query}"
 
     def as_curl(self, call: Call, *, key_variable: str) -> str:
-        """*call* as a command of the shell, with the key's variable in the place of the key."""
+        """*call* as a shell command, with the key's variable in place of the key."""
         lines = [f"curl -g -sS -X {call.method} {shlex.quote(self._url(call))}"]
         lines.append(f'-H "Authorization: Bearer ${key_variable}"')
         lines += [f"-H {shlex.quote(f'{name}: {value}')}" for name, value in call.headers.items()]
         if call.body is not None:
             lines.append("-H 'Content-Type: application/json'")
             body = json.dumps(_without_secrets(call.body), ensure_ascii=False)
-            # What a terminal would obey is escaped: commands are pasted.
+            # Control characters are escaped: users paste these commands into terminals.
             body = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in body)
             lines.append(f"-d {shlex.quote(body)}")
         return " \\\n  ".join(lines)
 
 
 def fault_of(error: Exception, place: str, key: Secret | None = None) -> TransportError:
-    """The error that *error* of the HTTP library stands for, in words and without its objects."""
+    """Our error for *error* of the HTTP library: its text, without its objects."""
     names = [base.__name__ for base in type(error).__mro__]
     not_sent = next((NOT_SENT[name] for name in names if name in NOT_SENT), None)
     what = not_sent or next(
@@ -316,19 +327,19 @@ def fault_of(error: Exception, place: str, key: Secret | None = None) -> Transpo
     if key is not None:
         detail = detail.replace(key.reveal(), "***")
     elif any("ProtocolError" in name for name in names):
-        detail = ""  # it quotes what the other side has written, which may be a signature
+        detail = ""  # it quotes the other side's bytes, which may be a signature
     text = f"{place}: {what} ({names[0]}{': ' + excerpt(redact(detail), 200) if detail else ''})"
     if certificate:
         text += "; nothing was sent. Check the address, the system's certificates and $SSL_CERT_FILE"
     return TransportError(
         text,
         may_have_arrived=not_sent is None,
-        permanent=certificate is not None or any(name in PERMANENT for name in names),
+        permanent=certificate is not None or any(name in PERMANENT_ERRORS for name in names),
     )
 
 
 def _without_secrets(value: Any) -> Any:
-    """*value* (JSON) as it may be shown: without signatures in addresses, and without inline files."""
+    """*value* (JSON) for showing: without signatures in addresses and without inline files."""
     if isinstance(value, dict):
         return {name: _without_secrets(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -339,7 +350,7 @@ def _without_secrets(value: Any) -> Any:
 
 
 def packing_of(headers: Mapping[str, str]) -> list[str]:
-    """The packings that an answer's headers name: mostly none. What is no packing ("aws-chunked") changes nothing."""
+    """The packings in a reply's headers, mostly none. Words that are no packing ("aws-chunked") are left out."""
     names = (name.strip().lower() for name in headers.get("content-encoding", "").split(","))
     return [name for name in names if name in PACKINGS][:3]
 
@@ -347,7 +358,7 @@ def packing_of(headers: Mapping[str, str]) -> list[str]:
 def _log_call(call: Call, url: str, end: str, began: float) -> None:
     if log.isEnabledFor(logging.DEBUG):
         took = time.monotonic() - began
-        with suppress(Exception):  # a handler may raise: that must not look like a fault of the call
+        with suppress(Exception):  # a log handler may raise: that must not look like a fault of the call
             log.debug("%s %s: %s after %.3f s", call.method, redact_url(url), redact(end), took)
 
 
@@ -369,13 +380,13 @@ def _json(body: Mapping[str, Any]) -> bytes:
 
 
 def timeouts(timeout: float) -> dict[str, float]:
-    """Waiting for a place and connecting end well before the whole: so the whole ends only what may have arrived."""
-    connect = min(CONNECT_TIMEOUT, timeout / 6)  # once for TCP and once for TLS
+    """Waiting for a place and connecting end well before *timeout*: only a sent request can reach *timeout* itself."""
+    connect = min(CONNECT_TIMEOUT_SECONDS, timeout / 6)  # once for TCP and once for TLS
     return {"pool": timeout / 2, "connect": connect, "read": timeout, "write": timeout}
 
 
 def certificate_fault(error: BaseException | None) -> str | None:
-    """The words of a certificate that does not verify, if one is the reason of *error*."""
+    """Why a certificate does not verify, if that is the cause of *error*; else None."""
     for _ in range(10):
         if error is None:
             return None

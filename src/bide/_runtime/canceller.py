@@ -11,6 +11,7 @@ from attrs import evolve
 
 from bide import _outcomes
 from bide._concurrency import wait_unless_closed
+from bide._events import lines_of_ids
 from bide.errors import APIError, ClientClosedError, LedgerError, WaitTimeoutError
 from bide.models import Billing, ErrorDetail, TaskStatus
 from bide.providers import Denied, Gone, Stopped, TooLate, TryAgain
@@ -29,8 +30,6 @@ log = logging.getLogger("bide")
 CANCEL_ATTEMPTS = 5
 OTHER_PROCESS_SECONDS = 15.0
 """Seconds in which another process carries out a cancel that this one has asked for."""
-IDS_PER_LINE = 50
-"""Ids that one line of the log names at most."""
 RECHECK_SECONDS = 1.0
 """Seconds until a waiting deadline is checked again that ran out while its create was under way."""
 
@@ -172,8 +171,7 @@ class Canceller:
 def log_left(left: Sequence[Record], *, durable: bool) -> None:
     """Log the ids of the tasks that go on without their client."""
     ids = [record.task.task_id or record.ticket for record in left]
-    for start in range(0, len(ids), IDS_PER_LINE):
-        some = ", ".join(ids[start : start + IDS_PER_LINE])
+    for some in lines_of_ids(ids):
         if durable:
             log.info("closed; %d records stay for another client to go on: %s", len(ids), some)
         else:

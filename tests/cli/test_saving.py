@@ -203,7 +203,7 @@ async def test_files_of_a_task_on_no_record_are_found_by_its_id_and_overwritten_
 
     assert (refused.status, refused.out) == (1, "")
     assert f"{task.task_id}: " in refused.err
-    assert "with --overwrite to replace it" in refused.err
+    assert "set overwrite to replace it" in refused.err
     assert "left at the service" not in refused.err, "the same command would fare no better"
     assert (written.status, written.lines) == (0, [str(path)])
     assert is_readable(path)

@@ -350,7 +350,7 @@ async def test_another_file_of_that_name_is_told_and_left_alone(at: World) -> No
     task = await at.task()
     path = at.put_older(task)
 
-    error = await at.refused(task, "is there already, and is another file.*overwrite=True")
+    error = await at.refused(task, "is there already, and is another file.*set overwrite")
 
     assert not error.retryable
     assert path.read_bytes() == OLDER

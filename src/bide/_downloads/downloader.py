@@ -89,7 +89,7 @@ class Downloader:
             except FileExistsError:
                 raise DownloadError(
                     f"{target} is there already, and is another file than this result: save to another directory, or "
-                    f"with overwrite=True to replace it"
+                    f"set overwrite to replace it"
                 ) from None
             return SavedFile(str(target), size, digest, media_type), is_new
         except UnusablePartError as fault:

@@ -228,7 +228,7 @@ class Saver:
                 if size is not None and size != file.size:
                     raise DownloadError(
                         f"{path} has changed since it was saved ({file.size} bytes then, {size} now): save to another "
-                        f"directory, or with overwrite=True to replace it"
+                        f"directory, or set overwrite to replace it"
                     )
                 return None if size is None else file
         return None

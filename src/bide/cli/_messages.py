@@ -63,8 +63,7 @@ def explain(
             return f"{label} got no slot within {timeout:g} s: withdrawn, nothing was sent"
         return f"{display_name(handle.task)} is {handle.task.status} after {timeout:g} s; it continues"
     if isinstance(error, DownloadError) and handle is not None:
-        text = "; ".join([str(error), *getattr(error, "__notes__", ())])
-        return f"{display_name(handle.task)}: {text.replace('with overwrite=True', 'with --overwrite')}"
+        return "; ".join([f"{display_name(handle.task)}: {error}", *getattr(error, "__notes__", ())])
     if isinstance(error, SubmissionUnknownError):
         text = (
             f"it is not known whether the create of {label} arrived; it is not sent again, since that could buy it "

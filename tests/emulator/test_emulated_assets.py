@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from bide.emulator import Emulator
-from bide.emulator._files import BLOCK, ResultFile, Span
+from bide.emulator._files import BLOCK, FileSlice, ResultFile
 from support.emulator_callers import VIDEOS, Caller, DashScopeCaller, DieyuyunCaller
 
 if TYPE_CHECKING:
@@ -290,8 +290,8 @@ def test_any_part_of_a_file_is_the_same_as_in_the_whole(overhead: int, more: int
         {0, 1, len(head) - 1, len(head), len(head) + BLOCK, len(file) - 4, len(file) - 1, len(file)}
     )
     for start, stop in _pairs([place for place in places if 0 <= place <= len(file)]):
-        assert b"".join(Span(file, start, stop).pieces()) == whole[start:stop]
-        assert b"".join(Span(file, start, stop).pieces(9)) == whole[start : min(stop, start + 9)]
+        assert b"".join(FileSlice(file, start, stop).pieces()) == whole[start:stop]
+        assert b"".join(FileSlice(file, start, stop).pieces(9)) == whole[start : min(stop, start + 9)]
 
 
 @pytest.mark.real_time

@@ -101,7 +101,7 @@ def _text_lines(
         yield _line("" if number else "learned", _model(model))
     for number, record in enumerate(report.unknown):
         yield _line("" if number else "unknown", _unknown(record))
-        yield _line("", f"look in the service's console: {settle_advice(record.ticket, place)}")
+        yield _line("", f"check the service's console: {settle_advice(record.ticket, place)}")
 
 
 def _line(title: str, text: str) -> str:

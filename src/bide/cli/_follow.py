@@ -433,7 +433,7 @@ class _Follower:
             elif status is TaskStatus.UNKNOWN:
                 advice = settle_advice(handle.ticket, self._mode.place)
                 self._stderr.put(f"bide: {one_line(item.label, 60)}: its create may have arrived")
-                self._stderr.put(f"bide: look in the service's console: {advice}")
+                self._stderr.put(f"bide: check the service's console: {advice}")
             elif not status.is_final and self._mode.ledger is not None:
                 self._kept.append(handle.ticket)
                 if status is TaskStatus.SUBMITTING:

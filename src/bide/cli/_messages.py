@@ -67,7 +67,7 @@ def explain(
     if isinstance(error, SubmissionUnknownError):
         text = (
             f"it is not known whether the create of {label} arrived; it is not sent again, since that could buy it "
-            f"twice. Look in the service's console: "
+            f"twice. Check the service's console: "
         )
         return text + settle_advice(None if handle is None else handle.ticket, place)
     return None

@@ -1,13 +1,16 @@
-"""Both services on this machine, to build and test clients against without a key and without a bill.
+"""Both services emulated on this machine, to build and test clients without a key and at no cost.
 
-Written from the services' documents alone: it shares no code with the adapters, so what works against it works
-for a reason. Needs the extra: `pip install 'bide[emulator]'`.
+HTTP requests enter through sockets, and faults that a test orders through `Emulator.fault`. Answers and result files
+leave, as do the truth about each task (`Emulator.tasks`), the requests that arrived and counters.
+
+It is written from the documents of the services and imports nothing else of bide. So a client that works here does not
+work only because both sides share a mistake. Needs the extra: `pip install 'bide[emulator]'`.
 """
 
 from __future__ import annotations
 
 try:
-    import aiohttp  # noqa: F401  # asked for here, so that the error below is the first thing that is seen
+    import aiohttp  # noqa: F401  # imported here, so that the error below comes first
 except ImportError as _error:
     raise ImportError("the emulator needs aiohttp: pip install 'bide[emulator]'") from _error
 

@@ -1,4 +1,4 @@
-"""One HTTP exchange at the emulator, as plain data: the call that came, the answer that goes."""
+"""One HTTP exchange at the emulator, as plain data: the call, and its answer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bide.emulator._files import BLOCK
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from bide.emulator._files import Span
+    from bide.emulator._files import FileSlice
 
 JSON = "application/json"
 
 
 class RefusalError(Exception):
-    """The service refuses a call; its own words for it are put round `code` and `message`."""
+    """The service refuses a call. Each service puts `code` and `message` into a body of its own shape."""
 
     def __init__(
         self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
@@ -41,7 +41,7 @@ class Call:
     body: bytes = field(default=b"", repr=False)
 
     def json(self) -> dict[str, Any] | None:
-        """The body as a JSON object; None if it is something else."""
+        """The body as a JSON object; None if it is anything else."""
         try:
             data = json.loads(self.body)
         except (ValueError, RecursionError):
@@ -50,7 +50,7 @@ class Call:
 
     @property
     def key(self) -> str | None:
-        """The bearer token; empty if the header is malformed, None without one."""
+        """The bearer token; empty if the header is malformed, None without a header."""
         header = self.headers.get("authorization")
         if header is None:
             return None
@@ -60,17 +60,17 @@ class Call:
 
 @dataclass(frozen=True)
 class Answer:
-    """A response. `wait` are seconds of loop time before it goes out; a `file` goes out instead of the `body`."""
+    """A response. It is sent after `wait` seconds of loop time; a `file` is sent instead of the `body`."""
 
     status: int = 200
     body: bytes = field(default=b"", repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
     wait: float = 0.0
-    file: Span | None = field(default=None, repr=False)
+    file: FileSlice | None = field(default=None, repr=False)
 
     @property
     def length(self) -> int:
-        """The bytes of the body."""
+        """The length of the body in bytes."""
         return len(self.body if self.file is None else self.file)
 
     def pieces(self, most: int) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""The origin that the result files come from: it knows signed URLs, and no key."""
+"""The origin of the result files: it checks signed URLs, and needs no key."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bide.emulator._answers import Answer
-from bide.emulator._faults import RandomCuts, misled
-from bide.emulator._files import Span, mp4, png
+from bide.emulator._faults import RandomCuts, mislead
+from bide.emulator._files import FileSlice, mp4, png
 from bide.emulator._tasks import Phase
 
 if TYPE_CHECKING:
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 _PATH = re.compile(r"/(\w+)/([^/]+)/(\d{1,3})\.(png|mp4)")
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-_MOST_AT_ONCE = 100_000_000
-"""Bytes of a file that is handed out as a whole, inside JSON; sent from here it may be larger."""
+_MAX_INLINE_BYTES = 100_000_000
+"""The largest filler of a file inside JSON. A file that is sent from here may be larger."""
 
 
 class Assets:
     """Makes the URLs of result files, and answers them.
 
     Args:
-        find: the task of a service and an id, or None.
-        settings: how long a URL works, and whether from the task's end or, as a fresh one, from the look at it; and
-            how many answers break off.
+        find: returns the task of a service and an id, or None.
+        settings: how long a URL works, whether that counts from the task's end or (fresh URLs) from each poll, and how
+            many answers break off.
     """
 
     def __init__(
@@ -45,41 +45,39 @@ class Assets:
         self._clock = clock
         self._settings = settings
         self._secret = secrets.token_bytes(16)
-        self._looks = 0
+        self._fresh_urls_made = 0
         self.reset()
 
     def reset(self) -> None:
-        """Forget which files have changed, and begin the random cuts anew."""
+        """Forget which files have changed, and start the random cuts again."""
         self._changes: dict[str, _Change] = {}
         self._cuts = RandomCuts(self._settings.cut_share, self._settings.seed)
 
     def url(self, task: EmulatedTask, index: int) -> str:
-        """The URL of a task's file: always the same one, or a fresh one for this look."""
+        """The URL of a task's file: always the same, or with the setting `fresh_urls` a new one."""
         path = f"/{task.service}/{task.id}/{index}.{_extension(task)}"
-        start, look = task.ended, ""
+        start, nonce = task.ended, ""
         if self._settings.fresh_urls:
-            self._looks += 1
-            start, look = max(start, self._clock.now), str(self._looks)
+            self._fresh_urls_made += 1
+            start, nonce = max(start, self._clock.now), str(self._fresh_urls_made)
         expires = int(self._clock.wall(min(task.expires, start + self._settings.url_seconds)))
-        nonce = f"&Nonce={look}" if look else ""
-        return (
-            f"{self.origin}{path}?Expires={expires}{nonce}&Signature={self._signature(path, expires, look)}"
-        )
+        query = f"?Expires={expires}" + (f"&Nonce={nonce}" if nonce else "")
+        return f"{self.origin}{path}{query}&Signature={self._signature(path, expires, nonce)}"
 
     def content(self, task: EmulatedTask, index: int) -> bytes:
-        """A task's file, at once (at most 100 MB of filler, as this one is in memory)."""
-        smaller = replace(task, file_bytes=min(task.file_bytes, _MOST_AT_ONCE))
+        """A task's file as bytes, with at most 100 MB of filler since it is in memory."""
+        smaller = replace(task, file_bytes=min(task.file_bytes, _MAX_INLINE_BYTES))
         file = self._file(smaller, f"{task.prompt}#{index}")
         return b"".join(file.pieces(0, len(file)))
 
     def change(self, call: Call) -> None:
-        """From now on the file that *call* asks for is another one."""
+        """Replace the file that *call* asks for by another one."""
         match = _PATH.fullmatch(call.path)
         task = self._find(match[1], match[2]) if match else None
         if task is None:
             return
         known = self._changes.get(call.path) or _Change(0, task.ended)
-        # Two states of a file never share a second: its date alone tells them apart.
+        # Two states of a file never share a second, so that their dates differ.
         self._changes[call.path] = _Change(known.number + 1, max(self._clock.now, known.moment + 1))
 
     def service_of(self, call: Call) -> str | None:
@@ -88,9 +86,9 @@ class Assets:
         return match[1] if match else None
 
     def answer(self, call: Call, fault: Fault | None = None) -> Answer:
-        """GET or HEAD of a file, with the misbehaviour that a *fault* orders for this origin alone."""
+        """Answer GET or HEAD of a file, with the *fault* if one is ordered."""
         own = self._own(call, fault)
-        return own if fault is None else misled(call, own, fault, self.origin)
+        return own if fault is None else mislead(call, own, fault, self.origin)
 
     def random_cut(self, call: Call, answer: Answer | None) -> int | None:
         """After how many bytes an answer breaks off by chance; None if it does not."""
@@ -107,13 +105,13 @@ class Assets:
             return Answer.json({"code": "NoSuchKey"}, status=404)
         if not self._is_valid(call) or task.phase(self._clock.now) is not Phase.SUCCEEDED:
             return Answer.json({"code": "AccessDenied", "message": "Request has expired."}, status=403)
-        # Only files that were made have a signed URL, so the index needs no look.
+        # Only existing files have a signed URL, so the index needs no check.
         change = self._changes.get(call.path)
         text = f"{task.prompt}#{match[3]}" + (f"#{change.number}" if change else "")
         file = self._file(task, text)
         modified = self._clock.date(change.moment if change else task.ended)
         ranged = fault is None or not (fault.unranged or fault.bomb)
-        return _answered(call, file, _validators(file, modified, fault), ranged=ranged)
+        return _file_answer(call, file, _validators(file, modified, fault), ranged=ranged)
 
     @staticmethod
     def _file(task: EmulatedTask, text: str) -> ResultFile:
@@ -135,7 +133,7 @@ class Assets:
 
 @dataclass(frozen=True)
 class _Change:
-    """A file is no longer what its task made: how often it has changed, and when it did last."""
+    """How often a file has changed since its task ended, and when it changed last."""
 
     number: int
     moment: float
@@ -146,7 +144,7 @@ def _extension(task: EmulatedTask) -> str:
 
 
 def _validators(file: ResultFile, modified: str, fault: Fault | None) -> dict[str, str]:
-    """The headers by which a client knows this file again."""
+    """The headers by which a client recognizes this file."""
     kind = fault.validator if fault else None
     if kind == "none":
         return {}
@@ -154,32 +152,32 @@ def _validators(file: ResultFile, modified: str, fault: Fault | None) -> dict[st
     return {**tags.get(kind or "", {"ETag": f'"{file.digest}"'}), "Last-Modified": modified}
 
 
-def _answered(call: Call, file: ResultFile, validators: dict[str, str], *, ranged: bool) -> Answer:
-    """The whole file, or the one range that is asked for (several are answered with the whole, as RFC 9110 allows)."""
+def _file_answer(call: Call, file: ResultFile, validators: dict[str, str], *, ranged: bool) -> Answer:
+    """The whole file, or the one range that is asked for. Several ranges get the whole file, as RFC 9110 allows."""
     headers = {"Content-Type": file.media_type, **validators}
     if ranged:
         headers["Accept-Ranges"] = "bytes"
     if "ETag" in validators and call.headers.get("if-none-match") == validators["ETag"]:
         return Answer(304, b"", headers)
     match = _RANGE.fullmatch(call.headers.get("range", "").replace(" ", ""))
-    if not ranged or match is None or match[0] == "bytes=-" or not _is_same(call, validators):
-        return Answer(200, b"", headers, file=Span(file))
-    span = _span(match[1], match[2], len(file))
-    if span is None:
+    if not ranged or match is None or match[0] == "bytes=-" or not _matches_if_range(call, validators):
+        return Answer(200, b"", headers, file=FileSlice(file))
+    bounds = _slice_bounds(match[1], match[2], len(file))
+    if bounds is None:
         return Answer(416, b"", {**headers, "Content-Range": f"bytes */{len(file)}"})
-    start, stop = span
+    start, stop = bounds
     headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(file)}"
-    return Answer(206, b"", headers, file=Span(file, start, stop))
+    return Answer(206, b"", headers, file=FileSlice(file, start, stop))
 
 
-def _is_same(call: Call, validators: dict[str, str]) -> bool:
-    """Whether the file is still that of `If-Range` (RFC 9110, 13.1.5): no weak tag will do, a date must be the same."""
+def _matches_if_range(call: Call, validators: dict[str, str]) -> bool:
+    """Whether `If-Range` allows a range (RFC 9110, 13.1.5): a strong tag or a date, equal to that of the file."""
     known = call.headers.get("if-range")
     return known is None or (not known.startswith("W/") and known in validators.values())
 
 
-def _span(first: str, last: str, length: int) -> tuple[int, int] | None:
-    """From a range header's figures to a slice; None if no byte of the file is in it."""
+def _slice_bounds(first: str, last: str, length: int) -> tuple[int, int] | None:
+    """Start and stop of a range, from the figures of its header; None if the file has no byte in it."""
     if not first:
         start, stop = max(0, length - int(last)), length
     else:

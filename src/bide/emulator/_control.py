@@ -1,4 +1,4 @@
-"""The emulator's own calls, for programs that only speak HTTP to it."""
+"""The emulator's own calls, for programs that reach it by HTTP only."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def word(task: EmulatedTask, now: float) -> str:
 
 
 def describe(code: str) -> str:
-    """The message that goes with an error code."""
+    """The message for an error code."""
     return _MESSAGES.get(code, f"The request failed: {code}")
 
 
@@ -117,7 +117,7 @@ class DashScope(Service):
     }
 
     def route(self, call: Call) -> Route | None:
-        """What *call* asks for."""
+        """The route of *call*."""
         base = _BASE.match(call.path)
         if base is None:
             return None  # as the real service: nothing is there without the base path
@@ -129,7 +129,7 @@ class DashScope(Service):
             return Route("cancel", lambda _, account: self._cancel(account, cancelled))
         if call.method == "GET" and path == "/tasks":
             return Route("list", self._list)
-        task_id = self._queried(call, path)
+        task_id = self._queried_id(call, path)
         if task_id is not None:
             return Route("query", lambda _, account: self._query(account, task_id))
         return None
@@ -140,7 +140,7 @@ class DashScope(Service):
         return Answer.json(data, status=refused.status, headers=refused.headers)
 
     @staticmethod
-    def _queried(call: Call, path: str) -> str | None:
+    def _queried_id(call: Call, path: str) -> str | None:
         if call.method != "GET":
             return None
         if path == _GATEWAY_QUERY:
@@ -164,21 +164,21 @@ class DashScope(Service):
         )
 
     def _query(self, account: Account, task_id: str) -> Answer:
-        task = self.books.find(task_id, account.key)
+        task = self.state.find(task_id, account.key)
         if task is None or task.phase(self.now) is Phase.EXPIRED:
             output: dict[str, Any] = {"task_id": task_id, "task_status": "UNKNOWN"}
             return Answer.json({"request_id": new_id(), "output": output})
-        return Answer.json({"request_id": new_id(), **self._shown(task)})
+        return Answer.json({"request_id": new_id(), **self._task_json(task)})
 
     def _cancel(self, account: Account, task_id: str) -> Answer:
-        task = self.books.find(task_id, account.key)
+        task = self.state.find(task_id, account.key)
         if task is None or task.phase(self.now) is not Phase.QUEUED:
             message = "Failed to cancel the task, please confirm if the task is in PENDING status."
             raise RefusalError(400, "UnsupportedOperation", message)
-        self.books.cancel(task)
+        self.state.cancel(task)
         return Answer.json({"request_id": new_id()})
 
-    def _shown(self, task: EmulatedTask) -> dict[str, Any]:
+    def _task_json(self, task: EmulatedTask) -> dict[str, Any]:
         phase = task.phase(self.now)
         output = {"task_id": task.id, "task_status": word(task, self.now), **self._times(task, phase)}
         if phase is Phase.FAILED and task.failure and task.failure.code:
@@ -223,7 +223,7 @@ class DashScope(Service):
         return Answer.json(
             {
                 "request_id": new_id(),
-                "data": [self._listed(task) for task in chosen[start : start + page_size]],
+                "data": [self._row(task) for task in chosen[start : start + page_size]],
                 "page_no": page_no,
                 "page_size": page_size,
                 "total_page": math.ceil(len(chosen) / page_size),
@@ -233,22 +233,22 @@ class DashScope(Service):
 
     def _chosen(self, query: Mapping[str, str], account: Account) -> list[EmulatedTask]:
         """The tasks that a list call means, newest first."""
-        end = _moment(query, "end_time", int(self.books.clock.wall()) + 1)
+        end = _moment(query, "end_time", int(self.state.clock.wall()) + 1)
         start = _moment(query, "start_time", end - 24 * 3600)
         if end - start > 24 * 3600:
             raise _invalid("The time range is more than 24 hours.")
         model, status = query.get("model_name"), query.get("status")
-        wall = self.books.clock.wall
+        wall = self.state.clock.wall
         return [
             task
-            for task in self.books.newest_first(account.key)
+            for task in self.state.newest_first(account.key)
             if start <= int(wall(task.created)) <= end
             and model in (None, "", task.model)
             and status in (None, "", word(task, self.now))
             and task.phase(self.now) is not Phase.EXPIRED
         ]
 
-    def _listed(self, task: EmulatedTask) -> dict[str, Any]:
+    def _row(self, task: EmulatedTask) -> dict[str, Any]:
         listed: dict[str, Any] = {
             "task_id": task.id,
             "status": word(task, self.now),
@@ -264,10 +264,10 @@ class DashScope(Service):
         return listed
 
     def _milliseconds(self, moment: float) -> int:
-        return int(self.books.clock.wall(moment) * 1000)
+        return int(self.state.clock.wall(moment) * 1000)
 
     def _time(self, moment: float) -> str:
-        when = datetime.fromtimestamp(self.books.clock.wall(moment), _BEIJING)
+        when = datetime.fromtimestamp(self.state.clock.wall(moment), _BEIJING)
         return f"{when:%Y-%m-%d %H:%M:%S}.{when.microsecond // 1000:03}"
 
 

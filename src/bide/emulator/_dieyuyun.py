@@ -1,4 +1,4 @@
-"""Dieyuyun, from its page on async tasks. What that page leaves open is a setting of `DieyuyunStyle`."""
+"""Dieyuyun, from its page on async tasks. `DieyuyunStyle` has a setting for each point that the page leaves open."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from bide.emulator._answers import Answer, RefusalError
 from bide.emulator._prompt_orders import orders_in
 from bide.emulator._service import Reason, Route, Service, count_of, size_of
-from bide.emulator._state import Books, new_id
+from bide.emulator._state import ServiceState, new_id
 from bide.emulator._tasks import EmulatedTask, Failure, Phase, Work
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def word(task: EmulatedTask, now: float) -> str:
 
 
 def describe(code: str) -> str:
-    """The message that goes with a failure code."""
+    """The message for a failure code."""
     return FAILURES[0].message if code == FAILURES[0].code else f"The task failed: {code}"
 
 
@@ -78,12 +78,12 @@ class Dieyuyun(Service):
         Reason.QUERY_RATE: (429, "rate_limit_exceeded", "Too many queries in a second."),
     }
 
-    def __init__(self, books: Books, assets: Assets, style: DieyuyunStyle) -> None:
-        super().__init__(books, assets)
+    def __init__(self, state: ServiceState, assets: Assets, style: DieyuyunStyle) -> None:
+        super().__init__(state, assets)
         self._style = style
 
     def route(self, call: Call) -> Route | None:
-        """What *call* asks for."""
+        """The route of *call*."""
         path = call.path.rstrip("/")
         if call.method == "POST" and path in _CREATES:
             return Route("create", lambda call, account: self._create(call, account, _CREATES[path]))
@@ -112,7 +112,7 @@ class Dieyuyun(Service):
         if body.get("async") is not True or self._style.always_sync:
             return self._synchronous(task)
         if not task.phase(self.now).is_open:
-            return Answer.json(self._shown(task, self.now))
+            return Answer.json(self._task_json(task, self.now))
         return Answer.json(
             {
                 "id": task.id,
@@ -140,7 +140,7 @@ class Dieyuyun(Service):
         return Work(kind, str(model), str(prompt), files if kind == "image" else 1, size, form, body)
 
     def _synchronous(self, task: EmulatedTask) -> Answer:
-        """The result itself, when the time has come."""
+        """The result itself, once the task has ended."""
         wait = max(0.0, task.ended - self.now)
         if task.failure:
             refused = RefusalError(502, task.failure.code or "error", task.failure.message)
@@ -150,56 +150,61 @@ class Dieyuyun(Service):
         return Answer(answer.status, answer.body, answer.headers, wait)
 
     def _query(self, account: Account, task_id: str) -> Answer:
-        task = self._known(account, task_id)
+        task = self._task_of(account, task_id)
         if task.phase(self.now) is Phase.EXPIRED and self._style.expired != 200:
             raise RefusalError(self._style.expired, "task_expired", "The task has expired.")
-        return Answer.json(self._shown(task, self.now))
+        return Answer.json(self._task_json(task, self.now))
 
     def _cancel(self, account: Account, task_id: str) -> Answer:
-        task = self._known(account, task_id)
+        task = self._task_of(account, task_id)
         if not task.phase(self.now).is_open:
             raise RefusalError(
                 409, "invalid_task_status", "Only queued or processing tasks can be cancelled."
             )
-        task = self.books.cancel(task)
+        task = self.state.cancel(task)
         if self._style.cancel == "task":
-            return Answer.json(self._shown(task, self.now))
+            return Answer.json(self._task_json(task, self.now))
         return Answer(204 if self._style.cancel == "no-content" else 200)
 
-    def _known(self, account: Account, task_id: str) -> EmulatedTask:
-        task = self.books.find(task_id, account.key)
+    def _task_of(self, account: Account, task_id: str) -> EmulatedTask:
+        task = self.state.find(task_id, account.key)
         if task is None:
             raise RefusalError(404, "task_not_found", "No such task.")
         return task
 
-    def _shown(self, task: EmulatedTask, now: float) -> dict[str, Any]:
+    def _task_json(self, task: EmulatedTask, now: float) -> dict[str, Any]:
         phase = task.phase(now)
-        shown: dict[str, Any] = {"id": task.id, "status": word(task, now)}
+        answer: dict[str, Any] = {"id": task.id, "status": word(task, now)}
         if phase is Phase.FAILED:
-            return {**shown, **self._failure(task), "created_at": self._time(task.created)}
+            return {**answer, **self._failure(task), "created_at": self._time(task.created)}
         if phase.is_open or phase is Phase.SUCCEEDED:
-            shown["progress"] = task.progress(now)
-        shown |= {"model_code": task.model, "created_at": self._time(task.created)}
+            answer["progress"] = task.progress(now)
+        answer |= {"model_code": task.model, "created_at": self._time(task.created)}
         if phase.is_open:
-            return {**shown, "updated_at": self._time(now)}
+            return {**answer, "updated_at": self._time(now)}
         if phase is Phase.CANCELLED:
-            return {**shown, "cancelled_at": self._time(task.ended)}
+            return {**answer, "cancelled_at": self._time(task.ended)}
         if phase is Phase.EXPIRED:
-            return shown
+            return answer
         usage = {"input_tokens": 0, "output_tokens": task.work.files - task.failed_parts}
-        return {**shown, "result": self._result(task), "usage": usage, "completed_at": self._time(task.ended)}
+        return {
+            **answer,
+            "result": self._result(task),
+            "usage": usage,
+            "completed_at": self._time(task.ended),
+        }
 
     def _failure(self, task: EmulatedTask) -> dict[str, Any]:
-        told: dict[str, Any] = {"failed_at": self._time(task.ended)}
+        reason: dict[str, Any] = {"failed_at": self._time(task.ended)}
         if task.failure and task.failure.code:
-            told |= {"error_code": task.failure.code, "error_message": task.failure.message}
-        return told
+            reason |= {"error_code": task.failure.code, "error_message": task.failure.message}
+        return reason
 
     def _result(self, task: EmulatedTask) -> dict[str, Any]:
         made = task.work.files - task.failed_parts
         data = [self._file(task, index) for index in range(made)]
         failed = {"error": {"code": "upstream_error", "message": FAILURES[0].message}}
-        created = int(self.books.clock.wall(task.ended))
+        created = int(self.state.clock.wall(task.ended))
         return {"created": created, "data": [*data, *[failed] * task.failed_parts]}
 
     def _file(self, task: EmulatedTask, index: int) -> dict[str, str]:
@@ -209,7 +214,7 @@ class Dieyuyun(Service):
         return {"url": self.assets.url(task, index), **revised}
 
     def _time(self, moment: float) -> str:
-        when = datetime.fromtimestamp(self.books.clock.wall(moment), UTC)
+        when = datetime.fromtimestamp(self.state.clock.wall(moment), UTC)
         return when.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -21,7 +21,7 @@ def sampler(duration: Duration) -> Sampler:
         ValueError: *duration* is none of the documented forms, or not positive and finite.
     """
     if isinstance(duration, str):
-        name, *figures = _parsed(duration)
+        name, *figures = _parts_of(duration)
         if name == "lognormal":
             return _lognormal(*_pair(figures, duration))
         if name == "uniform":
@@ -35,7 +35,7 @@ def sampler(duration: Duration) -> Sampler:
 _FORMS = "not a duration: {!r}; expected seconds, (low, high), 'uniform:LOW:HIGH' or 'lognormal:MEDIAN:SIGMA'"
 
 
-def _parsed(text: str) -> list[str]:
+def _parts_of(text: str) -> list[str]:
     name, *figures = text.split(":")
     return [name, *figures] if figures else ["uniform", name, name]
 
@@ -48,7 +48,7 @@ def _pair(figures: object, whole: object) -> tuple[float, float]:
 
 def _seconds(figure: object) -> float:
     try:
-        seconds = float(figure)  # type: ignore[arg-type]  # whatever float() refuses is told below
+        seconds = float(figure)  # type: ignore[arg-type]  # the error of float() is replaced below
     except (TypeError, ValueError):
         raise ValueError(_FORMS.format(figure)) from None
     if not math.isfinite(seconds) or seconds < 0:

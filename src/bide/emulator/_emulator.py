@@ -1,4 +1,4 @@
-"""`Emulator`: both services, their assets and their misbehaviour, on real sockets."""
+"""`Emulator`: both services, their result files and their faults, on real sockets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bide.emulator._faults import Fault, Faults
 from bide.emulator._limits import DOCUMENTED_DASHSCOPE, UNLIMITED, ServiceLimits
 from bide.emulator._server import Delivery, Handler, Listener, Meter
 from bide.emulator._settings import Clock, Settings, fingerprint
-from bide.emulator._state import Books
+from bide.emulator._state import ServiceState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -39,9 +39,9 @@ class RequestRecord:
         service: `"dieyuyun"` or `"dashscope"`; None if no service has such a path.
         on: create, query, cancel, list or asset; `"other"` for unknown paths.
         path: with the query string.
-        headers: names in lower case; what may hold a key is left out.
-        has_key: whether such a header came along.
-        status: the status answered; None when the connection was cut instead.
+        headers: names in lower case; headers that may hold a key are left out.
+        has_key: whether the request had such a header.
+        status: the status of the answer; None if the connection was cut instead.
         sent: bytes of an asset's body that went into the socket so far, cut or not; None for other calls.
     """
 
@@ -64,19 +64,19 @@ class RequestRecord:
 class Emulator:
     """Dieyuyun and DashScope on one port of this machine, and the files they make on another.
 
-    Use it as an async context manager; it serves in the running loop, and lives by that loop's clock:
+    Use it as an async context manager. It serves in the running loop, by the clock of that loop:
 
         async with Emulator(video_seconds=(8, 12)) as emulator:
             ...  # a client at emulator.dashscope_url
 
-    A prompt may order the fate of its task by magic words:
+    A prompt may order what becomes of its task by magic words:
 
     - `[fail]`, `[fail CODE]`: it ends as failed, without or with a code.
-    - `[part]`, `[part 2]`: one (two) of its files fail; one is always made.
+    - `[part]`, `[part 2]`: one (two) of its files fail; at least one file is made.
     - `[status SUSPENDED]`: this status word while it runs.
-    - `[seconds 4]`, `[queue 3]`: from accepted to final, and the share of it in the service's queue. `speed` does
-      not divide them; `[seconds 0]` ends a task at once.
-    - `[expire 60]`: it is forgotten, and its URLs end, 60 s after its end.
+    - `[seconds 4]`, `[queue 3]`: seconds from accepted to final, and how many of them in the service's queue. `speed`
+      does not divide them; `[seconds 0]` ends a task at once.
+    - `[expire 60]`: 60 s after its end the service forgets it, and its URLs stop working.
     - `[refuse CODE]`: the create is refused with this code.
     - `[bytes 5000000]`: each of its files has at least this size (up to 4 GB; 100 MB inside JSON).
 
@@ -84,19 +84,20 @@ class Emulator:
         image_seconds, video_seconds: from accepted to final; see `Duration` for ranges and distributions.
         queue_seconds: the share of that before a task runs.
         cancel_seconds: how long a running task goes on after its cancel (Dieyuyun).
-        speed: divides those four. Limits, `Retry-After`, delays and expiry stay as they are: clients live by them.
-        seed: for durations and random failures; the n-th task of a service always has the same fate.
+        speed: divides those four. Limits, `Retry-After`, delays and expiry keep their seconds: clients depend on them.
+        seed: for durations and random failures: with one seed, the n-th task of a service always ends the same way.
         failure_share: the share of tasks, from 0 to 1, that fail at random, with codes from the documents.
         dieyuyun_limits: none by default, as its documents name none.
         dashscope_limits: the documented figures by default.
         retry_after: seconds in the `Retry-After` of a create that a limit refuses; None leaves the header out.
         keep: seconds from its end until a task is forgotten.
         url_seconds: seconds from a task's end until its URLs answer 403; None is as long as `keep`.
-        fresh_urls: each look at an ended task (and each create that answers with the result) gives new URLs, which
-            live `url_seconds` from that look, though never longer than the task. An old one works until its own end.
-        cut_share: the share of asset answers, from 0 to 1, that break off at a random place in the body. It is drawn
-            by `seed` for each answer with a file, in the order of arrival; with 1 no file is ever whole.
-        dieyuyun: how Dieyuyun does what its documents leave open.
+        fresh_urls: each poll of an ended task (and each create that answers with the result) gives new URLs. They work
+            for `url_seconds` from that poll, though never longer than the service keeps the task. An old URL works
+            until its own end.
+        cut_share: the share of asset answers, from 0 to 1, that break off at a random place in the body. `seed` decides
+            for each answer with a file, in the order of arrival; with 1 no file is ever complete.
+        dieyuyun: how Dieyuyun behaves where its documents leave that open.
         api_keys: the keys that are accepted; None accepts every key.
         host, port, asset_port: where to listen; 0 is a free port.
 
@@ -153,7 +154,7 @@ class Emulator:
         self._faults = Faults()
         self._log: deque[RequestRecord] = deque(maxlen=_LOG_LENGTH)
         self._control = Control(stats=self.stats, reset=self.reset, add=self._faults.add)
-        self._books: dict[str, Books] = {}
+        self._states: dict[str, ServiceState] = {}
         self._services: dict[str, Service] = {}
         self._listeners: list[Listener] = []
         self._origin = self._asset_origin = ""
@@ -199,12 +200,12 @@ class Emulator:
         return self._running(self._asset_origin)
 
     def wall_time(self) -> float:
-        """Now, as the services tell it: epoch seconds that pass with the loop's clock."""
+        """The present time of the services: epoch seconds that pass with the loop's clock."""
         return self._clock.wall()
 
     def tasks(self) -> list[EmulatedTask]:
         """The truth about all tasks since the last reset, service by service, in order of creation."""
-        return [task for books in self._books.values() for task in books.tasks()]
+        return [task for state in self._states.values() for task in state.tasks()]
 
     def requests(self) -> list[RequestRecord]:
         """The requests since the last reset in order of arrival (the newest 100,000), control calls left out."""
@@ -213,14 +214,13 @@ class Emulator:
     def stats(self) -> dict[str, Any]:
         """The counters, as plain data.
 
-        `creates`, `queries`, `cancels`, `lists` and `asset_gets` count what arrived, whatever became of it.
-        `creates_429` and `queries_429` (queries, lists and cancels) count what was refused with 429, by a
-        limit or on order. `tasks` are the accepted creates and `statuses` their present status words.
-        `max_in_flight` tells, for each key's fingerprint and kind of work, the most tasks at once.
-        `services` has the same for each service.
+        `creates`, `queries`, `cancels`, `lists` and `asset_gets` count the calls that arrived, answered or not.
+        `creates_429` and `queries_429` (queries, lists and cancels) count the calls that a limit or an order has
+        refused with 429. `tasks` are the accepted creates and `statuses` their present status words. `max_in_flight` is
+        the most tasks at once, for each key's fingerprint and kind of work. `services` has the same for each service.
         """
-        services = {name: books.stats() for name, books in self._books.items()}
-        return {**_merged(services.values()), "services": services}
+        services = {name: state.stats() for name, state in self._states.items()}
+        return {**_sum(services.values()), "services": services}
 
     def fault(
         self,
@@ -244,36 +244,38 @@ class Emulator:
         bomb: int | None = None,
         unranged: bool = False,
     ) -> None:
-        """Order misbehaviour for the next calls of a kind. Several orders are carried out one after the other.
+        """Order faults for the next calls of a kind. Several orders are carried out one after the other.
 
         Args:
             on: the operation.
-            times: for so many calls.
-            status, body: answered instead of the service's own answer, which has no effect then (unless `effect`).
-                *body* is text or bytes as they are, anything else as JSON; left out, it is the service's error body.
+            times: how many calls.
+            status, body: these are answered in the place of the service's own answer; the call has no effect then
+                (unless `effect`). *body* is text, bytes, or a value that is sent as JSON; left out, it is the service's
+                error body.
             headers: added to the answer; alone, they change nothing else.
-            drop: the connection is reset: `"before"` the call has any effect, or `"after"` it took effect
-                (a create is accepted: a task is made and paid for).
+            drop: the connection is reset `"before"` the call has any effect, or `"after"` it took effect (a create is
+                accepted: a task is made and paid for).
             delay: seconds of loop time until the answer, or the cut. The call takes effect on arrival.
-            truncate: the answer's body breaks off after so many bytes (of that answer: of the range, where one is
-                sent), though `Content-Length` promises all.
-            effect: the call takes effect, though `status` or `body` say something else.
+            truncate: the body breaks off after so many bytes of this answer (of the range, if one is sent), although
+                `Content-Length` promises all.
+            effect: the call takes effect, although `status` or `body` say otherwise.
             service: only for calls to this service.
             match: only for calls with this text in the path, query string or body.
-            length: `Content-Length` says so many bytes, whatever the body has: with more the connection is closed
-                behind the body, with fewer the rest is never sent. This field and the following are for assets alone.
-            changed: from this call on the file is another one, of about the same size: other bytes, another `ETag`,
-                another `Last-Modified`.
+            length: `Content-Length` says so many bytes, whatever the body has. If that is more, the connection is
+                closed after the body; if it is less, the rest is not sent. This argument and the following are for
+                assets only.
+            changed: from this call on the file is another one of about the same size, with other bytes, another `ETag`
+                and another `Last-Modified`.
             validator: `"last-modified"` leaves out the `ETag`, `"weak"` makes it a weak one, `"none"` leaves out
                 both; `If-Range` is answered accordingly.
             drip: the body comes in drops, at so many bytes a second of loop time.
-            redirect: 302 (or `status`) to this URL, as it is; `"loop"` is the URL that was asked for.
+            redirect: 302 (or `status`) to this URL, unchanged; `"loop"` is the requested URL.
             bomb: 200 with `Content-Encoding: gzip`, whatever the client accepts, and a small body that inflates
                 to so many bytes (up to 4 GB): the file's first 64 KiB and zeros.
-            unranged: `Range` is ignored, so 200 and the whole file.
+            unranged: `Range` is ignored: the answer is 200 and the whole file.
 
         Raises:
-            ValueError: an argument is none of these.
+            ValueError: an argument is out of its range.
         """
         self._faults.add(
             Fault(
@@ -300,19 +302,19 @@ class Emulator:
 
     def reset(self) -> None:
         """Forget all tasks, counters, orders and the request log."""
-        for books in self._books.values():
-            books.reset()
+        for state in self._states.values():
+            state.reset()
         if self._services:
             self._assets.reset()
         self._faults.clear()
         self._log.clear()
 
     def _build(self) -> None:
-        """The books and services; they need the running loop's clock."""
+        """Make the state and the services, which need the running loop's clock."""
         self._log.clear()
         self._assets: Assets = Assets(self._find, clock=self._clock, settings=self._settings)
         for name, module in (("dieyuyun", _dieyuyun), ("dashscope", _dashscope)):
-            self._books[name] = Books(
+            self._states[name] = ServiceState(
                 name,
                 clock=self._clock,
                 settings=self._settings,
@@ -322,8 +324,8 @@ class Emulator:
                 word=module.word,
             )
         self._services = {
-            "dieyuyun": Dieyuyun(self._books["dieyuyun"], self._assets, self._style),
-            "dashscope": DashScope(self._books["dashscope"], self._assets),
+            "dieyuyun": Dieyuyun(self._states["dieyuyun"], self._assets, self._style),
+            "dashscope": DashScope(self._states["dashscope"], self._assets),
         }
 
     @staticmethod
@@ -338,8 +340,8 @@ class Emulator:
         return await listener.start(self._host, port)
 
     def _find(self, service: str, task_id: str) -> EmulatedTask | None:
-        books = self._books.get(service)
-        return books.find(task_id) if books else None
+        state = self._states.get(service)
+        return state.find(task_id) if state else None
 
     def _decide_api(self, call: Call) -> Delivery:
         if call.path.startswith("/_emulator/"):
@@ -396,11 +398,11 @@ class Emulator:
         if fault is not None and fault.replaces and not fault.effect:
             answer = refuse(fault.status or 200)
         if fault is not None and answer is not None:
-            answer = fault.applied_to(answer)
+            answer = fault.apply_to(answer)
         delivery = Delivery(answer, fault, meter=meter)
         status = None if delivery.cut or answer is None else answer.status
-        if books := self._books.get(service or ""):
-            books.count(on, status)
+        if state := self._states.get(service or ""):
+            state.count(on, status)
         self._record(call, service, on, status, meter)
         return delivery
 
@@ -416,7 +418,7 @@ class Emulator:
         )
 
 
-def _merged(services: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def _sum(services: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The counters of all services together; a key that is used at two services has them apart below `services`."""
     merged: dict[str, Any] = {}
     most: dict[str, dict[str, int]] = {}

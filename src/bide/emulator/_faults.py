@@ -1,4 +1,4 @@
-"""Misbehaviour on order."""
+"""The faults that a test orders: wrong answers, cut connections, and result files that misbehave."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 OPERATIONS = ("create", "query", "cancel", "list", "asset")
 SERVICES = ("dieyuyun", "dashscope")
 VALIDATORS = ("last-modified", "weak", "none")
-MOST_INFLATED = 4_000_000_000
-"""Bytes. Their checksum alone takes seconds beyond that."""
+MAX_INFLATED_BYTES = 4_000_000_000
+"""Bytes. For more, the checksum alone takes seconds."""
 _ASSET_FIELDS = ("length", "changed", "validator", "drip", "redirect", "bomb", "unranged")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One order; `Emulator.fault` documents the fields.
+    """One ordered fault; `Emulator.fault` documents the fields.
 
     Raises:
-        ValueError: a field is not of its documented form.
+        ValueError: a field has not its documented form.
     """
 
     on: str
@@ -81,8 +81,8 @@ class Fault:
             "redirect is a URL or loop",
         )
         _require(
-            self.bomb is None or (_is_count(self.bomb) and 0 < self.bomb <= MOST_INFLATED),
-            f"bomb is bytes, up to {MOST_INFLATED}",
+            self.bomb is None or (_is_count(self.bomb) and 0 < self.bomb <= MAX_INFLATED_BYTES),
+            f"bomb is bytes, up to {MAX_INFLATED_BYTES}",
         )
         _require(isinstance(self.unranged, bool), "unranged is true or false")
         _require(
@@ -97,18 +97,18 @@ class Fault:
 
     @classmethod
     def from_dict(cls, data: object) -> Fault:
-        """The fault that a JSON object orders."""
+        """The fault that a JSON object describes."""
         _require(isinstance(data, dict) and "on" in data, "a fault is an object with at least 'on'")
-        assert isinstance(data, dict)  # noqa: S101  # for the type checker; told above
+        assert isinstance(data, dict)  # noqa: S101  # for the type checker; checked above
         unknown = set(data) - {each.name for each in fields(cls)}
         _require(not unknown, f"no such field: {', '.join(sorted(map(str, unknown)))}")
         return cls(**data)
 
     @property
     def replaces(self) -> bool:
-        """Whether the answer is another than the service's own."""
-        misleads = self.redirect is not None or self.bomb is not None
-        return not misleads and (self.status is not None or self.body is not None)
+        """Whether its answer replaces that of the service."""
+        is_asset_answer = self.redirect is not None or self.bomb is not None
+        return not is_asset_answer and (self.status is not None or self.body is not None)
 
     @property
     def takes_effect(self) -> bool:
@@ -117,23 +117,23 @@ class Fault:
             return self.drop == "after"
         return self.effect or not self.replaces
 
-    def concerns(self, on: str, service: str | None, text: str) -> bool:
-        """Whether a call is meant by this order."""
+    def matches(self, on: str, service: str | None, text: str) -> bool:
+        """Whether it applies to a call."""
         return (
             self.on == on and self.service in (None, service) and (self.match is None or self.match in text)
         )
 
-    def applied_to(self, answer: Answer) -> Answer:
-        """The *answer* with this fault's status, headers and body."""
+    def apply_to(self, answer: Answer) -> Answer:
+        """The *answer* with the status, headers and body of this fault."""
         status = answer.status if self.status is None else self.status
         if self.body is None:
-            return replace(answer, status=status, headers=_merged(answer.headers, self.headers))
-        headers = _merged({**answer.headers, "Content-Type": JSON}, self.headers)
-        return replace(answer, status=status, headers=headers, body=_encoded(self.body), file=None)
+            return replace(answer, status=status, headers=_merge_headers(answer.headers, self.headers))
+        headers = _merge_headers({**answer.headers, "Content-Type": JSON}, self.headers)
+        return replace(answer, status=status, headers=headers, body=_encode(self.body), file=None)
 
 
-def _merged(own: Mapping[str, str], ordered: Mapping[str, str]) -> dict[str, str]:
-    """The *ordered* headers, and the own ones that they do not replace (a header's name has no case)."""
+def _merge_headers(own: Mapping[str, str], ordered: Mapping[str, str]) -> dict[str, str]:
+    """The *ordered* headers, and those of *own* that they do not replace (names of headers ignore case)."""
     replaced = {name.lower() for name in ordered}
     kept = {name: value for name, value in own.items() if name.lower() not in replaced}
     return kept | {name: str(value) for name, value in ordered.items()}
@@ -152,14 +152,14 @@ def _is_seconds(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
-def _encoded(body: Any) -> bytes:
+def _encode(body: Any) -> bytes:
     if isinstance(body, bytes):
         return body
     return body.encode() if isinstance(body, str) else json.dumps(body).encode()
 
 
 class Faults:
-    """The orders that are still to be carried out, first come, first served."""
+    """The faults that are still to come, in the order in which they were ordered."""
 
     def __init__(self) -> None:
         self._waiting: list[Fault] = []
@@ -169,9 +169,9 @@ class Faults:
         self._waiting.append(fault)
 
     def take(self, on: str, service: str | None, text: str) -> Fault | None:
-        """The fault for a call, taken off its count; None if nothing is ordered for it."""
+        """The fault for a call, whose `times` goes down by one; None if there is none."""
         for place, fault in enumerate(self._waiting):
-            if fault.concerns(on, service, text):
+            if fault.matches(on, service, text):
                 if fault.times > 1:
                     self._waiting[place] = replace(fault, times=fault.times - 1)
                 else:
@@ -180,7 +180,7 @@ class Faults:
         return None
 
     def clear(self) -> None:
-        """Forget all orders."""
+        """Remove all faults."""
         self._waiting.clear()
 
     def __len__(self) -> int:
@@ -190,53 +190,53 @@ class Faults:
 # Faults of result files --------------------------------------------------------------------------------------
 
 _ZEROS = bytes(2**20)
-_BAIT = 64 * 1024
+_BOMB_START_BYTES = 64 * 1024
 
 
-def misled(call: Call, own: Answer, fault: Fault, origin: str) -> Answer:
-    """What goes out instead of the origin's *own* answer: a redirect or a bomb, if the *fault* orders one."""
+def mislead(call: Call, own: Answer, fault: Fault, origin: str) -> Answer:
+    """The redirect or bomb that the *fault* orders; the origin's *own* answer if it orders neither."""
     if fault.redirect is not None:
         target = f"{origin}{call.target}" if fault.redirect == "loop" else fault.redirect
         return Answer(302, b"", {"Location": target})
     if fault.bomb is not None:
-        # The file's own first bytes come first: a look at them must not be what stops the client.
-        bait = b"".join(own.pieces(min(_BAIT, fault.bomb))) if own.status < 300 else b""
+        # The file's own first bytes come first: otherwise their wrong format would already stop the client.
+        start = b"".join(own.pieces(min(_BOMB_START_BYTES, fault.bomb))) if own.status < 300 else b""
         kept = {name: value for name, value in own.headers.items() if name in ("Content-Type", "ETag")}
-        return Answer(200, _bomb(bait, fault.bomb), {**kept, "Content-Encoding": "gzip"})
+        return Answer(200, _bomb(start, fault.bomb), {**kept, "Content-Encoding": "gzip"})
     return own
 
 
 @lru_cache(maxsize=4)
-def _bomb(bait: bytes, size: int) -> bytes:
-    """A gzip file that inflates to the *bait* and zeros, *size* bytes together: a thousandth of that, and valid.
+def _bomb(start: bytes, size: int) -> bytes:
+    """A valid gzip file, a thousandth of *size*, that inflates to *start* and zeros, *size* bytes together.
 
-    The compressed zeros end at a byte (a full flush), so the same piece can be repeated.
+    The compressed zeros end at a byte boundary (a full flush), so the same piece can be repeated.
     """
-    times, rest = divmod(size - len(bait), len(_ZEROS))
-    checksum = zlib.crc32(bait)
+    times, rest = divmod(size - len(start), len(_ZEROS))
+    checksum = zlib.crc32(start)
     for _ in range(times):
         checksum = zlib.crc32(_ZEROS, checksum)
     checksum = zlib.crc32(_ZEROS[:rest], checksum)
-    packed = [_deflated(bait, zlib.Z_FULL_FLUSH), _deflated(_ZEROS, zlib.Z_FULL_FLUSH) * times]
-    packed.append(_deflated(_ZEROS[:rest], zlib.Z_FINISH))
+    packed = [_deflate(start, zlib.Z_FULL_FLUSH), _deflate(_ZEROS, zlib.Z_FULL_FLUSH) * times]
+    packed.append(_deflate(_ZEROS[:rest], zlib.Z_FINISH))
     header = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff"
     trailer = checksum.to_bytes(4, "little") + (size % 2**32).to_bytes(4, "little")
     return header + b"".join(packed) + trailer
 
 
-def _deflated(data: bytes, flush: int) -> bytes:
+def _deflate(data: bytes, flush: int) -> bytes:
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     return packer.compress(data) + packer.flush(flush)
 
 
 class RandomCuts:
-    """Where answers break off by chance: the n-th answer always has the same fate."""
+    """Draws where answers break off at random. With one seed, the n-th answer always breaks off at the same share."""
 
     def __init__(self, share: float, seed: int) -> None:
         self._share = share
-        self._random = Random(f"{seed}:cuts")  # noqa: S311  # a fate, no secret
+        self._random = Random(f"{seed}:cuts")  # noqa: S311  # no secret
 
     def place(self, length: int) -> int | None:
-        """After how many bytes the next answer breaks off, of *length* in all; None if it stays whole."""
+        """After how many of its *length* bytes the next answer breaks off; None if it does not."""
         cut, place = self._random.random() < self._share, self._random.random()
         return int(place * length) if cut and length else None

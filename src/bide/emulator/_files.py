@@ -1,4 +1,7 @@
-"""A result file as it is sent: made block by block, so that a large one is never in memory as a whole."""
+"""The files that tasks result in: pictures made when they are needed, and one short clip.
+
+They are made block by block, so that a large file is never in memory as a whole.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 BLOCK = 128 * 1024
-"""Bytes of a file that are made at a time."""
+"""Bytes of a file that are made at once."""
 
 _COUNTER = 8
 
 
 class ResultFile:
-    """A file of a few bytes that matter, and as much filler before its tail as was ordered.
+    """A small picture or clip, with filler before its tail that brings it to the size that was ordered.
 
-    No two blocks of filler are alike, in one file or in two: a download that went on at a wrong place, or with
-    another file, shows.
+    No two blocks of filler are equal, in one file or in two. So a download that continued at a wrong place, or with
+    another file, is found out.
 
     Args:
-        name: what tells the file from all others.
-        head, tail: what stands before and behind the filler.
-        at_least: the least size in bytes.
+        name: distinguishes the file from all others.
+        head, tail: the bytes before and after the filler.
+        at_least: the minimum size in bytes.
         frame: wraps filler so that viewers skip it.
     """
 
@@ -47,7 +50,7 @@ class ResultFile:
         self._head, self._tail = head, tail
         self._frame = frame
         self._overhead = len(frame(b""))
-        self._blocks, self._last = _divided(at_least - len(head) - len(tail), self._overhead)
+        self._blocks, self._last = _divide(at_least - len(head) - len(tail), self._overhead)
         filler = (self._blocks - 1) * BLOCK + self._last if self._blocks else 0
         self._length = len(head) + filler + len(tail)
 
@@ -68,7 +71,7 @@ class ResultFile:
             number += 1
 
     def _part(self, number: int) -> tuple[int, bytes]:
-        """Where a part stands, and its bytes: the head is part 0, the tail comes after the last block."""
+        """The offset of a part, and its bytes. The head is part 0; the tail comes after the last block."""
         if number == 0:
             return 0, self._head
         if number > self._blocks:
@@ -79,7 +82,7 @@ class ResultFile:
         return len(self._head) + (number - 1) * BLOCK, self._frame(filler)
 
 
-class Span:
+class FileSlice:
     """A part of a file, or all of it."""
 
     def __init__(self, file: ResultFile, start: int = 0, stop: int | None = None) -> None:
@@ -96,7 +99,7 @@ class Span:
         return self._file.pieces(self._start, stop)
 
 
-def _divided(missing: int, overhead: int) -> tuple[int, int]:
+def _divide(missing: int, overhead: int) -> tuple[int, int]:
     """How many blocks hold the *missing* bytes, and the size of the last; no block is smaller than its frame."""
     if missing <= 0:
         return 0, 0
@@ -116,14 +119,14 @@ def _noise(name: str) -> bytes:
 # Pictures and clips --------------------------------------------------------------------------------------------
 
 LONGEST_SIDE = 4096
-"""Pixels. The services stop at 2048 or so; a larger wish is refused before it costs memory."""
+"""Pixels. The services allow about 2048; a larger size is refused before it takes memory."""
 
 _TILES = 8
 _END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
 def png(text: str, width: int, height: int, at_least: int = 0) -> ResultFile:
-    """A PNG of this size whose mosaic depends on *text*, padded to *at_least* so many bytes."""
+    """A PNG of this size whose mosaic depends on *text*, padded to *at_least* bytes."""
     picture = _picture(text, width, height)
     return ResultFile(
         text,
@@ -149,8 +152,8 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 def _pixels(text: str, width: int, height: int) -> bytes:
     """The picture's rows, compressed: tiles in three colours, mirrored from left to right.
 
-    Only the first row of a band is drawn; the others repeat it by the "up" filter (zeros), so that
-    a picture costs little however large it is.
+    Only the first row of a band is drawn. The others repeat it by the "up" filter (zeros), so that even a large picture
+    takes little time.
     """
     seed = hashlib.sha256(text.encode()).digest()
     colours = (seed[0:3], seed[3:6], bytes(255 - value // 3 for value in seed[6:9]))
@@ -178,10 +181,10 @@ def _edge(tile: int, length: int) -> int:
 
 
 def mp4(text: str, at_least: int = 0) -> ResultFile:
-    """A two-second H.264 clip (320 by 180), padded to *at_least* so many bytes.
+    """A two-second H.264 clip (320 by 180), padded to *at_least* bytes.
 
-    The pictures are always the same; a `free` box, which players skip, holds a digest of *text*, so that the
-    files of two tasks differ.
+    The frames are always the same. A `free` box, which players skip, holds a digest of *text*, so that the files of two
+    tasks differ.
     """
     clip = _clip() + _free(hashlib.sha256(text.encode()).digest())
     return ResultFile(text, "video/mp4", head=clip, tail=b"", at_least=at_least, frame=_free)

@@ -1,4 +1,4 @@
-"""What a key is allowed: the limits of a service and the windows that enforce them."""
+"""What a key may do: the limits of a service, and the windows that enforce them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Window:
         """Whether one more event *now* would be one too many."""
         if self._limit is None:
             return False
-        # The microsecond bears the rounding of sums: two events exactly one window apart do not share a window.
+        # The microsecond is for rounding: two events exactly one window apart are not in one window.
         while self._events and self._events[0] <= now - self._seconds + 1e-6:
             self._events.popleft()
         return len(self._events) >= self._limit

@@ -1,4 +1,4 @@
-"""Magic words in a prompt that order the fate of its task; the emulator's docstring lists them."""
+"""Magic words in a prompt that order what becomes of its task; the emulator's docstring lists them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _MOST_BYTES = 4_000_000_000
 
 @dataclass(frozen=True)
 class Orders:
-    """What a prompt orders; None and False leave the matter to the emulator's settings.
+    """What a prompt orders. For None and False the emulator's settings hold.
 
     Attributes:
         fails: the task ends as failed, with `failure_code` (None: the service gives no code).
         failed_parts: so many of the task's files fail (always fewer than all).
-        status_word: the status that is told while the task runs.
-        seconds: from accepted to ended, as they come (`speed` does not change them).
+        status_word: the status word while the task runs.
+        seconds: from accepted to ended (`speed` does not divide them).
         queue_seconds: the share of these before the task runs.
         expire_seconds: how long after its end the task is forgotten.
         refusal_code: the create is refused with this code.
@@ -36,7 +36,7 @@ class Orders:
 
 
 def orders_in(prompt: str) -> Orders:
-    """The orders that a *prompt* holds; words with an argument that makes no sense are plain text."""
+    """The orders in a *prompt*. A word with a senseless argument is plain text."""
     words = dict(_WORD.findall(prompt))
     return Orders(
         fails="fail" in words,

@@ -23,11 +23,11 @@ LARGEST_BODY = 64 * 2**20
 """Bytes. Pictures may come inside a create as base64."""
 
 _KEPT_ALIVE = 24 * 3600.0
-"""Seconds. Long enough for any poll interval: an idle connection is never the emulator's to close."""
+"""Longer than any poll interval: the emulator never closes an idle connection."""
 
 _BODILESS = (204, 304)
 _DRIP_SECONDS = 0.1
-"""Between two drops, unless a drop would be less than a byte."""
+"""Seconds between two drops, unless a drop would be less than a byte."""
 
 
 @dataclass
@@ -60,7 +60,7 @@ Handler = Callable[[Call], Delivery]
 
 
 class Listener:
-    """One origin: a listening socket and the function that decides what each request gets."""
+    """One origin: a listening socket, and the function that decides what each request gets."""
 
     def __init__(self, decide: Handler, clock: Clock) -> None:
         self._decide = decide
@@ -73,13 +73,13 @@ class Listener:
             access_log=None,
             keepalive_timeout=_KEPT_ALIVE,
             shutdown_timeout=0.5,
-            # A client that hangs up ends the wait of its own request (a delay may be hours); what the request
-            # has done by then stays done.
+            # A client that hangs up ends the wait of its own request (a delay may be hours). The effect that the
+            # request has had by then stays.
             handler_cancellation=True,
         )
 
     async def start(self, host: str, port: int) -> str:
-        """Listen; returns the origin."""
+        """Listen. Returns the origin."""
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, host, port).start()
@@ -90,7 +90,7 @@ class Listener:
         return f"http://{f'[{shown}]' if ':' in shown else shown}:{bound}"
 
     async def aclose(self) -> None:
-        """Stop listening and cut what is open."""
+        """Stop listening, and cut open connections."""
         self._closing.set()
         await self._runner.cleanup()
 
@@ -104,18 +104,18 @@ class Listener:
         headers = {"Date": self._clock.date(), **answer.headers}
         if delivery.meter is None and (delivery.truncate is None or delivery.truncate >= answer.length):
             return web.Response(status=answer.status, headers=headers, body=answer.body)
-        return await self._streamed(request, delivery, answer, headers)
+        return await self._stream(request, delivery, answer, headers)
 
-    async def _streamed(
+    async def _stream(
         self, request: web.Request, delivery: Delivery, answer: Answer, headers: dict[str, str]
     ) -> web.StreamResponse:
-        """Promise a length and send the body piece by piece; what ends before its promised length is hung up."""
+        """Promise a length and send the body piece by piece. If it ends before that length, close the connection."""
         promised = answer.length if delivery.length is None else delivery.length
         most = min(promised, answer.length if delivery.truncate is None else delivery.truncate)
         response = web.StreamResponse(status=answer.status, headers=headers)
         response.content_length = promised
         if request.transport is not None:  # pragma: no branch  # gone only if the client was quicker
-            # A write ends when the socket has taken all of it: what is counted has left.
+            # A write ends when the socket has taken all of it: the counted bytes have left.
             request.transport.set_write_buffer_limits(high=0)
         await response.prepare(request)
         if request.method == "HEAD" or answer.status in _BODILESS:
@@ -133,7 +133,7 @@ class Listener:
         return response
 
     async def _sleep(self, seconds: float) -> None:
-        """Wait; closing ends it early."""
+        """Wait for so many seconds, or until the listener is closed."""
         try:
             async with asyncio.timeout(seconds):
                 await self._closing.wait()
@@ -153,7 +153,7 @@ async def _call(request: web.Request) -> Call:
 
 
 def _cut(request: web.Request) -> web.Response:
-    """Abort the connection with a reset, so that no client can take it for an empty answer."""
+    """Abort the connection with a reset, so that no client takes it for an empty answer."""
     if request.transport is not None:  # pragma: no branch  # gone only if the client was quicker
         raw = request.transport.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -162,7 +162,7 @@ def _cut(request: web.Request) -> web.Response:
 
 
 def _drops(pieces: Iterable[bytes], rate: float | None) -> Iterator[tuple[float, bytes]]:
-    """The *pieces* as they are, or as drops at a *rate* in bytes a second; each with its second from the start."""
+    """The *pieces* unchanged, or as drops at a *rate* in bytes a second; each with its second from the start."""
     if rate is None:
         yield from ((0.0, piece) for piece in pieces)
         return

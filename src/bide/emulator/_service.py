@@ -1,4 +1,4 @@
-"""What both services have in common: from a call to an answer."""
+"""`Service`: the base of both services, from a call to an answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from bide.emulator._answers import Call
     from bide.emulator._assets import Assets
-    from bide.emulator._state import Account, Books
+    from bide.emulator._state import Account, ServiceState
     from bide.emulator._tasks import EmulatedTask, Work
 
 Action: TypeAlias = "Callable[[Call, Account], Answer]"
@@ -35,25 +35,25 @@ class Reason(Enum):
 
 @dataclass(frozen=True)
 class Route:
-    """What a path stands for: the operation that faults and counters know, and what carries it out."""
+    """The meaning of a path: its operation, as faults and counters name it, and the function that carries it out."""
 
     on: str
     action: Action
 
 
 class Service(ABC):
-    """One emulated service. Its answers follow its documents; its books say what is true."""
+    """One emulated service. Its answers follow its documents; its state holds the truth."""
 
     REFUSALS: ClassVar[Mapping[Reason, tuple[int, str, str]]]
     """Status, code and message for each reason."""
 
-    def __init__(self, books: Books, assets: Assets) -> None:
-        self.books = books
+    def __init__(self, state: ServiceState, assets: Assets) -> None:
+        self.state = state
         self.assets = assets
 
     @abstractmethod
     def route(self, call: Call) -> Route | None:
-        """What *call* asks for; None if the service has no such path."""
+        """The route of *call*; None if the service has no such path."""
 
     @abstractmethod
     def refusal(self, refused: RefusalError) -> Answer:
@@ -64,7 +64,7 @@ class Service(ABC):
         try:
             account = self._account_of(call)
             if route.on != "create" and not account.may_query(self.now):
-                raise self._refused(Reason.QUERY_RATE)
+                raise self._refusal_for(Reason.QUERY_RATE)
             return route.action(call, account)
         except RefusalError as refused:
             return self.refusal(refused)
@@ -72,35 +72,35 @@ class Service(ABC):
     @property
     def now(self) -> float:
         """The loop's time."""
-        return self.books.clock.now
+        return self.state.clock.now
 
-    def _refused(self, reason: Reason, headers: Mapping[str, str] | None = None) -> RefusalError:
+    def _refusal_for(self, reason: Reason, headers: Mapping[str, str] | None = None) -> RefusalError:
         return RefusalError(*self.REFUSALS[reason], headers=headers)
 
     def _account_of(self, call: Call) -> Account:
         if call.key is None:
-            raise self._refused(Reason.NO_KEY)
+            raise self._refusal_for(Reason.NO_KEY)
         key = fingerprint(call.key)
-        accepted = self.books.settings.keys
+        accepted = self.state.settings.keys
         if not call.key or (accepted is not None and key not in accepted):
-            raise self._refused(Reason.BAD_KEY)
-        return self.books.account(key)
+            raise self._refusal_for(Reason.BAD_KEY)
+        return self.state.account(key)
 
     def _open(self, account: Account, work: Work, task_id: str) -> EmulatedTask:
-        """Accept *work*, unless a limit of the key stands against it."""
+        """Accept *work*, unless a limit of the key forbids that."""
         if not account.may_create(work.kind, self.now):
-            raise self._refused(Reason.CREATE_RATE, self._later())
+            raise self._refusal_for(Reason.CREATE_RATE, self._later())
         if not account.has_slot(work.kind, self.now):
-            raise self._refused(Reason.NO_SLOT, self._later())
-        return self.books.open(account, work, task_id)
+            raise self._refusal_for(Reason.NO_SLOT, self._later())
+        return self.state.open(account, work, task_id)
 
     def _later(self) -> dict[str, str]:
-        seconds = self.books.settings.retry_after
+        seconds = self.state.settings.retry_after
         return {} if seconds is None else {"Retry-After": f"{seconds:g}"}
 
 
 def size_of(text: object, default: tuple[int, int]) -> tuple[int, int] | None:
-    """Width and height from `1280*720` or `1024x1024`; None if *text* is no size that can be drawn."""
+    """Width and height from `1280*720` or `1024x1024`; None if *text* is not a size that the emulator can make."""
     if text is None:
         return default
     match = re.fullmatch(r"(\d{1,5})[*xX](\d{1,5})", text) if isinstance(text, str) else None
@@ -111,7 +111,7 @@ def size_of(text: object, default: tuple[int, int]) -> tuple[int, int] | None:
 
 
 def count_of(number: object, default: int, most: int) -> int | None:
-    """How many files are asked for; None if *number* is no count from 1 to *most*."""
+    """How many files are ordered; None if *number* is not a whole number from 1 to *most*."""
     if number is None:
         return default
     if isinstance(number, bool) or not isinstance(number, int):

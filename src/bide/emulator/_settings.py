@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """How the emulator behaves; `Emulator` documents each."""
+    """How the emulator behaves; `Emulator` documents each setting."""
 
     seconds: Mapping[str, Sampler]
     queue_seconds: Sampler
@@ -37,8 +37,8 @@ class Settings:
 class Clock:
     """The running loop's time, and the wall time that goes with it.
 
-    In a loop with virtual time the wall clock of the services runs ahead with the loop, so that the times in their
-    answers (`Date`, `created_at`, expiry) fit the time that a client sees pass.
+    In a loop with virtual time the wall clock of the services moves with the loop. So the times in their answers
+    (`Date`, `created_at`, expiry) agree with the time that passes for a client.
     """
 
     def __init__(self) -> None:
@@ -60,5 +60,5 @@ class Clock:
 
 
 def fingerprint(key: str) -> str:
-    """The short hash under which the emulator tells of an API *key*; the key itself it never keeps."""
+    """The short hash that names an API *key* in the emulator's records. The emulator never keeps the key itself."""
     return hashlib.sha256(b"bide emulator " + key.encode()).hexdigest()[:8]

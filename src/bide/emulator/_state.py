@@ -1,4 +1,4 @@
-"""The books of one service: its accounts, their tasks and limits, and what it counts."""
+"""The state of one service: its accounts, their tasks and limits, and its counters."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ class Account:
         """Whether the minute has room for one more create."""
         return not self._window(kind).is_full(now)
 
-    def opened(self, task: EmulatedTask) -> None:
+    def note_opened(self, task: EmulatedTask) -> None:
         """Count an accepted create."""
         self._window(task.kind).add(task.created)
         self._in_flight[task.kind].add(task)
 
-    def stopped(self, task: EmulatedTask) -> None:
-        """The *task* ends sooner than it would have."""
+    def note_stopped(self, task: EmulatedTask) -> None:
+        """The *task* ends earlier than planned."""
         self._in_flight[task.kind].move(task)
 
     def most_in_flight(self) -> dict[str, int]:
@@ -96,12 +96,12 @@ class Account:
         return self._creates.setdefault(kind, Window(self._limits.creates(kind), 60.0))
 
 
-class Books:
-    """Everything one service remembers.
+class ServiceState:
+    """Everything that one service remembers.
 
     Args:
-        failures: what random failures (`failure_share`) take their turns from.
-        describe: the message that goes with an ordered failure code.
+        failures: random failures (`failure_share`) are chosen from these.
+        describe: the message for an ordered failure code.
         word: the service's status word for a task at a moment.
     """
 
@@ -132,7 +132,7 @@ class Books:
         self._accounts: dict[str, Account] = {}
 
     def count(self, on: str, status: int | None) -> None:
-        """Count a call; *status* is what was answered, None if nothing was."""
+        """Count a call; *status* is that of the answer, None if there was no answer."""
         self.counts[_COUNTERS[on]] += 1
         if status == 429 and on != "asset":
             self.counts["creates_429" if on == "create" else "queries_429"] += 1
@@ -142,22 +142,22 @@ class Books:
         return self._accounts.setdefault(key, Account(key, self._limits))
 
     def open(self, account: Account, work: Work, task_id: str) -> EmulatedTask:
-        """Accept *work*: from here on there is a task, paid for."""
-        task = self._planned(account, work, task_id)
+        """Accept *work*: from now on there is a task, and it is paid for."""
+        task = self._plan(account, work, task_id)
         self._tasks[task_id] = task
-        account.opened(task)
+        account.note_opened(task)
         return task
 
     def find(self, task_id: str, key: str | None = None) -> EmulatedTask | None:
-        """The task with this id, if it is this *key*'s (None: whoever's)."""
+        """The task with this id, if *key* has made it; with None, of any key."""
         task = self._tasks.get(task_id)
         return task if task is not None and key in (None, task.key) else None
 
     def cancel(self, task: EmulatedTask) -> EmulatedTask:
         """End a task before its time."""
-        stopped = task.stopped(self.clock.now, self.settings.cancel_seconds)
+        stopped = task.stop(self.clock.now, self.settings.cancel_seconds)
         self._tasks[task.id] = stopped
-        self.account(task.key).stopped(stopped)
+        self.account(task.key).note_stopped(stopped)
         return stopped
 
     def tasks(self) -> Iterator[EmulatedTask]:
@@ -166,7 +166,7 @@ class Books:
         return (replace(task, status=self._word(task, now)) for task in self._tasks.values())
 
     def newest_first(self, key: str) -> Iterator[EmulatedTask]:
-        """The tasks of one *key*, without their status: a page of very many asks for that of few."""
+        """The tasks of one *key*, without their status: a page of a long list needs the status of a few only."""
         return (task for task in reversed(self._tasks.values()) if task.key == key)
 
     def stats(self) -> dict[str, Any]:
@@ -181,10 +181,10 @@ class Books:
             "statuses": dict(Counter(task.status for task in self.tasks())),
         }
 
-    def _planned(self, account: Account, work: Work, task_id: str) -> EmulatedTask:
+    def _plan(self, account: Account, work: Work, task_id: str) -> EmulatedTask:
         orders = orders_in(work.prompt)
-        # A generator for each task: what one task draws never shifts the next one's fate.
-        random = Random(f"{self.settings.seed}:{self.service}:{len(self._tasks)}")  # noqa: S311  # a fate, no secret
+        # A generator for each task: the numbers that one task draws do not change those of the next.
+        random = Random(f"{self.settings.seed}:{self.service}:{len(self._tasks)}")  # noqa: S311  # no secret depends on it
         drawn = self.settings.seconds[work.kind](random) / self.settings.speed
         queue = self.settings.queue_seconds(random) / self.settings.speed
         fails_by_chance = random.random() < self.settings.failure_share
@@ -216,5 +216,5 @@ class Books:
 
 
 def new_id() -> str:
-    """An id that no other task has, of this emulator or of any other."""
+    """An id that no other task has, of this or any other emulator."""
     return str(uuid.uuid4())

@@ -1,4 +1,4 @@
-"""A task as the service knows it. Its state is a function of time: nothing runs, nothing ticks."""
+"""A task as the service knows it. Its state is a function of time: it needs no background work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Phase(Enum):
-    """Where a task stands, in words of neither service."""
+    """The state of a task, in words of neither service."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -28,14 +28,14 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class Work:
-    """What a create call asks for, whichever service it went to.
+    """What a create call orders, for either service.
 
     Attributes:
         kind: `"image"` or `"video"`.
-        files: how many files are asked for.
+        files: how many files it orders.
         size: width and height in pixels, of images.
         form: how the service shapes the results (a word of the service's own).
-        body: the create call's JSON as it came.
+        body: the create call's JSON.
     """
 
     kind: str
@@ -49,7 +49,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a task fails; `code` None is a service that does not say."""
+    """Why a task fails; with `code` None the service gives no reason."""
 
     code: str | None
     message: str
@@ -57,18 +57,18 @@ class Failure:
 
 @dataclass(frozen=True)
 class EmulatedTask:
-    """The truth about one task, for tests and benchmarks to compare a client's view with.
+    """The truth about one task. Tests and benchmarks compare a client's view with it.
 
     Attributes:
         id: the service's id.
         service: `"dieyuyun"` or `"dashscope"`.
-        work: what the create call asked for; `kind`, `model`, `prompt` and `body` are its fields.
+        work: what the create call ordered; `kind`, `model`, `prompt` and `body` are its fields.
         key: fingerprint of the key that created it (`bide.emulator.fingerprint`).
         created: when it was accepted. This and the other moments are seconds of the loop's clock.
         started: when it left the service's queue.
-        ended: when it became final; planned, while that lies ahead.
+        ended: when it became final, or will.
         expires: when the service forgets it.
-        status: the service's own word for its state at the moment of asking.
+        status: the service's own word for its state now.
     """
 
     id: str
@@ -107,7 +107,7 @@ class EmulatedTask:
         return self.work.body
 
     def phase(self, now: float) -> Phase:
-        """Where the task stands at this moment of loop time."""
+        """The state of the task at this moment of loop time."""
         if now >= self.expires:
             return Phase.EXPIRED
         if now < self.started:
@@ -119,15 +119,15 @@ class EmulatedTask:
         return Phase.FAILED if self.failure else Phase.SUCCEEDED
 
     def progress(self, now: float) -> int:
-        """Per cent done: linear from the start to the end, 100 at the end alone."""
+        """Percent done: linear from the start to the end, and 100 only at the end."""
         if now >= self.ended:
             return 100
         if now < self.started:
             return 0
         return min(99, int(100 * (now - self.started) / (self.ended - self.started)))
 
-    def stopped(self, now: float, lag: float) -> EmulatedTask:
-        """This task, cancelled *now*; what runs goes on for *lag* seconds, and may still finish within them."""
+    def stop(self, now: float, lag: float) -> EmulatedTask:
+        """This task, cancelled *now*. If it runs, it goes on for *lag* seconds, and may still finish within them."""
         end = now + (lag if now >= self.started else 0.0)
         if self.ended <= end:
             return self

@@ -32,7 +32,7 @@ from bide import (
     Output,
     Task,
 )
-from bide._polling import poller
+from bide._polling import observer
 from bide._runtime import lost_creates
 from bide.emulator import Emulator
 from bide.ledgers import SQLiteLedger
@@ -150,7 +150,7 @@ async def test_the_key_is_found_nowhere_whatever_goes_wrong(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(lost_creates, "LOOKUP_SECONDS", (0.05,))
-    monkeypatch.setattr(poller, "RECHECK_SECONDS", 0.1)
+    monkeypatch.setattr(observer, "RECHECK_SECONDS", 0.1)
     loop = asyncio.get_running_loop()
     path, events, errors = tmp_path / "tasks.db", [], []
     async with emulator_with(video_seconds=0.1) as emulator:

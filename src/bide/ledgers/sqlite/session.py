@@ -42,6 +42,7 @@ class Session:
         self._pid = os.getpid()
         self.worker: Worker[SQLiteBackend] = Worker(make, self._notify_all)
         self._catching_up: asyncio.Task[None] | None = None
+        self._has_unread_news = False
         self._ticking: asyncio.Task[None] | None = None
         self._socket: socket.socket | None = None
         self.unrecorded_leaves: set[str] = (
@@ -121,10 +122,17 @@ class Session:
             self._notify(Hint.SLOTS)
 
     def _start_catching_up(self) -> None:
+        self._has_unread_news = True
         if self._catching_up is None or self._catching_up.done():
             self._catching_up = self._loop.create_task(self._catch_up())
 
     async def _catch_up(self) -> None:
+        """Read the news until no message has come since the last read: a read under way may have missed its news."""
+        while self._has_unread_news:
+            self._has_unread_news = False
+            await self._read_news()
+
+    async def _read_news(self) -> None:
         with suppress(LedgerError):
             self._notify_all(await self.worker.put(SQLiteBackend.read_news, writes=False))
 
@@ -154,7 +162,7 @@ class Session:
         for owner in tuple(self.unrecorded_leaves):
             await self.worker.put(partial(SQLiteBackend.leave, owner=owner), writes=True)
             self.unrecorded_leaves.discard(owner)
-        await self._catch_up()
+        await self._read_news()
         if peers.dead or peers.has_changed or peers.has_unowned:
             self._notify(Hint.OWNERS)
         elif peers.has_living:

@@ -37,6 +37,11 @@ def pytest_collection() -> Iterator[None]:
         measuring.start()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow tests start first: one that starts last would leave the other workers idle."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def same_chance(request: pytest.FixtureRequest) -> None:
     """Phases and jitter are drawn anew in each test, and alike in each run of it.

@@ -77,6 +77,7 @@ async def one_user(client: Client, number: int, chance: random.Random, handles: 
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("service", SERVICES)
 async def test_a_soak_ends_with_every_ticket_final_and_every_slot_free(service: str) -> None:
     chance = random.Random(f"soak {service}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import pickle
 
 import httpx
 import pytest
@@ -128,8 +129,26 @@ async def test_a_wait_that_gives_up_names_the_last_fault() -> None:
     async with service.client() as client:
         handle = await client.submit(image())
 
-        with pytest.raises(WaitTimeoutError, match=r"The last fault: .*no route to host"):
+        with pytest.raises(WaitTimeoutError, match=r"The last fault: .*no route to host") as caught:
             await handle.result(timeout=10)
+
+    fault = caught.value.fault
+    assert isinstance(fault, TransportError)
+    assert (fault.ticket, fault.__traceback__) == (handle.ticket, None)
+    twin = pickle.loads(pickle.dumps(caught.value))
+    assert str(twin.fault) == str(fault)
+
+
+async def test_a_run_that_gives_up_withdraws_its_request_and_names_the_last_fault() -> None:
+    service = ToyService(creates=[httpx.ConnectError("no route to host")])
+    async with service.client() as client:
+        with pytest.raises(
+            WaitTimeoutError, match=r"withdrawn.*The last fault: .*no route to host"
+        ) as caught:
+            await client.run(image(), timeout=10)
+
+        assert isinstance(caught.value.fault, TransportError)
+        assert (await client.statistics()).cancelled == 1
 
 
 async def test_a_busy_service_is_asked_again_after_its_retry_after() -> None:

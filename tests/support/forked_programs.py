@@ -163,6 +163,8 @@ def become(files: list[int], words: list[bytes], directory: bytes, environment: 
     os.environb.clear()
     os.environb.update(environment)
     sys.argv[:] = ["-c", *map(os.fsdecode, words)]
+    # Where the tests themselves run in the background of a shell, SIGINT is ignored, and would be in each program.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -64,6 +65,12 @@ def is_followed(emulator: Emulator) -> bool:
     """Whether a command waits for what another process drives."""
     with closing(sqlite3.connect(ledger_of(emulator))) as connection:
         return (1,) in connection.execute("SELECT followed FROM records").fetchall()
+
+
+def polled_again(emulator: Emulator) -> Callable[[], bool]:
+    """Whether a query has come since this was called."""
+    before = len(calls(emulator, "query"))
+    return lambda: len(calls(emulator, "query")) > before
 
 
 def is_cancelling(emulator: Emulator) -> bool:
@@ -168,7 +175,7 @@ async def test_a_timeout_leaves_what_goes_on(tmp_path: Path) -> None:
     async with emulator_with(image_seconds=60, queue_seconds=0) as emulator:
         waiting = await left_behind(emulator)
         words = ("resume", "--concurrency", "1", "--json")
-        ended = await timed_out(emulator, *words, when=lambda: calls(emulator, "query"))
+        ended = await timed_out(emulator, *words, when=polled_again(emulator))
         listed = await piped(emulator, "ls", "--json")
 
         assert ended.status == 5
@@ -353,7 +360,7 @@ async def test_an_interrupted_watch_names_the_ticket_again() -> None:
         ((ticket, task_id),) = await detached(emulator, "a boat")
         path = str(ledger_of(emulator))
         words = ("watch", ticket, "--ledger", path)
-        ended = await timed_out(emulator, *words, when=lambda: calls(emulator, "query"))
+        ended = await timed_out(emulator, *words, when=polled_again(emulator))
 
     assert ended.status == 5
     assert watch_command(ended.err) == [

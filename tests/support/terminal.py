@@ -155,6 +155,7 @@ async def timed_out(emulator: Emulator, *words: str, when: Callable[[], Any], **
     """Run a command whose time runs out as soon as *when* holds; or by the clock, should it wait only after that."""
     process = await start(emulator, *words, "--timeout", str(HALF_A_MINUTE), **more)
     await until(when)
+    await asyncio.sleep(0.1)
     pass_time(process)
     return await finish(process)
 
@@ -178,6 +179,28 @@ def on_record(emulator: Emulator) -> list[str]:
         connection.close()
 
 
+LEADER = """
+import os, sys
+from _signal import SIGHUP, SIGINT, SIG_DFL, SIG_IGN, signal
+report, leash, output, *command = sys.argv[1:]
+signal(SIGINT, SIG_IGN)
+signal(SIGHUP, SIG_IGN)
+pid = os.fork()
+if pid == 0:
+    signal(SIGINT, SIG_DFL)
+    signal(SIGHUP, SIG_DFL)
+    if output:
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), 1)
+    os.execv(command[0], command)
+os.closerange(0, 3)
+os.write(int(report), pid.to_bytes(4, "big"))
+os.write(int(report), os.waitpid(pid, 0)[1].to_bytes(4, "big"))
+os.read(int(leash), 1)
+"""
+"""Runs a command in its terminal, and lives longer: when the first process of a terminal ends, the kernel throws away
+what nobody has read there yet."""
+
+
 class Terminal:
     """A command in a pseudo-terminal, with everything that it shows there."""
 
@@ -186,13 +209,19 @@ class Terminal:
     ) -> None:
         self.shown = ""
         env = environment(emulator, TERM="xterm-256color", COLUMNS=str(columns), LINES="30", **more)
-        command = command_of(words, more)
-        self._pid, self._file = pty.fork()
-        if self._pid == 0:  # pragma: no cover - the child
-            if stdout is not None:
-                os.dup2(os.open(stdout, os.O_WRONLY | os.O_CREAT), 1)
+        self._report, report = os.pipe()
+        leash, self._leash = os.pipe()
+        command = [sys.executable, "-I", "-S", "-c", LEADER, str(report), str(leash), str(stdout or "")]
+        command += command_of(words, more)
+        self._leader, self._file = pty.fork()
+        if self._leader == 0:  # pragma: no cover - the child
+            os.set_inheritable(report, True)
+            os.set_inheritable(leash, True)
             os.execve(command[0], command, env)
-        self._is_open = True
+        os.close(report)
+        os.close(leash)
+        self._pid = int.from_bytes(os.read(self._report, 4), "big")
+        self._is_open = self._is_alive = True
         asyncio.get_running_loop().add_reader(self._file, self._read)
 
     def _read(self) -> None:
@@ -222,15 +251,19 @@ class Terminal:
     async def ends(self) -> int:
         """Wait for the end; the exit status."""
         await until(lambda: not self._is_open)  # all that was written has been read
-        status = await asyncio.to_thread(os.waitpid, self._pid, 0)
-        return os.waitstatus_to_exitcode(status[1])
+        status = await asyncio.to_thread(os.read, self._report, 4)
+        self._is_alive = False
+        return os.waitstatus_to_exitcode(int.from_bytes(status, "big"))
 
     def kill(self) -> None:
         """End it, if it has not ended."""
         self._stop_reading()
-        with suppress(ProcessLookupError, ChildProcessError):
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
+        if self._is_alive:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+        os.close(self._leash)
+        os.waitpid(self._leader, 0)
+        os.close(self._report)
         os.close(self._file)  # not sooner: that is a SIGHUP to who still lives
 
     def _stop_reading(self) -> None:

@@ -303,16 +303,7 @@ async def test_what_others_have_not_sent_is_left_to_bide_resume() -> None:
         waiting = await left_behind(emulator)
         words = (*IMAGE, "mine", "--concurrency", "1")
         all_three = ["running", "waiting", "waiting"]
-
-        async def is_waiting() -> bool:
-            if on_record(emulator) != all_three:
-                return False
-            await asyncio.sleep(
-                0.5
-            )  # it starts to wait just after that; should it not, the test takes longer
-            return True
-
-        ended = await timed_out(emulator, *words, when=is_waiting)
+        ended = await timed_out(emulator, *words, when=lambda: on_record(emulator) == all_three)
         listed = await piped(emulator, "ls", "--json")
 
         assert ended.status == 5

@@ -155,7 +155,7 @@ async def timed_out(emulator: Emulator, *words: str, when: Callable[[], Any], **
     """Run a command whose time runs out as soon as *when* holds; or by the clock, should it wait only after that."""
     process = await start(emulator, *words, "--timeout", str(HALF_A_MINUTE), **more)
     await until(when)
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.3)  # it starts to wait just after that
     pass_time(process)
     return await finish(process)
 

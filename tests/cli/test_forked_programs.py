@@ -27,7 +27,7 @@ print([signal.getsignal(each) for each in signal.valid_signals()], signal.pthrea
 print(repr(sys.stdin.read()))
 """
 
-WAITS = "print('ready', flush=True); time.sleep(60)"
+WAITS = "print('ready', flush=True); time.sleep(600)"
 
 
 async def start(*words: str, fresh: bool) -> Process:

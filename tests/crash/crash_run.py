@@ -160,7 +160,7 @@ def run(plan: Plan, folder: Path, *, told: bool = False) -> Evidence:
             drained = time.time()
         finally:
             crew.stop()
-        truth, _ = service.communicate(timeout=30)
+        truth, _ = service.communicate(timeout=60)
     finally:
         service.kill()
         service.wait()

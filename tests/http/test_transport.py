@@ -24,6 +24,7 @@ from bide._text import redact_url
 from bide._wire import Call, Secret
 from bide.errors import TransportError, UnexpectedReplyError
 from support.scripted_server import cut, drip, late, reply, serving
+from support.waits import A_MINUTE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -121,7 +122,7 @@ async def test_a_name_that_nobody_knows_is_certainly_not_sent() -> None:
     transport = Transport("https://api.invalid")
 
     with pytest.raises(TransportError, match=r"no connection \(ConnectError") as caught:
-        await transport.send(LOOK, key=KEY, timeout=30)
+        await transport.send(LOOK, key=KEY, timeout=A_MINUTE)
 
     assert not caught.value.may_have_arrived
     await transport.aclose()
@@ -246,7 +247,7 @@ async def test_a_certificate_that_does_not_verify_is_permanent_and_nothing_was_s
         await transport.warm()
 
         with pytest.raises(TransportError, match=r"certificate.*nothing was sent.*\$SSL_CERT_FILE") as caught:
-            await transport.send(LOOK, key=KEY, timeout=20)
+            await transport.send(LOOK, key=KEY, timeout=A_MINUTE)
 
         assert caught.value.permanent
         assert not caught.value.may_have_arrived

@@ -42,6 +42,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Iterator[Any]:
+    """A failure whose text has a lone surrogate is reported as others are: no worker could send it."""
+    return _sendable((yield))
+
+
+def _sendable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_sendable(name): _sendable(each) for name, each in value.items()}
+    return type(value)(map(_sendable, value)) if isinstance(value, list | tuple) else value
+
+
 @pytest.fixture(autouse=True)
 def same_chance(request: pytest.FixtureRequest) -> None:
     """Phases and jitter are drawn anew in each test, and alike in each run of it.

@@ -98,6 +98,7 @@ async def test_saved_files_are_noted_on_a_record_that_was_blanked_and_it_stays_b
         assert "secret-old" not in text
 
 
+@pytest.mark.usefixtures("no_ticks")  # its own cleaning would take some of the steps
 async def test_old_records_are_removed_in_small_steps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_rows, "DAY_SECONDS", 0.0)  # so long an answer without results is kept whole
     async with SQLiteLedger(path, keep=0.0) as ledger:

@@ -38,7 +38,12 @@ async def test_what_got_no_slot_in_time_is_not_bought_later_unseen() -> None:
         process.stdin.write(b"first\nsecond\n")
         await process.stdin.drain()
         await until(lambda: on_record(emulator) == ["running", "waiting"])
-        pass_time(process)
+
+        def is_withdrawn() -> bool:
+            pass_time(process)  # once more where a wait began only after the last time
+            return on_record(emulator) == ["running", "cancelled"]
+
+        await until(is_withdrawn)
         advance(600)
         async with asyncio.timeout(
             A_MINUTE

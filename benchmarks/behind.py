@@ -31,7 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from bide import Client, DashScope, Dieyuyun, ImageRequest, Limits, Pace, VideoRequest
+from bide import Client, DashScope, Dieyuyun, ImageRequest, Limits, Pace, VideoRequest, _outside
 from bide.emulator import Emulator, ServiceLimits
 from goals import Row, arguments, percentile, show
 
@@ -261,7 +261,7 @@ async def live(kind: str, number: int, *, lists: bool, seed: int) -> Measured:
 def played(run: Run) -> Measured:
     """*run* in a loop of its own, in virtual time."""
     logging.getLogger("bide").setLevel(logging.ERROR)
-    random.seed("bide")  # the scheduler's jitter
+    _outside.chance.seed("bide")  # the scheduler's jitter
     loop = VirtualTimeLoop()
     try:
         return loop.run_until_complete(run())

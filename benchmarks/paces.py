@@ -6,7 +6,6 @@ import asyncio
 import gc
 import math
 import os
-import random
 import statistics
 import sys
 from collections import defaultdict
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bide import BideError, Client, Deadlines, Limits, Pace, TaskFailedError
+from bide import BideError, Client, Deadlines, Limits, Pace, TaskFailedError, _outside
 from goals import percentile
 from wire import FLOOR, Imagined, Wire, request_for
 
@@ -97,7 +96,7 @@ class Figures:
 def run(workload: Workload, policy: Policy, seed: int, count: int | None = None) -> Figures:
     """The workload's tasks under *policy*, from an empty ledger."""
     # The scheduler's jitter comes from here: the same seed gives the same figures.
-    random.seed(f"{workload.name} {seed}")
+    _outside.chance.seed(f"{workload.name} {seed}")
     loop = VirtualTimeLoop()
     try:
         return loop.run_until_complete(_run(workload, policy, seed, workload.lives(seed, count)))

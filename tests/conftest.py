@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import bide
+from bide import _outside
 from support.virtual_time import RealTimeLoop, VirtualTimeLoop
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -62,7 +63,9 @@ def same_chance(request: pytest.FixtureRequest) -> None:
 
     A run with other ones: `OTHER_CHANCE=7 pytest`.
     """
-    random.seed(request.node.name + os.environ.get("OTHER_CHANCE", ""))
+    seed = request.node.name + os.environ.get("OTHER_CHANCE", "")
+    random.seed(seed)
+    _outside.chance.seed(seed)
 
 
 @pytest.fixture

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, Self, overload
 
 import anyio
 
-from bide import _outcomes
+from bide import _outcomes, _outside
 from bide._arguments import check_keys, check_limits, check_rate, check_type, secrets_of
 from bide._concurrency import wait_unless_closed
 from bide._downloads.paths import check_writable, folder_of
@@ -319,7 +318,7 @@ class Client:
             return TaskHandle.of(engine, await found)
         if task_id is None:
             raise TypeError("attach takes a task id, a ticket=, or both")
-        account, ticket = engine.account, secrets.token_hex(10)
+        account, ticket = engine.account, _outside.new_id(10)
         # Without a kind it is in no lane in which tasks are created, so its slot may last.
         longest = self._settings.provider.profile(kind).longest if kind else math.inf
         record = Record(
@@ -465,7 +464,7 @@ class Client:
                 f"{excerpt(repr(request), 80)}"
             )
         if ticket is None:
-            ticket = secrets.token_hex(10)
+            ticket = _outside.new_id(10)
         elif not is_ticket(ticket):
             raise ValueError(
                 f"not a ticket: {excerpt(repr(ticket), 80)}; expected 1 to 128 letters, digits, '.', '_' or '-', "

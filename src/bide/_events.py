@@ -8,16 +8,17 @@ import os
 import sys
 from collections import Counter
 from contextlib import suppress
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, TextIO
 
 from attrs import frozen
 
+from bide import _outside
 from bide._text import excerpt, redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
 
     from bide.errors import BideError
     from bide.models import SavedFile, Task, TaskStatus
@@ -184,7 +185,7 @@ class Announcer:
         is_logged = log.isEnabledFor(level)
         if self._hook is None and not is_logged:
             return
-        at, provider = datetime.now(UTC), self._provider
+        at, provider = _outside.utc_now(), self._provider
         event = Event(name, at, provider, kind, key, task, seconds, error, files, output, bytes, total)
         if is_logged:
             log_line(level, str(event))

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from bide import Downloads, EventName
-from bide._downloads import download as _download
+from bide import Downloads, EventName, _outside
 from support.downloads import (
     asked_from,
     fetched,
@@ -61,8 +59,7 @@ async def test_a_fresh_address_that_ends_while_its_store_is_busy_is_asked_for_ag
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ahead = datetime.now(UTC).timestamp() - now()
-    clock = SimpleNamespace(now=lambda zone: datetime.fromtimestamp(ahead + now(), zone))
-    monkeypatch.setattr(_download, "datetime", clock)
+    monkeypatch.setattr(_outside, "wall_time", lambda: ahead + now())
     async with world(tmp_path, fresh_urls=True, url_seconds=20) as at:
         task = await at.task()
         await asyncio.sleep(30)

@@ -109,11 +109,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 def wait_for_ledgers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no virtual time pass while a SQLite ledger's thread is at work for the loop; its own clock passes with it."""
-    from bide.ledgers.sqlite import database
+    from bide import _outside
     from bide.ledgers.sqlite.worker import Worker
 
-    since = database._seconds_since_boot() - VirtualTimeLoop.passed
-    monkeypatch.setattr(database, "_seconds_since_boot", lambda: since + VirtualTimeLoop.passed)
+    since = (_outside.seconds_since_boot() or 0.0) - VirtualTimeLoop.passed
+    monkeypatch.setattr(_outside, "seconds_since_boot", lambda: since + VirtualTimeLoop.passed)
 
     put, stop = Worker.put, Worker.stop
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import math
-import random
 import re
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from bide import _outside
 from bide._concurrency import in_thread
 from bide._downloads.media_types import is_text, media_type_of
 from bide._downloads.ranges import (
@@ -390,13 +389,13 @@ class Download:
 
 
 def _has_expired(output: Output) -> bool:
-    return output.expires_at is not None and output.expires_at <= datetime.now(UTC)
+    return output.expires_at is not None and output.expires_at <= _outside.utc_now()
 
 
 def _pause_seconds(failures: int, after: float | None) -> float:
     """Seconds until the next try: 0 after a try with progress, unless the server asks for a wait."""
     longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (failures - 1)) if failures else 0.0
-    return max(after or 0.0, longest * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+    return max(after or 0.0, longest * _outside.chance.uniform(0.5, 1.0))
 
 
 def _plausible_type(media_type: str | None) -> str | None:

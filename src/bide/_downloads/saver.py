@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 from collections import OrderedDict
 from contextlib import suppress
 from functools import partial
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import define, evolve
 
+from bide import _outside
 from bide._concurrency import in_thread, wait_done, wait_unless_closed
 from bide._downloads.download import DownloadJob
 from bide._downloads.downloader import Downloader
@@ -476,19 +476,19 @@ def _joined_fault(faults: Sequence[BaseException], files: Sequence[SavedFile], t
 
 
 def _is_orphaned(task: Task) -> bool:
-    return task.finished_at is None or time.time() - task.finished_at.timestamp() > ORPHAN_SECONDS
+    return task.finished_at is None or _outside.wall_time() - task.finished_at.timestamp() > ORPHAN_SECONDS
 
 
 def _time_left(task: Task) -> float:
     """Seconds until the first result of *task* expires; one hour if that is not known."""
     ends = [each.expires_at.timestamp() for each in task.outputs if each.expires_at is not None]
-    return max(0.0, min(ends) - time.time()) if ends else 3600.0
+    return max(0.0, min(ends) - _outside.wall_time()) if ends else 3600.0
 
 
 def _seconds_left_if_soon(record: Record) -> float | None:
     """Seconds for which the first unsaved result can still be fetched; None if no warning is due."""
     ends = min(record.losses, default=math.inf)
-    left, before = ends - time.time(), WARNING_SECONDS
+    left, before = ends - _outside.wall_time(), WARNING_SECONDS
     if record.task.finished_at is not None:
         before = min(before, (ends - record.task.finished_at.timestamp()) / 2)
     return left if 0 < left <= before else None

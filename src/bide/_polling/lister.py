@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import random
 from statistics import median
 from typing import TYPE_CHECKING
 
 from attrs import define, evolve
 
+from bide import _outside
 from bide._events import log_line
 from bide._polling.pace import (
     RECHECK_SECONDS,
@@ -213,7 +213,9 @@ class Lister:
     ) -> tuple[list[tuple[Forecast, float]], float, float]:
         """When tasks of *group* may end, each with its age; the mean price of a poll; how many tasks each stands
         for."""
-        some = group if len(group) <= MOST_TASKS_WEIGHED else random.sample(group, MOST_TASKS_WEIGHED)
+        some = (
+            group if len(group) <= MOST_TASKS_WEIGHED else _outside.chance.sample(group, MOST_TASKS_WEIGHED)
+        )
         ends, prices = [], []
         for watched in some:
             learned = watched.model.best()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import random
 from typing import TYPE_CHECKING
 
 from attrs import evolve
 
+from bide import _outside
 from bide._events import log_line
 from bide._polling.durations import duration_of
 from bide._polling.pace import RECHECK_SECONDS, after_fault, bounds, eta, lateness, plausible, sample_of
@@ -94,7 +94,7 @@ class Observer:
         if isinstance(outcome, Denied):
             return self.fail(watched, outcome.error)
         watched.failures += 1
-        chance = random.random()  # noqa: S311 - jitter
+        chance = _outside.chance.random()
         floor = self._schedule.floor(watched)
         watched.poll_at = now + after_fault(floor, watched.failures, retry_after_of(outcome), chance)
         self._submissions.note_fault(watched.ticket, outcome.error)

@@ -7,10 +7,10 @@ import heapq
 import itertools
 import logging
 import math
-import random
 from collections import deque
 from typing import TYPE_CHECKING
 
+from bide import _outside
 from bide._events import log_line
 from bide._polling.pace import SHORTEST_CAP_SECONDS, PollTerms, bounds, next_poll, unseen_seconds
 from bide._polling.watched_task import WatchedTask
@@ -93,7 +93,7 @@ class Schedule:
     def plan(self, watched: WatchedTask) -> None:
         """Poll it next when the pace says so."""
         now = self._clock()
-        chance = random.random()  # noqa: S311 - jitter
+        chance = _outside.chance.random()
         terms = PollTerms(watched.profile.floor, self.pressure(watched.kind), chance)
         try:
             planned = watched.zero + next_poll(self.pace, watched, watched.model.best(), terms)
@@ -195,7 +195,7 @@ class Schedule:
         if len(due) > 1 and is_limited and not (head.needs_poll or head.is_closed):
             cap = bounds(self.pace, head.seen, head.profile.floor)[1]
             if now - head.poll_at < 2 * cap:
-                others = random.sample(range(len(due)), min(CANDIDATES, len(due)))
+                others = _outside.chance.sample(range(len(due)), min(CANDIDATES, len(due)))
                 candidates = {*range(min(CANDIDATES, len(due))), *others}
                 index = max(candidates, key=lambda at: self._worth(due[at], now))
         watched = due[index]

@@ -6,13 +6,13 @@ It stands between the adapters, which know the service's words, and submission a
 from __future__ import annotations
 
 import asyncio
-import random
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from attrs import define, evolve, field
 
+from bide import _outside
 from bide._text import excerpt
 from bide.errors import APIError, NotFoundError, TransportError, UnexpectedReplyError
 from bide.models import Task
@@ -181,7 +181,7 @@ class Account:
         """A *moment* of the ledger's clock by the service's clock, as far as its answers have shown that."""
         if self._offset is not None:
             return datetime.fromtimestamp(moment + self._offset, UTC)
-        return datetime.fromtimestamp(datetime.now(UTC).timestamp() + moment - self.ledger.now(), UTC)
+        return datetime.fromtimestamp(_outside.wall_time() + moment - self.ledger.now(), UTC)
 
     @property
     def connected(self) -> bool:
@@ -207,7 +207,7 @@ class Account:
             self.counters.queries_429 += 1
             self.counters.pauses += 1
             now = asyncio.get_running_loop().time()
-            self.query_limiter.window.note_refusal(now, reply.retry_after, random.random())  # noqa: S311 - jitter
+            self.query_limiter.window.note_refusal(now, reply.retry_after, _outside.chance.random())
         elif reply.status < 400:
             self.query_limiter.window.note_answer()
         return read(reply)
@@ -222,7 +222,7 @@ class Account:
         lifetime = self.provider.profile(output.kind).lifetime
         if output.url is None or output.expires_at is not None or lifetime is None:
             return output
-        return evolve(output, expires_at=datetime.now(UTC) + timedelta(seconds=lifetime))
+        return evolve(output, expires_at=_outside.utc_now() + timedelta(seconds=lifetime))
 
     async def _send(self, call: Call, key: str, timeout: float, *, fresh: bool = False) -> Reply:
         reply = await self.transport.send(call, key=self._secrets[key], timeout=timeout, fresh=fresh)

@@ -7,13 +7,11 @@ a dictionary or a database. The ledger makes each step atomic.
 from __future__ import annotations
 
 import math
-import random
-import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import evolve
 
+from bide import _outside
 from bide.errors import LedgerError
 from bide.ledgers._lanes import LaneState, after_accept, after_refusal, cap, may_start_at, window
 from bide.ledgers._records import MOST_LEARNED_NAMES, MOST_UNSAVED_RECORDS, Held, LaneView, Record
@@ -193,7 +191,7 @@ class StateMachine:
             task=evolve(record.task, status=TaskStatus.SUBMITTING),
             key=terms.key,
             admitted=now,
-            sent_at=datetime.now(UTC),
+            sent_at=_outside.utc_now(),
             slot_for=terms.slot_for,
             slot_until=now + terms.slot_for,
         )
@@ -238,7 +236,7 @@ class StateMachine:
             others=load.slots - is_held,
             sent=now if record.admitted is None else record.admitted,
             now=now,
-            chance=random.random(),  # noqa: S311 - jitter, not a secret
+            chance=_outside.chance.random(),
         )
         store.write_lane(record.origin, record.kind, record.key, lane)
         if record.cancelling:
@@ -390,7 +388,7 @@ class StateMachine:
         return [record for record in self.store.open_records(origin) if _belongs_to(record, own_keys)]
 
     def unsaved_records(self, origin: str, keys: Collection[str]) -> list[Record]:
-        own_keys, now = frozenset(keys), time.time()
+        own_keys, now = frozenset(keys), _outside.wall_time()
         found = [
             (min(ahead), record.sequence, record)
             for record in self.store.unsaved_records(origin, own_keys, now, MOST_UNSAVED_RECORDS)

@@ -6,13 +6,13 @@ import asyncio
 import heapq
 import itertools
 import math
-import secrets
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 
 from attrs import Factory, define, evolve
 
+from bide import _outside
 from bide.ledgers._lanes import LaneLoad, LaneState
 from bide.ledgers._ledger import Ledger
 from bide.ledgers._state_machine import StateMachine, Store
@@ -245,7 +245,7 @@ class MemoryLedger(Ledger):
 
     def __init__(self) -> None:
         super().__init__()
-        self._salt = secrets.token_bytes(16)
+        self._salt = _outside.new_bytes(16)
         self._machine = StateMachine(MemoryStore(self._notify))
 
     @classmethod
@@ -268,7 +268,7 @@ class MemoryLedger(Ledger):
         return self._salt
 
     async def enter(self, origin: str, keys: Collection[str]) -> str:
-        return secrets.token_hex(8)
+        return _outside.new_id(8)
 
     async def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
         return self._machine.leave(owner, waiting=waiting)

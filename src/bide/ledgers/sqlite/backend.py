@@ -6,11 +6,11 @@ import os
 import socket
 import sqlite3
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from bide import _outside
 from bide.errors import LedgerError
 from bide.ledgers._lanes import portion
 from bide.ledgers._state_machine import StateMachine
@@ -87,7 +87,7 @@ class SQLiteBackend(Backend):
                     self.presence.remove_files(instance)
 
     def _register(self) -> None:
-        row = (self.presence.instance, os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat())
+        row = (self.presence.instance, os.getpid(), socket.gethostname(), _outside.utc_now().isoformat())
         self.database.connection.execute("INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?)", row)
 
     # For the worker -----------------------------------------------------------------------------------------

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import random
-import secrets
 import sqlite3
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bide import _outside
 from bide.errors import LedgerError
 from bide.ledgers.sqlite.processes import close_descriptor, close_in_children, note_closed, note_opened
 
@@ -195,7 +194,9 @@ class Database:
                         f"the ledger {self.path} has been locked for {LONGEST_WRITE_SECONDS:g} s by another process: "
                         f"is one stopped while it writes? Continue or end it; nothing was recorded"
                     ) from None
-                time.sleep(pause * random.random())  # noqa: S311 - so that two writers do not collide again and again
+                time.sleep(
+                    pause * _outside.chance.random()
+                )  # so that two writers do not collide again and again
                 pause = min(pause * 2, 0.002)
         try:
             yield
@@ -216,7 +217,9 @@ class Database:
             if row is not None:
                 return float(row[0])
             # Seconds since 1970, and never earlier than a time recorded before the reboot.
-            offset = max(time.time(), _newest_time(connection)) - _seconds_since_boot() if boot else 0.0
+            offset = (
+                max(_outside.wall_time(), _newest_time(connection)) - _seconds_since_boot() if boot else 0.0
+            )
             connection.execute("DELETE FROM meta WHERE name LIKE 'clock %'")
             connection.execute("INSERT INTO meta VALUES (?, ?)", (f"clock {boot}", offset))
             return offset
@@ -226,7 +229,7 @@ class Database:
         with self.transaction(writes=True) as connection:
             row = connection.execute("SELECT value FROM meta WHERE name = 'salt'").fetchone()
             if row is None:
-                row = (secrets.token_bytes(16),)
+                row = (_outside.new_bytes(16),)
                 connection.execute("INSERT INTO meta VALUES ('salt', ?)", row)
             return bytes(row[0])
 
@@ -249,12 +252,11 @@ def _boot_id() -> str:
 
 
 def _seconds_since_boot() -> float:
-    if _HAS_BOOT:
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.time()
+    seconds = _outside.seconds_since_boot() if _HAS_BOOT_ID else None
+    return _outside.wall_time() if seconds is None else seconds
 
 
-_HAS_BOOT = bool(_boot_id()) and hasattr(time, "CLOCK_BOOTTIME")
+_HAS_BOOT_ID = bool(_boot_id())
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
+from bide import _outside
 from bide.errors import LedgerError
 from bide.ledgers._ledger import Ledger
 from bide.ledgers.sqlite.backend import SQLiteBackend
@@ -110,7 +110,7 @@ class SQLiteLedger(Ledger):
         return True
 
     def now(self) -> float:
-        return time.time() if self._session is None else self._session.now()
+        return _outside.wall_time() if self._session is None else self._session.now()
 
     async def salt(self) -> bytes:
         return (await self._open_session()).salt

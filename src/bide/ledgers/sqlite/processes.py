@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import socket
 import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bide import _outside
 from bide.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Presence:
     """The lock and the socket of this process in *folder*."""
 
     def __init__(self, folder: Path) -> None:
-        self.instance: str = secrets.token_hex(6)
+        self.instance: str = _outside.new_id(6)
         self._folder = folder
         self._directory = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
         self._lock = -1

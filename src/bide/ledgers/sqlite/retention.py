@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
+from bide import _outside
 from bide.ledgers.sqlite.rows import losses, task_text, without_addresses
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Retention:
         """Blank expired addresses and remove old records. Returns whether there is more to do."""
         due = self._store.select(
             f"WHERE clean_at IS NOT NULL AND clean_at <= ? ORDER BY clean_at LIMIT {RECORDS_PER_CLEANING}",
-            time.time(),
+            _outside.wall_time(),
         )
         for record in due:
             was_blanked, at = self._connection.execute(
@@ -57,6 +57,6 @@ class Retention:
         self._connection.execute("PRAGMA incremental_vacuum(50)")
         (more,) = self._connection.execute(
             "SELECT EXISTS (SELECT 1 FROM records WHERE clean_at IS NOT NULL AND clean_at <= ?)",
-            (time.time(),),
+            (_outside.wall_time(),),
         ).fetchone()
         return bool(more)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import attrs
 from attrs import evolve
 
+from bide import _outside
 from bide.ledgers._records import Record
 from bide.models import Billing, SavedFile, Task, TaskStatus
 
@@ -197,11 +197,11 @@ def without_addresses(record: Record) -> Record:
 def expiry(task: Task) -> float:
     """When the last of its addresses expires, by the wall clock; a day from now if the service does not say."""
     moments = [
-        time.time() + DAY_SECONDS if output.expires_at is None else output.expires_at.timestamp()
+        _outside.wall_time() + DAY_SECONDS if output.expires_at is None else output.expires_at.timestamp()
         for output in task.outputs
         if output.url is not None or output.expires_at is not None
     ]
-    return max(moments, default=time.time() + DAY_SECONDS)
+    return max(moments, default=_outside.wall_time() + DAY_SECONDS)
 
 
 def _is_plain(task: Task) -> bool:

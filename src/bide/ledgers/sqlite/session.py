@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+from bide import _outside
 from bide.errors import LedgerError
 from bide.ledgers._records import Hint, Record
 from bide.ledgers.sqlite.backend import SQLiteBackend
@@ -140,7 +140,7 @@ class Session:
         """Check at intervals which processes have died, which news was missed, and what is old."""
         number = 0
         while True:
-            await asyncio.sleep(TICK_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            await asyncio.sleep(TICK_SECONDS * _outside.chance.uniform(0.8, 1.2))
             number += 1
             try:
                 await self._check_peers()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import attrs
 from attrs import evolve
 
+from bide import _outside
 from bide.errors import LedgerError
 from bide.ledgers._lanes import LaneLoad, LaneState
 from bide.ledgers._records import digest_of_plain, plain_of
@@ -115,7 +115,7 @@ class SQLiteStore(Store):
     def insert(self, record: Record) -> Record:
         body = "" if record.request is None else plain_of(record.request)
         digest = body and digest_of_plain(body)
-        record = evolve(record, digest=digest, added_at=datetime.now(UTC))
+        record = evolve(record, digest=digest, added_at=_outside.utc_now())
         row = row_of(record, self.now(), prompts=self._store_prompts)
         cursor = self._connection.execute(_INSERT, row)
         record = evolve(record, sequence=cursor.lastrowid or 0)

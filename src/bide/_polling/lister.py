@@ -16,7 +16,7 @@ import math
 from statistics import median
 from typing import TYPE_CHECKING
 
-from attrs import define, evolve
+from attrs import Factory, define, evolve
 
 from bide import _outside
 from bide._events import log_line
@@ -75,7 +75,7 @@ class _ListsOfKey:
 
     Attributes:
         task: the list under way, with the work on its answer.
-        members: the tasks that it looks for, until its answer has come.
+        members: the tasks that it looks for, by ticket, until its answer has come.
         hold_until: until when the polls of these wait for it.
         planned: when the next one is planned, by the loop's clock.
         not_before: no list before this moment.
@@ -87,7 +87,7 @@ class _ListsOfKey:
     """
 
     task: asyncio.Task[None] | None = None
-    members: frozenset[WatchedTask] = frozenset()
+    members: dict[str, WatchedTask] = Factory(dict)
     hold_until: float = -math.inf
     planned: float = -math.inf
     not_before: float = -math.inf
@@ -137,7 +137,7 @@ class Lister:
             return False
         lists = self._lists_of(watched.key)
         if lists.task is not None:
-            return watched in lists.members and now < lists.hold_until
+            return watched.ticket in lists.members and now < lists.hold_until
         if now < max(lists.not_before, lists.weighed_at + WEIGHED_FOR_SECONDS):
             return False
         group = self._group(watched.key, now)
@@ -228,15 +228,15 @@ class Lister:
 
     def _start(self, key: str, lists: _ListsOfKey, group: list[WatchedTask]) -> None:
         now = self._clock()
-        lists.members = frozenset(group)
+        lists.members = {watched.ticket: watched for watched in group}
         lists.hold_until = now + HOLD_SECONDS_PER_PAGE * self._pages(lists, group, now)
         self._schedule.at(lists.hold_until, lambda: self._release(lists.members))
         lists.task = asyncio.create_task(self._list(key, lists), name="bide list")
         lists.task.add_done_callback(lambda _: self._end(key, lists))
 
-    def _release(self, members: frozenset[WatchedTask]) -> None:
+    def _release(self, members: dict[str, WatchedTask]) -> None:
         """The list takes long: the tasks that wait for it are polled."""
-        for watched in members:
+        for watched in members.values():
             self._schedule.push(watched)
 
     def _end(self, key: str, lists: _ListsOfKey) -> None:
@@ -277,8 +277,8 @@ class Lister:
         except Exception as fault:  # noqa: BLE001 - polls will do, and report what is wrong
             lists.note_failure(self._clock(), f"the list of tasks failed: {misread(fault)}")
         finally:
-            lists.members = frozenset()
-            for watched in members:  # those that were due and have waited for it
+            lists.members = {}
+            for watched in members.values():  # those that were due and have waited for it
                 self._schedule.push(watched)
         if listed is None:
             return
@@ -288,18 +288,18 @@ class Lister:
             lists.failures = 0
         tasks = self._schedule.tasks_of_key(key)
         for watched in tasks:
-            self._mark(watched, listed.get(watched.task_id), was_expected=watched in members)
+            self._mark(watched, listed.get(watched.task_id), was_expected=watched.ticket in members)
         for number, watched in enumerate(tasks):
             if number % ROWS_PER_TURN == ROWS_PER_TURN - 1:
                 await asyncio.sleep(0)
             await self._take_in(watched, listed.get(watched.task_id), start)
 
     async def _read(
-        self, key: str, lists: _ListsOfKey, members: frozenset[WatchedTask]
+        self, key: str, lists: _ListsOfKey, members: dict[str, WatchedTask]
     ) -> dict[str, ListedTask] | None:
         """The rows by their task ids; None where the service gives no list."""
         until = self._account.ledger.now()
-        oldest = max(watched.age(self._clock()) for watched in members)
+        oldest = max(watched.age(self._clock()) for watched in members.values())
         since = until - min(oldest + EARLIER_SECONDS, LONGEST_WINDOW_SECONDS)
         answer = await self._account.list_tasks(key, since, until + CLOCK_SLACK_SECONDS)
         if not isinstance(answer, list):

@@ -86,6 +86,7 @@ class Life:
             keys=frozenset({KEY}),
             task=task,
             owner=owner,
+            wanted_by=(owner,),
         )
         self.queued, self.running, self.ended = _snapshots(
             task, f"{process:08x}-35bd-4cbf-8acd-{number:012x}"

@@ -82,13 +82,15 @@ def test_each_waiter_gets_an_error_of_its_own(cls: type[BideError]) -> None:
     error.__cause__ = cause
     error.add_note("a note")
 
-    fresh = error.about(ticket="t-2", task_id="a-2")
+    fresh = error.about(ticket="t-2", task_id="a-2", bought=True)
 
     assert fresh is not error
     assert type(fresh) is cls
     assert str(fresh) == "what happened"
     assert attributes_of(fresh) == {**details(cls), "ticket": "t-2", "task_id": "a-2"}
-    assert (error.ticket, error.task_id) == ("t-1", "a-1")
+    assert (error.ticket, error.task_id, error.bought) == ("t-1", "a-1", None)
+    assert fresh.bought is True
+    assert pickle.loads(pickle.dumps(fresh)).bought is True
     assert fresh.__cause__ is cause
     assert fresh.__traceback__ is None
     assert fresh.__notes__ == ["a note"]

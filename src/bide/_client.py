@@ -15,7 +15,7 @@ from bide._concurrency import wait_unless_closed
 from bide._downloads.paths import check_writable, folder_of
 from bide._downloads.settings import Downloads
 from bide._events import Announcer, set_log_level_from_environment
-from bide._handles import AsCompleted, TaskHandle, note_left, outcome_of
+from bide._handles import AsCompleted, Gathering, TaskHandle, check_timeout
 from bide._http.fetcher import Fetcher
 from bide._http.transport import Transport
 from bide._polling.pace import Pace
@@ -24,7 +24,6 @@ from bide._runtime.settings import ClientSettings
 from bide._service.account import Account, origin_of
 from bide._service.query_rate import query_limiter_for
 from bide._statistics import statistics_of
-from bide._submissions import Completions
 from bide._text import excerpt
 from bide._validators import is_ticket
 from bide._wire import quote_id
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from bide._events import Event
     from bide._http.transport import HTTPClient
     from bide._runtime.settings import LimitsByKind
+    from bide._runtime.wishes import Wish
     from bide._statistics import Statistics
     from bide._submissions import Submission
     from bide.ledgers import Ledger
@@ -179,44 +179,74 @@ class Client:
 
     # Submitting --------------------------------------------------------------------------------------------
 
-    async def submit(self, request: Request, *, ticket: str | None = None) -> TaskHandle:
+    async def submit(self, request: Request, *, ticket: str | None = None, again: bool = False) -> TaskHandle:
         """Put *request* on record and return its handle at once.
 
         The client waits for a slot, sends the create call and polls in the background. Cancelling this call withdraws
-        the request if it has not been sent.
+        the request if it has not been sent and no other caller wants it.
 
         Args:
             ticket: an id of your own (letters, digits, "." "_" "-"; it names files) that makes the call idempotent:
                 the same ticket gives the same handle, for as long as the task is open or you hold its handle (on a
-                durable ledger: in all its processes, as long as the record is kept).
+                durable ledger: in all its processes, as long as the record is kept). A ticket for which nothing was
+                bought (`BideError.bought` is False) is submitted again. So run a batch again with the same tickets:
+                what was bought is followed, and what was not is submitted.
+            again: also submit the ticket again if its task has failed at the service, was cancelled or has expired.
+                That buys another task.
 
         Raises:
             TypeError, ValueError: the request cannot be sent to this service, or *ticket* names another request.
-            LedgerError: the request could not be put on record; nothing will be sent.
+            LedgerError: the request could not be put on record. `.bought` says whether it can still be sent.
             ClientClosedError: the client is closed.
         """
-        handle, _ = await self._submit(request, ticket)
-        return handle
+        engine = await self._engine_for_requests()
+        record = self._record(engine, request, ticket)
+        wish = engine.wishes.want(record.ticket)
+        submission = await self._submit(engine, record, wish, again=again)
+        wish.keep(submission)
+        return TaskHandle.of(engine, submission)
 
-    async def run(self, request: Request, *, timeout: float | None = None) -> Task:
+    async def run(
+        self,
+        request: Request,
+        *,
+        ticket: str | None = None,
+        timeout: float | None = None,
+        again: bool = False,
+    ) -> Task:
         """`submit` and `result` in one.
 
-        If you cancel this, or *timeout* seconds pass, the request is withdrawn if it has not been sent.
+        A caller that leaves this call does not want the task any more: you cancel it, *timeout* seconds pass, or it
+        raises an error. Then the request is withdrawn if it has not been sent and no other caller wants it. A create
+        under way is not cut off: the task that it makes goes on, and the error names it. After a cancel,
+        `attach(ticket=)` shows what has become of it.
+
+        Args:
+            ticket: see `submit`; likewise *again*.
+            timeout: seconds to wait at most; None leaves it to the client's `Deadlines`.
 
         Raises:
-            BideError: the same errors as `TaskHandle.result`.
+            BideError: the same errors as `submit` and `TaskHandle.result`. `.bought` says whether a task was made.
         """
-        engine = await self._get_engine()
-        handle, submission = await self._submit(request)
+        check_timeout(timeout)
+        engine = await self._engine_for_requests()
+        record = self._record(engine, request, ticket)
+        wish = engine.wishes.want(record.ticket)
+        submission = await self._submit(engine, record, wish, again=again)
         try:
-            return await handle.result(timeout=timeout)
-        except asyncio.CancelledError:
-            engine.withdraw_soon(submission)
+            task = await TaskHandle.of(engine, submission).result(timeout=timeout)
+        except BideError as error:
+            left = await wish.leave_with(error)
+            if isinstance(error, WaitTimeoutError) and submission.task.status.is_final:
+                if submission.record.bought is False and submission.task.error is None:
+                    raise _outcomes.withdrawal(submission.task, error.fault, waited="in time") from None
+                return _outcomes.result_of(submission.record, submission.task)  # it has ended meanwhile
+            raise left from None
+        except BaseException:
+            wish.leave()
             raise
-        except WaitTimeoutError as error:
-            if not await engine.canceller.withdraw(handle.ticket):
-                raise
-            raise _outcomes.withdrawal(handle.task, error.fault, waited="in time") from None
+        wish.end()
+        return task
 
     @overload
     async def gather(self, *requests: Request, return_exceptions: Literal[False] = False) -> list[Task]: ...
@@ -236,35 +266,13 @@ class Client:
             return_exceptions: return errors in the places of results instead of raising the first one.
 
         Raises:
-            BideError: the error of the first task that failed, as from `TaskHandle.result`.
+            BideError: the error of the first task that failed, as from `TaskHandle.result`. Its `.bought` is False only
+                if no task was made for any of the requests; `.tickets` has the tickets of the others.
             TypeError, ValueError: one of the requests cannot be sent to this service; none was submitted.
         """
-        engine = await self._get_engine()
-        records = [self._record(engine, request, None) for request in requests]
-        submissions: list[Submission] = []
-        completions = Completions()
-        outcomes: dict[str, Task | BideError] = {}
-        try:
-            for record in records:
-                submissions.append(await engine.submit(record))
-                completions.add(submissions[-1])
-            while len(completions):
-                ending = completions.ready()
-                if ending is None:
-                    await completions.wait()
-                    continue
-                outcome = outcome_of(*ending)
-                if isinstance(outcome, BideError) and not return_exceptions:
-                    raise outcome
-                outcomes[ending[0].ticket] = outcome
-        except BaseException as error:
-            for submission in submissions:
-                engine.withdraw_soon(submission)
-            note_left(error, submissions)
-            raise
-        finally:
-            completions.drop()
-        return [outcomes[submission.ticket] for submission in submissions]
+        engine = await self._engine_for_requests()
+        gathering = Gathering(engine, [self._record(engine, request, None) for request in requests])
+        return await gathering.run(return_exceptions=return_exceptions)
 
     def as_completed(
         self, requests: Iterable[Request] | AsyncIterable[Request], *, window: int = 100
@@ -273,7 +281,8 @@ class Client:
 
         It takes a request from *requests* only while it is itself awaited, and holds at most *window* open handles, so
         *requests* may be endless. `handle.task.status` shows how a task has ended; `handle.result()` returns the task
-        or raises its error.
+        or raises its error. A caller that leaves the loop does not want the rest any more: what was not sent is
+        withdrawn as soon as Python drops the iterator, or at once by `await iterator.aclose()`.
 
         Raises:
             BideError: while iterated: an error that does not end the task, such as `AuthenticationError`. Iterate again
@@ -282,7 +291,15 @@ class Client:
         """
         if window < 1:
             raise ValueError(f"window must be at least 1, not {window!r}")
-        return AsCompleted(requests, self._submit, window)
+
+        async def submit(request: Request) -> tuple[TaskHandle, Submission, Wish]:
+            engine = await self._engine_for_requests()
+            record = self._record(engine, request, None)
+            wish = engine.wishes.want(record.ticket)
+            submission = await self._submit(engine, record, wish)
+            return TaskHandle.of(engine, submission), submission, wish
+
+        return AsCompleted(requests, submit, window)
 
     async def attach(
         self, task_id: str | None = None, *, ticket: str | None = None, kind: str | None = None
@@ -315,7 +332,10 @@ class Client:
         if ticket is not None:
             takeover = engine.takeover
             found = takeover.follow(ticket) if task_id is None else takeover.settle(ticket, task_id)
-            return TaskHandle.of(engine, await found)
+            # In a background task: what the ledger gives to this client, it must watch, also when this caller leaves.
+            submission = await wait_unless_closed(engine.background.spawn(found))
+            submission.is_kept = True
+            return TaskHandle.of(engine, submission)
         if task_id is None:
             raise TypeError("attach takes a task id, a ticket=, or both")
         account, ticket = engine.account, _outside.new_id(10)
@@ -333,7 +353,8 @@ class Client:
             slot_until=account.ledger.now() + longest if longest < math.inf else math.inf,
             task=Task(ticket=ticket, task_id=task_id, status=TaskStatus.QUEUED),
         )
-        return TaskHandle.of(engine, await engine.attach(record))
+        submission = await wait_unless_closed(engine.background.spawn(engine.attach(record)))
+        return TaskHandle.of(engine, submission)
 
     async def resume(self) -> list[TaskHandle]:
         """The handles of all open submissions that the ledger has for the keys of this client, oldest first.
@@ -348,7 +369,10 @@ class Client:
             ClientClosedError: the client is closed.
         """
         engine = await self._get_engine()
-        return [TaskHandle.of(engine, submission) for submission in await engine.takeover.resume()]
+        submissions = await wait_unless_closed(engine.background.spawn(engine.takeover.resume()))
+        for submission in submissions:
+            submission.is_kept = True
+        return [TaskHandle.of(engine, submission) for submission in submissions]
 
     # Results -----------------------------------------------------------------------------------------------
 
@@ -452,10 +476,25 @@ class Client:
         account = Account(settings.provider, self._transport, ledger, query_limiter, keys)
         return Engine(settings, account, owner, self._fetcher)
 
-    async def _submit(self, request: Request, ticket: str | None = None) -> tuple[TaskHandle, Submission]:
-        engine = await self._get_engine()
-        submission = await engine.submit(self._record(engine, request, ticket))
-        return TaskHandle.of(engine, submission), submission
+    async def _engine_for_requests(self) -> Engine:
+        """The engine, for a call that has put nothing on record yet: it says so if it fails."""
+        try:
+            return await self._get_engine()
+        except BideError as error:
+            raise error.about(ticket=None, task_id=None, bought=False) from None
+
+    async def _submit(self, engine: Engine, record: Record, wish: Wish, *, again: bool = False) -> Submission:
+        """Submit *record* for a caller with *wish*, which ends if that fails."""
+        try:
+            return await engine.submit(record, again=again)
+        except ClientClosedError:
+            wish.end()
+            raise
+        except BideError as error:
+            raise await wish.leave_with(error) from None
+        except BaseException:
+            wish.leave()
+            raise
 
     def _record(self, engine: Engine, request: Request, ticket: str | None) -> Record:
         if not isinstance(request, ImageRequest | VideoRequest | RawRequest):
@@ -479,5 +518,6 @@ class Client:
             request=request,
             keys=engine.account.keys,
             owner=engine.owner,
+            wanted_by=engine.wanted_by,
             task=Task(ticket=ticket, status=TaskStatus.WAITING, model=request.model, billing=Billing.NONE),
         )

@@ -29,6 +29,7 @@ class Background:
         self._process = os.getpid()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
+        self._has_ended = False
 
     def clock(self) -> float:
         """Seconds by the clock of the loop."""
@@ -48,6 +49,7 @@ class Background:
 
     async def end_tasks(self) -> None:
         """Cancel all tasks but the current one, and wait for their end."""
+        self._has_ended = True
         rest = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in rest:
             task.cancel()
@@ -60,6 +62,11 @@ class Background:
     def is_closing(self) -> bool:
         """Whether `close` was called."""
         return self._closing is not None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a task that is spawned now would never run to its end."""
+        return self._has_ended or self._loop.is_closed() or self.is_inherited
 
     async def close(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
         """Run *work* to close the client, or wait for the first call that does. A cancel does not cut it short."""

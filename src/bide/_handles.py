@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from bide._runtime.engine import Engine
+    from bide._runtime.wishes import Wish
     from bide._submissions import Submission
+    from bide.ledgers import Record
     from bide.models import Request, SavedFile, Task
 
 
@@ -134,7 +136,7 @@ class TaskHandle:
             APIError, TransportError, UnexpectedReplyError: this poll failed. That does not end the task.
             ClientClosedError: the client is closed.
         """
-        self._engine.background.check()
+        self._engine.submissions.check(self._submission)
         await self._engine.refresh(self._submission)
         return self.task
 
@@ -152,7 +154,7 @@ class TaskHandle:
             APIError, TransportError: the cancel call failed; the task goes on.
             ClientClosedError: the client is closed.
         """
-        self._engine.background.check()
+        self._engine.submissions.check(self._submission)
         return await self._engine.canceller.cancel(self._submission)
 
     async def save(
@@ -168,7 +170,7 @@ class TaskHandle:
         folder_of(directory)
         check_output(output)
         task = await self.result()
-        self._engine.background.check()
+        self._engine.submissions.check(self._submission)
         return await self._engine.saver.save(task, directory, output=output, overwrite=overwrite)
 
     def as_curl(self, *, create: bool = False) -> str:
@@ -187,9 +189,7 @@ class TaskHandle:
         return self._engine.account.as_curl(self.task, self.request, create=create)
 
     async def _wait(self, is_enough: Callable[[Task], bool], timeout: float | None) -> None:
-        is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
-        if timeout is not None and not (is_number and timeout >= 0):
-            raise ValueError(f"timeout must be a number of seconds, 0 or more, or None, not {timeout!r}")
+        check_timeout(timeout)
         submissions = self._engine.submissions
         scope = asyncio.timeout(timeout)
         try:
@@ -199,10 +199,19 @@ class TaskHandle:
         except TimeoutError:
             if timeout is None or not scope.expired():
                 raise
-            raise _outcomes.wait_timeout(self.task, timeout, submissions.fault_of(self._submission)) from None
+            raise _outcomes.wait_timeout(
+                self._submission.record, self.task, timeout, submissions.fault_of(self._submission)
+            ) from None
 
     def _result(self) -> Task:
         return _outcomes.result_of(self._submission.record, self.task)
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Raise ValueError unless *timeout* is a number of seconds, 0 or more, or None."""
+    is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if timeout is not None and not (is_number and timeout >= 0):
+        raise ValueError(f"timeout must be a number of seconds, 0 or more, or None, not {timeout!r}")
 
 
 class TaskEvents:
@@ -228,13 +237,14 @@ class TaskEvents:
 class AsCompleted:
     """The iterator of `client.as_completed()`: yields each handle when its task is final.
 
-    It is a class and not a generator, so that leaving the loop early breaks nothing: what was submitted goes on.
+    It is a class and not a generator, so that a cancelled step breaks nothing: the next step goes on. When it is
+    dropped or closed, its caller has left.
     """
 
     def __init__(
         self,
         requests: Iterable[Request] | AsyncIterable[Request],
-        submit: Callable[[Request], Awaitable[tuple[TaskHandle, Submission]]],
+        submit: Callable[[Request], Awaitable[tuple[TaskHandle, Submission, Wish]]],
         window: int,
     ) -> None:
         self._source: AsyncIterator[Request] | Iterator[Request] | None
@@ -242,10 +252,10 @@ class AsCompleted:
         self._submit = submit
         self._window = window
         self._open = Completions()
-        self._handles: dict[Submission, TaskHandle] = {}
+        self._handles: dict[Submission, tuple[TaskHandle, Wish]] = {}
         self._pull: asyncio.Future[Request] | None = None
         self._pulled: Request | None = None
-        self._submitting: asyncio.Future[tuple[TaskHandle, Submission]] | None = None
+        self._submitting: asyncio.Future[tuple[TaskHandle, Submission, Wish]] | None = None
         self._is_stepping = False
 
     def __aiter__(self) -> Self:
@@ -262,6 +272,24 @@ class AsCompleted:
         finally:
             self._is_stepping = False
 
+    async def aclose(self) -> None:
+        """Leave: what was not sent is withdrawn. What was sent goes on."""
+        self._leave()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handles"):  # it was made
+            self._leave()
+
+    def _leave(self) -> None:
+        self._source = None
+        self._open.drop()
+        for _, wish in self._handles.values():
+            wish.leave()
+        self._handles.clear()
+        submitting, self._submitting = self._submitting, None
+        if submitting is not None:
+            submitting.add_done_callback(_leave_when_submitted)
+
     async def _step(self) -> TaskHandle:
         while True:
             await self._fill()
@@ -273,15 +301,17 @@ class AsCompleted:
             await self._open.wait()
 
     def _take(self, submission: Submission, error: BideError | None) -> TaskHandle:
-        handle = self._handles.pop(submission)
-        if error is None:
-            return handle
-        if not isinstance(error, ClientClosedError):
-            self._add(handle, submission)
-        raise error
+        handle, wish = self._handles.pop(submission)
+        if error is None or isinstance(error, ClientClosedError):
+            wish.end()
+        else:
+            self._add(handle, submission, wish)
+        if error is not None:
+            raise error
+        return handle
 
-    def _add(self, handle: TaskHandle, submission: Submission) -> None:
-        self._handles[submission] = handle
+    def _add(self, handle: TaskHandle, submission: Submission, wish: Wish) -> None:
+        self._handles[submission] = (handle, wish)
         self._open.add(submission)
 
     async def _fill(self) -> None:
@@ -329,7 +359,83 @@ class AsCompleted:
             return None
 
 
-def outcome_of(submission: Submission, error: BideError | None) -> Task | BideError:
+def _leave_when_submitted(submitting: asyncio.Future[tuple[TaskHandle, Submission, Wish]]) -> None:
+    """The iterator was left while it submitted a request."""
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result()[2].leave()
+
+
+class Gathering:
+    """One call of `client.gather`: many requests that are submitted and waited for together."""
+
+    def __init__(self, engine: Engine, records: Sequence[Record]) -> None:
+        self._engine = engine
+        self._records = records
+        self._wishes = [engine.wishes.want(record.ticket) for record in records]
+        self._submissions: list[Submission] = []
+        self._completions = Completions()
+
+    async def run(self, *, return_exceptions: bool) -> list[Task | BideError]:
+        """See `Client.gather`."""
+        try:
+            outcomes = await self._outcomes(return_exceptions=return_exceptions)
+        except BideError as error:
+            raise await self._leave_with(error) from None
+        except BaseException as error:
+            for wish in self._wishes:
+                wish.leave()
+            self._note_left(error)
+            raise
+        finally:
+            self._completions.drop()
+        for wish in self._wishes:
+            wish.end()
+        return outcomes
+
+    async def _outcomes(self, *, return_exceptions: bool) -> list[Task | BideError]:
+        outcomes: dict[str, Task | BideError] = {}
+        for record in self._records:
+            submission = await self._engine.submit(record)
+            self._submissions.append(submission)
+            self._completions.add(submission)
+        while len(self._completions):
+            ending = self._completions.ready()
+            if ending is None:
+                await self._completions.wait()
+                continue
+            outcome = _outcome_of(*ending)
+            if isinstance(outcome, BideError) and not return_exceptions:
+                raise outcome
+            outcomes[ending[0].ticket] = outcome
+        return [outcomes[record.ticket] for record in self._records]
+
+    async def _leave_with(self, error: BideError) -> BideError:
+        """Leave with *error*. Returns it with what the ledger confirms of all the purchases."""
+        left = await asyncio.gather(*(wish.leave_with(error) for wish in self._wishes))
+        bought = {record.ticket: each.bought for record, each in zip(self._records, left, strict=True)}
+        if isinstance(error, ClientClosedError):  # the requests were not withdrawn
+            bought = dict.fromkeys(bought, False)  # those that were not put on record any more
+            bought |= {submission.ticket: submission.record.bought for submission in self._submissions}
+            if error.ticket in bought and error.ticket not in {each.ticket for each in self._submissions}:
+                bought[error.ticket] = error.bought  # the one that was being put on record
+        tickets = tuple(ticket for ticket, each in bought.items() if each is not False)
+        of_all = False if not tickets else True if True in bought.values() else None
+        fresh = error.about(ticket=error.ticket, task_id=error.task_id, bought=of_all)
+        fresh.tickets = tickets
+        self._note_left(fresh)
+        return fresh
+
+    def _note_left(self, error: BaseException) -> None:
+        """Name in *error*'s notes the tasks that go on without the caller."""
+        going = [each.task.task_id or each.ticket for each in self._submissions if _goes_on(each.task.status)]
+        if going:
+            error.add_note(
+                f"{len(going)} other tasks of this gather go on: {', '.join(going)}; client.attach(id) follows one, "
+                f"return_exceptions=True waits for all"
+            )
+
+
+def _outcome_of(submission: Submission, error: BideError | None) -> Task | BideError:
     """How a wait for *submission* ends: with its task or with an error, such as *error*, which its waiters get."""
     if error is not None:
         return error
@@ -337,16 +443,6 @@ def outcome_of(submission: Submission, error: BideError | None) -> Task | BideEr
         return _outcomes.result_of(submission.record, submission.task)
     except BideError as raised:
         return raised
-
-
-def note_left(error: BaseException, submissions: Sequence[Submission]) -> None:
-    """Name in *error*'s notes the tasks that go on without the caller."""
-    ids = [each.task.task_id or each.ticket for each in submissions if _goes_on(each.task.status)]
-    if ids:
-        error.add_note(
-            f"{len(ids)} other tasks of this gather go on: {', '.join(ids)}; client.attach(id) follows one, "
-            f"return_exceptions=True waits for all"
-        )
 
 
 def _goes_on(status: TaskStatus) -> bool:

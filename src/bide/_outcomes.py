@@ -31,7 +31,7 @@ def result_of(record: Record, task: Task) -> Task:
     if task.status is TaskStatus.SUCCEEDED:
         return task
     error = _unknown(record, task) if task.status is TaskStatus.UNKNOWN else _never_made(task) or _ended(task)
-    raise error.about(ticket=task.ticket, task_id=task.task_id)
+    raise error.about(ticket=task.ticket, task_id=task.task_id, bought=record.bought)
 
 
 def reject(task: Task, error: APIError | TransportError) -> Task:
@@ -65,7 +65,7 @@ def mark_unknown(task: Task, fault: BideError) -> Task:
     return evolve(task, status=TaskStatus.UNKNOWN, error=detail, billing=Billing.UNKNOWN)
 
 
-def wait_timeout(task: Task, seconds: float, fault: BideError | None) -> WaitTimeoutError:
+def wait_timeout(record: Record, task: Task, seconds: float, fault: BideError | None) -> WaitTimeoutError:
     """The error of a wait that has lasted *seconds*; *fault* is the last one that the submission has met."""
     if task.task_id is not None:
         text = (
@@ -77,26 +77,27 @@ def wait_timeout(task: Task, seconds: float, fault: BideError | None) -> WaitTim
             f"gave up waiting for ticket {task.ticket} after {seconds:g} s, it is {task.status}; it stays on record: "
             f"wait again, or handle.cancel() to withdraw it"
         )
-    return _timed_out(text, task, fault)
+    return _timed_out(text, task, fault, record.bought)
 
 
 def withdrawal(task: Task, fault: BideError | None, *, waited: str) -> WaitTimeoutError:
     """The error for a request that got no slot and was withdrawn; *waited* says how long it waited."""
     text = f"ticket {task.ticket} got no slot {waited} and was withdrawn: nothing was sent"
-    return _timed_out(text, task, fault)
+    return _timed_out(text, task, fault, bought=False)
 
 
-def _timed_out(text: str, task: Task, fault: BideError | None) -> WaitTimeoutError:
+def _timed_out(text: str, task: Task, fault: BideError | None, bought: bool | None) -> WaitTimeoutError:
     if fault is not None:
         text += f". The last fault: {fault}"
-        fault = fault.about(
-            ticket=task.ticket, task_id=task.task_id
-        )  # without the frames that it was raised in
-    return WaitTimeoutError(text, task=task, fault=fault, ticket=task.ticket, task_id=task.task_id)
+        # Without the frames that it was raised in.
+        fault = fault.about(ticket=task.ticket, task_id=task.task_id, bought=bought)
+    error = WaitTimeoutError(text, task=task, fault=fault)
+    return error.about(ticket=task.ticket, task_id=task.task_id, bought=bought)
 
 
-def client_closed(task: Task, *, durable: bool) -> ClientClosedError:
+def client_closed(record: Record, *, durable: bool) -> ClientClosedError:
     """The error of a wait whose client was closed. On a *durable* ledger a new client can go on with the submission."""
+    task = record.task
     if task.task_id is not None:
         text = (
             f"the client was closed while {task.task_id} was {task.status}; it goes on: a new client's "
@@ -106,7 +107,7 @@ def client_closed(task: Task, *, durable: bool) -> ClientClosedError:
         text = f"the client was closed while ticket {task.ticket} was {task.status}; its record stays on the ledger"
     if durable:
         text += f", on this ledger attach(ticket={task.ticket!r}) too"
-    return ClientClosedError(text, ticket=task.ticket, task_id=task.task_id)
+    return ClientClosedError(text).about(ticket=task.ticket, task_id=task.task_id, bought=record.bought)
 
 
 def _unknown(record: Record, task: Task) -> SubmissionUnknownError:

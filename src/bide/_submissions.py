@@ -39,15 +39,17 @@ class Submission:
         task: the newest snapshot. While the task goes on, it is newer than the record's: progress is not recorded.
         fault: the last passing fault.
         unraised: an error for the waiters that came when there were none: the next one raises it.
+        is_kept: whether a caller has got a handle of it, and so wants it to its end.
     """
 
-    __slots__ = ("__weakref__", "_handle", "_watchers", "fault", "record", "task", "unraised")
+    __slots__ = ("__weakref__", "_handle", "_watchers", "fault", "is_kept", "record", "task", "unraised")
 
     def __init__(self, record: Record) -> None:
         self.record: Record = record
         self.task: Task = record.task
         self.fault: BideError | None = None
         self.unraised: BideError | None = None
+        self.is_kept: bool = False
         self._handle: Any = None  # once it has ended, a weak reference: a record leaves with its last handle
         self._watchers: list[Watcher] | None = None
 
@@ -99,7 +101,8 @@ class Submission:
 
     def error_about(self, error: BideError) -> BideError:
         """A new instance of *error* that names this submission."""
-        return error.about(ticket=self.ticket, task_id=self.task.task_id or error.task_id)
+        task_id = self.task.task_id or error.task_id
+        return error.about(ticket=self.ticket, task_id=task_id, bought=self.record.bought)
 
     def add_watcher(self, watcher: Watcher) -> None:
         """Call *watcher* at each change, and with each error for the waiters."""
@@ -165,7 +168,8 @@ class Submissions:
         self._ended: WeakValueDictionary[str, Submission] = WeakValueDictionary()
         # The newest records of tickets without a submission: one that is just being made must not start with an older.
         self._early: OrderedDict[str, Record] = OrderedDict()
-        self._recording: set[str] = set()
+        self._recording: Counter[str] = Counter()
+        self._wishes: Counter[str] = Counter()  # callers that can leave, by ticket
         self._unwanted: set[str] = set()
         self._waiting: Counter[str] = Counter()  # requests that wait for a slot, by kind
         self._create_faults: dict[str, BideError] = {}  # by kind, until a create of that kind is accepted
@@ -194,9 +198,7 @@ class Submissions:
     def add(self, record: Record) -> tuple[Submission, bool]:
         """The submission of *record*, and whether it was made now."""
         there = self.get(record.ticket)
-        unknown = TaskStatus.UNKNOWN
-        was_settled = there is not None and there.task.status is unknown is not record.task.status
-        if there is not None and not was_settled:
+        if there is not None and not _is_reopened(there, record):
             return there, False
         submission = Submission(record)
         (self._ended if record.task.status.is_final else self._open)[record.ticket] = submission
@@ -221,29 +223,52 @@ class Submissions:
         if after.is_accepted and not before.is_accepted:
             self._create_faults.pop(record.kind, None)
         if after.is_final:
-            self._unwanted.discard(record.ticket)
+            self.forget_wishes(record.ticket)
             self._ended[record.ticket] = self._open.pop(record.ticket)
         return submission, before
 
     # Whether they are wanted -------------------------------------------------------------------------------
 
-    def start_recording(self, ticket: str) -> None:
-        """A caller submits *ticket*, and has not got its handle yet."""
-        self._recording.add(ticket)
+    def want(self, ticket: str) -> None:
+        """A caller of this client wants *ticket*, and can leave."""
+        self._wishes[ticket] += 1
+        self._unwanted.discard(ticket)
 
-    def end_recording(self, ticket: str) -> None:
-        """The caller has got the handle, or has left."""
-        self._recording.discard(ticket)
+    def stop_wanting(self, ticket: str) -> bool:
+        """One of these callers wants it no more. Returns whether no caller of this client does."""
+        self._wishes[ticket] -= 1
+        if self._wishes[ticket] > 0:
+            return False
+        del self._wishes[ticket]
+        submission = self._open.get(ticket)
+        return submission is None or not submission.is_kept
 
     def mark_unwanted(self, ticket: str) -> None:
-        """The caller has left: what was not sent is not to be sent."""
+        """The last caller has left: what was not sent is not to be sent."""
         self._unwanted.add(ticket)
 
-    async def is_wanted(self, ticket: str) -> bool:
-        """Wait until the caller that submits *ticket* has its handle. Returns False if it has left before that."""
+    def forget_wishes(self, ticket: str) -> None:
+        """Nothing of *ticket* can be sent any more: whether it is wanted does not matter."""
+        self._unwanted.discard(ticket)
+
+    def is_wanted(self, ticket: str) -> bool:
+        """Whether the last caller that wanted *ticket* has not left."""
+        return ticket not in self._unwanted
+
+    def start_recording(self, ticket: str) -> None:
+        """A caller submits *ticket*, and has not got its submission yet."""
+        self._recording[ticket] += 1
+
+    def end_recording(self, ticket: str) -> None:
+        """The caller has got it, or has left."""
+        self._recording[ticket] -= 1
+        if self._recording[ticket] <= 0:
+            del self._recording[ticket]
+
+    async def wait_for_callers(self, ticket: str) -> None:
+        """Wait until the callers that submit *ticket* have it, or have left."""
         while ticket in self._recording:  # noqa: ASYNC110 - a turn of the loop or two, not a wait
             await asyncio.sleep(0)
-        return ticket not in self._unwanted
 
     # What polls and creates report -------------------------------------------------------------------------
 
@@ -265,18 +290,17 @@ class Submissions:
             submission.fault = error
             submission.fail_waiters(error)
 
-    def fail_waiting(self, error: BideError) -> None:
-        """Nothing can be admitted: raise *error* in the waiters of all requests that wait for a slot."""
+    def note_admission_fault(self, error: BideError) -> None:
+        """Nothing can be admitted for now: a wait that times out names *error*."""
         log_line(logging.ERROR, f"nothing can be admitted: {excerpt(str(error), 1000)}")
         for submission in list(self._open.values()):
             if submission.task.status is TaskStatus.WAITING:
                 submission.fault = error
-                submission.fail_waiters(error)
 
     def fail_all(self) -> None:
         """The client is closed: raise that in all waiters."""
         for submission in list(self._open.values()):
-            submission.fail_waiters(_outcomes.client_closed(submission.task, durable=self._durable))
+            submission.fail_waiters(_outcomes.client_closed(submission.record, durable=self._durable))
 
     def note_fault(self, ticket: str, error: BideError) -> None:
         """A step failed and will be tried again. A wait that times out names the last such fault."""
@@ -305,11 +329,20 @@ class Submissions:
         Raises:
             BideError: the error for its waiters, if one comes; `ClientClosedError` once the client is closed.
         """
+        self.check(submission)
+        await submission.next_change()
+
+    def check(self, submission: Submission) -> None:
+        """Raise unless the client is open, and this is its loop and process.
+
+        Raises:
+            ClientClosedError: the client is closed; the error names *submission*.
+            RuntimeError: another loop or process uses it.
+        """
         try:
             self._background.check()
         except ClientClosedError:
-            raise _outcomes.client_closed(submission.task, durable=self._durable) from None
-        await submission.next_change()
+            raise _outcomes.client_closed(submission.record, durable=self._durable) from None
 
     # Events ------------------------------------------------------------------------------------------------
 
@@ -343,6 +376,15 @@ class Submissions:
         """Announce what has happened to *submission*. The *details* are fields of `Event`."""
         record = submission.record
         self.announcer.emit(name, submission.task, kind=record.kind, key=key or record.key, **details)
+
+
+def _is_reopened(there: Submission, record: Record) -> bool:
+    """Whether *record* goes on after the end of *there*: its create was found to have arrived, or it is submitted
+    again."""
+    before, after = there.task.status, record.task.status
+    if before is TaskStatus.UNKNOWN:
+        return after is not TaskStatus.UNKNOWN
+    return before.is_final and record.attempt > there.record.attempt
 
 
 class Completions:

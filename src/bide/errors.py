@@ -1,6 +1,6 @@
 """Every error that bide raises, as one tree.
 
-    BideError                     .ticket .task_id once known
+    BideError                     .bought: whether a task was made; .ticket .task_id once known
     ├── TransportError            no usable answer; .may_have_arrived: the service may have read the request
     ├── UnexpectedReplyError      an answer that makes no sense; the message shows the body, cut and escaped
     ├── APIError                  the service refused: .status_code .code .message .request_id .retry_after
@@ -23,6 +23,8 @@
 All of them can be pickled. They hold text and snapshots, never a handle, a client or an object of the HTTP library,
 whose errors hold the request and thereby the key. Wrong arguments raise `ValueError` or `TypeError` before anything
 is sent.
+
+A program acts on `.bought`. A caller that submits again exactly when it is False, request by request, never pays twice.
 """
 
 from __future__ import annotations
@@ -64,20 +66,30 @@ class BideError(Exception):
     Attributes:
         ticket: our id of the submission, or None if the error concerns no submission.
         task_id: the service's id of the task, or None while it is unknown.
+        bought: whether a task was made for the request. False: none was made, and no client on the ledger will make one
+            any more: you may submit the request again, under the same ticket too. True: a task exists, or can still be
+            made from the record: go on with `client.attach(ticket=error.ticket)`, or with the task id. None: it cannot
+            be said (`SubmissionUnknownError`), or the error concerns no request.
+        tickets: of an error of `gather`: the tickets of those requests for which `bought` is not False. The others may
+            be submitted again.
     """
+
+    bought: bool | None = None
+    tickets: tuple[str, ...] = ()
 
     def __init__(self, message: str, *, ticket: str | None = None, task_id: str | None = None) -> None:
         super().__init__(message)
         self.ticket = ticket
         self.task_id = task_id
 
-    def about(self, *, ticket: str | None, task_id: str | None) -> Self:
+    def about(self, *, ticket: str | None, task_id: str | None, bought: bool | None) -> Self:
         """A new copy of this error that names the submission, since each waiter raises its own error."""
         fresh = copy.copy(self)
         fresh.__cause__ = self.__cause__
         fresh.__suppress_context__ = True
         fresh.ticket = ticket
         fresh.task_id = task_id
+        fresh.bought = bought
         return fresh
 
 

@@ -133,7 +133,7 @@ async def test_nothing_is_sent_without_the_record(tmp_path: Path) -> None:
 async def test_a_ledger_that_fails_meanwhile_ends_the_reading_of_prompts() -> None:
     fails = """
 import bide
-async def add(self, record):
+async def add(self, record, **more):
     raise bide.LedgerError("the disk is full")
 bide.SQLiteLedger.add = add
 """

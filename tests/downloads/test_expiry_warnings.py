@@ -17,7 +17,7 @@ from attrs import evolve, frozen
 
 from bide import Client, DashScope, Event, EventName, Output, Request, Task, TaskStatus, _outside
 from bide._wire import Reply
-from bide.ledgers import MemoryLedger
+from bide.ledgers import MemoryLedger, memory
 from bide.providers import Accepted, CreateOutcome, Profile
 from support.downloads import World, fetched, names, world
 from support.emulated import KEY, emulator_with, image, now
@@ -213,7 +213,10 @@ async def test_leaving_says_what_it_waits_for_if_that_takes_a_while(
 # What is known without a record ------------------------------------------------------------------------------------
 
 
-async def test_saving_twice_sends_once_where_the_ledger_keeps_no_record(tmp_path: Path) -> None:
+async def test_saving_twice_sends_once_where_the_ledger_keeps_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "MOST_ENDED_RECORDS", 0)
     async with world(tmp_path) as at:
         task = await at.client.run(image("a cat [seconds 1]"))
         gc.collect()

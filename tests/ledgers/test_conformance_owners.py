@@ -246,7 +246,7 @@ async def test_each_step_may_be_taken_twice(ledger: Ledger) -> None:
 
     for step in (
         lambda: ledger.accept("t1", queued, owner="me"),
-        lambda: ledger.follow("t1"),
+        lambda: ledger.follow("t1", client="me"),
         lambda: ledger.update("t1", moving, owner="me"),
         lambda: ledger.finish("t1", done, owner="me"),
         lambda: ledger.record_files("t1", files),
@@ -286,7 +286,7 @@ async def test_each_change_of_a_record_has_a_higher_version(ledger: Ledger) -> N
     await put_back(ledger, "t1", "unreachable")
     await ledger.leave("me")
     await ledger.adopt(ORIGIN, {"k1"}, "me")
-    await ledger.follow("t1")
+    await ledger.follow("t1", client="me")
     await ledger.withdraw("t1", Task(ticket="t1", status=TaskStatus.CANCELLED))
     end()
 
@@ -294,15 +294,97 @@ async def test_each_change_of_a_record_has_a_higher_version(ledger: Ledger) -> N
     assert versions == sorted(set(versions))
 
 
-async def test_following_marks_a_record_and_changes_nothing_else(ledger: Ledger) -> None:
+async def test_following_marks_a_record_and_notes_who_wants_it(ledger: Ledger) -> None:
     first = await ledger.add(record("t1"))
 
-    followed = await ledger.follow("t1")
+    followed = await ledger.follow("t1", client="other")
 
     assert followed is not None
     assert followed.followed
-    assert same(evolve(followed, followed=False), first)
-    assert await ledger.follow("t9") is None
+    assert followed.wanted_by == ("me", "other")
+    assert same(evolve(followed, followed=False, wanted_by=first.wanted_by), first)
+    assert await ledger.follow("t9", client="me") is None
+
+
+# Who wants it ------------------------------------------------------------------------------------------------
+
+
+GONE = Task(ticket="t1", status=TaskStatus.CANCELLED)
+
+
+async def test_the_last_client_that_leaves_withdraws_what_waits(ledger: Ledger) -> None:
+    await ledger.add(record("t1", owner="me"))
+    await ledger.add(record("t1", owner="other"))
+
+    first = await ledger.stop_wanting("t1", GONE, client="me")
+    again = await ledger.stop_wanting("t1", GONE, client="me")
+    last = await ledger.stop_wanting("t1", GONE, client="other")
+
+    assert first is not None
+    assert again is not None
+    assert last is not None
+    assert (first.task.status, first.wanted_by) == (TaskStatus.WAITING, ("other",))
+    assert again.version == first.version
+    assert (last.task.status, last.bought) == (TaskStatus.CANCELLED, False)
+    assert await ledger.stop_wanting("t9", GONE, client="me") is None
+
+
+async def test_what_is_wanted_by_no_client_does_not_wait_again_after_a_refusal(ledger: Ledger) -> None:
+    await ledger.add(record("t1"))
+    await admitted(ledger)
+    await ledger.stop_wanting("t1", GONE, client="me")
+
+    refused = await put_back(ledger, "t1", "rate")
+
+    assert (refused.task.status, refused.bought) == (TaskStatus.CANCELLED, False)
+
+
+async def test_a_task_that_was_accepted_goes_on_though_no_client_wants_it(ledger: Ledger) -> None:
+    await running(ledger, "t1", "x1")
+
+    left = await ledger.stop_wanting("t1", GONE, client="me")
+
+    assert left is not None
+    assert left.task.status is TaskStatus.RUNNING
+
+
+async def test_a_ticket_for_which_nothing_was_bought_is_submitted_again_at_the_end_of_the_queue(
+    ledger: Ledger,
+) -> None:
+    await ledger.add(record("t1"))
+    await ledger.add(record("t2"))
+    kept = await ledger.withdraw("t1", GONE)
+
+    again = await ledger.add(record("t1", owner="other"))
+
+    assert kept.bought is False
+    assert (again.task.status, again.attempt, again.owner) == (TaskStatus.WAITING, 2, "other")
+    assert again.idempotency_key == "t1.2"
+    assert again.version > kept.version
+    first = await admitted(ledger)
+    assert first.ticket == "t2"
+
+
+async def test_a_ticket_whose_task_has_failed_is_submitted_again_only_on_request(ledger: Ledger) -> None:
+    got = await running(ledger, "t1", "x1")
+    failed = await ledger.finish("t1", state(got, TaskStatus.FAILED), owner="me")
+
+    assert same(await ledger.add(record("t1")), failed)
+    again = await ledger.add(record("t1"), again=True)
+
+    assert (again.task.status, again.task.task_id, again.attempt) == (TaskStatus.WAITING, None, 2)
+    assert await ledger.known_task_ids(ORIGIN, ["x1"]) == {"x1"}
+
+
+@pytest.mark.parametrize("end", [TaskStatus.SUCCEEDED, TaskStatus.UNKNOWN])
+async def test_a_ticket_that_may_have_been_bought_is_never_submitted_again(
+    ledger: Ledger, end: TaskStatus
+) -> None:
+    await ledger.add(record("t1"))
+    got = await admitted(ledger)
+    kept = await ledger.finish("t1", state(got, end), owner="me")
+
+    assert same(await ledger.add(record("t1"), again=True), kept)
 
 
 async def test_what_was_saved_is_noted_on_an_ended_record(ledger: Ledger) -> None:
@@ -340,7 +422,7 @@ async def test_several_listeners_hear_the_same(ledger: Ledger) -> None:
 
     await ledger.add(record("t1"))
     ends[0]()
-    await ledger.follow("t1")
+    await ledger.follow("t1", client="me")
     ends[1]()
 
     assert len(one) == 1

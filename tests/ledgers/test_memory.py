@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 
+import pytest
 from attrs import evolve
 
 from bide.ledgers import MemoryLedger, Record
 from bide.ledgers import memory as memory_module
-from bide.models import ImageRequest, SavedFile, Task, TaskStatus
+from bide.models import ImageRequest, Output, SavedFile, Task, TaskStatus
 from support.toy import ToyService
 
 
@@ -26,6 +27,13 @@ def final(ticket: str, task_id: str) -> Record:
     )
 
 
+@pytest.fixture
+def keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No ended record stays without a handle."""
+    monkeypatch.setattr(memory_module, "MOST_ENDED_RECORDS", 0)
+
+
+@pytest.mark.usefixtures("keeps_none")
 async def test_a_finished_record_leaves_with_the_last_that_holds_it() -> None:
     ledger = MemoryLedger()
     running = final("t1", "x1")
@@ -39,6 +47,37 @@ async def test_a_finished_record_leaves_with_the_last_that_holds_it() -> None:
     assert await ledger.get("t1") is None
 
 
+async def test_the_last_records_that_ended_stay_for_callers_that_come_back() -> None:
+    ledger = MemoryLedger()
+    for number in range(memory_module.MOST_ENDED_RECORDS + 2):
+        running = final(f"t{number}", f"x{number}")
+        await ledger.add(evolve(running, task=evolve(running.task, status=TaskStatus.RUNNING)))
+        await ledger.finish(f"t{number}", running.task, owner="me")
+
+    gc.collect()
+    kept = [
+        await ledger.get(f"t{number}") is not None
+        for number in (0, 1, 2, memory_module.MOST_ENDED_RECORDS + 1)
+    ]
+
+    assert kept == [False, False, True, True]
+
+
+async def test_large_results_that_came_inline_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_module, "MOST_INLINE_CHARACTERS", 10)
+    ledger = MemoryLedger()
+    for number in range(3):
+        running = final(f"t{number}", f"x{number}")
+        await ledger.add(evolve(running, task=evolve(running.task, status=TaskStatus.RUNNING)))
+        task = evolve(running.task, outputs=(Output(data="aaaa", kind="image"),))
+        await ledger.finish(f"t{number}", task, owner="me")
+
+    gc.collect()
+
+    assert [await ledger.get(f"t{number}") is not None for number in range(3)] == [False, True, True]
+
+
+@pytest.mark.usefixtures("keeps_none")
 async def test_an_ended_record_that_changes_stays_with_who_holds_it_as_it_was() -> None:
     """A ticket whose files were saved must not be bought again while its handle lives."""
     ledger = MemoryLedger()
@@ -47,7 +86,7 @@ async def test_an_ended_record_that_changes_stays_with_who_holds_it_as_it_was() 
     kept = await ledger.finish("t1", running.task, owner="me")
 
     await ledger.record_files("t1", [SavedFile(path="t1.png", size=1)])
-    await ledger.follow("t1")
+    await ledger.follow("t1", client="me")
     gc.collect()
 
     found = await ledger.get("t1")

@@ -229,7 +229,7 @@ async def test_what_is_followed_is_heard_of_whoever_drives_it(path: Path) -> Non
                 heard.append((news.task.status, news.task.progress)) if isinstance(news, Record) else None
             )
         )
-        await other.follow("t1")
+        await other.follow("t1", client="me")
         await one.update("t1", state(got, TaskStatus.RUNNING, progress=40), owner=me)
         await until(lambda: (TaskStatus.RUNNING, 40) in heard)
         await one.finish("t1", state(got, TaskStatus.SUCCEEDED), owner=me)
@@ -303,7 +303,7 @@ async def test_a_loss_of_power_is_stood_where_it_was_asked_for(
         vital, usual = [], []
         await ledger.add(record("t1"))
         vital.append(await in_thread(ledger, level))
-        await ledger.follow("t1")
+        await ledger.follow("t1", client="me")
         usual.append(await in_thread(ledger, level))
         got = await admitted(ledger)
         vital.append(await in_thread(ledger, level))
@@ -337,7 +337,7 @@ async def test_what_was_not_heard_can_be_asked_for(path: Path) -> None:
 async def test_news_that_were_read_in_a_step_that_is_undone_are_heard_all_the_same(path: Path) -> None:
     async with SQLiteLedger(path) as one, SQLiteLedger(path) as other:
         await one.add(record("t1"))
-        await other.follow("t1")
+        await other.follow("t1", client="me")
         for each in path.with_name("ledger.db-bide").glob("*.sock"):
             each.unlink()
         heard: list[Record | Hint] = []
@@ -425,7 +425,7 @@ async def test_without_prompts_what_waits_ends_when_its_owner_leaves(path: Path)
             sent = await client.submit(ImageRequest("a cat", model="m"))
             waits = await client.submit(ImageRequest("a dog", model="m"))
             await sent.accepted()
-            await follower.follow(waits.ticket)
+            await follower.follow(waits.ticket, client="me")
 
         left = await follower.get(waits.ticket)
 

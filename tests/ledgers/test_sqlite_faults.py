@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from bide import ImageRequest, Limits
-from bide._polling import poller as _polling
+from bide._polling import observer as _polling
 from bide._runtime import submitter as _submission
-from bide.errors import LedgerError
+from bide.errors import LedgerError, WaitTimeoutError
 from bide.ledgers import SQLiteLedger
 from bide.ledgers.sqlite import database
 from bide.models import TaskStatus
@@ -443,9 +443,10 @@ async def test_an_id_that_cannot_be_recorded_at_once_is_recorded_when_it_can_and
         handle = await client.submit(CAT)
         await until(lambda: service.count("POST") == 1)
         await refuse_writes(ledger)
-        with pytest.raises(LedgerError, match=r"accepted ticket .* as task toy-1") as told:
-            await handle.accepted()
-        assert (told.value.ticket, told.value.task_id) == (handle.ticket, "toy-1")
+        with pytest.raises(WaitTimeoutError, match=r"accepted ticket .* as task toy-1") as told:
+            await handle.accepted(timeout=1.0)
+        assert (told.value.ticket, told.value.bought) == (handle.ticket, True)
+        assert isinstance(told.value.fault, LedgerError)
         row = await ledger.get(handle.ticket)
         assert row is not None
         assert row.task.status is TaskStatus.SUBMITTING

@@ -353,7 +353,7 @@ async def test_a_word_that_is_lost_is_made_up_for_at_the_next_tick(path: Path) -
         me, them = await one.enter(ORIGIN, {"k1"}), await other.enter(ORIGIN, {"k1"})
         got = await running(one, "t1", "x1", owner=me)
         await other.add(record("t2", owner=them))
-        await other.follow("t1")
+        await other.follow("t1", client="me")
         await asyncio.sleep(0.1)
         for each in path.with_name("ledger.db-bide").glob("*.sock"):
             each.unlink()
@@ -374,7 +374,7 @@ async def test_words_arrive_under_a_path_longer_than_a_sockets_may_be(tmp_path: 
     path = directory / "ledger.db"
     async with SQLiteLedger(path) as one, SQLiteLedger(path) as other:
         await one.add(record("t1"))
-        await other.follow("t1")
+        await other.follow("t1", client="me")
         assert len([each for each in names(path) if each.endswith(".sock")]) == 2
         heard: list[TaskStatus] = []
         other.subscribe(lambda news: heard.append(news.task.status) if isinstance(news, Record) else None)

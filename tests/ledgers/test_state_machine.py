@@ -43,6 +43,7 @@ SLOT_FOR, HOLD = 533.0, 47.0
 STEPS = (
     *("add", "add", "add", "add_again", "admit", "admit", "admit", "admit", "accept", "accept", "accept"),
     *("put_back", "put_back", "update", "finish", "finish", "finish", "withdraw", "cancelling", "learn"),
+    *("stop_wanting", "add_again"),
     *("follow_and_save", "leave", "adopt", "adopt", "settle", "settle", "forget", "pass_time", "pass_time"),
 )
 
@@ -121,6 +122,7 @@ class LedgerMachine(RuleBasedStateMachine):
         seen = (got.ticket, str(got.task.status), got.owner, got.key, got.task.task_id, got.cancelling)
         known = (ticket.name, ticket.status, ticket.owner, ticket.key, ticket.task_id, ticket.cancelling)
         assert seen == known
+        assert (got.wanted_by, got.attempt) == (ticket.wanted_by, ticket.attempt)
         if got.task.status.is_final:
             self._finals.setdefault(got.ticket, got)
             assert got.task == self._finals[got.ticket].task
@@ -146,18 +148,29 @@ class LedgerMachine(RuleBasedStateMachine):
             name, owner = f"t{next(self._numbers)}", self.owners[number]
             new = record(name, kind=kind, keys=keys, owner=owner)
             got = self.run(self._face(number).add(new if can_be_sent else evolve(new, request=None)))
-            ticket = Ticket(name, kind, keys, owner, got.sequence, can_be_sent=can_be_sent)
+            ticket = Ticket(name, kind, keys, owner, got.sequence, (owner,), can_be_sent=can_be_sent)
             assert all(got.sequence > each.sequence for each in self.model.tickets.values())
             self.model.tickets[name] = ticket
             self._matches(got, ticket)
 
     def _add_again(self, choose: Choose) -> None:
         ticket = self._pick(choose)
-        if ticket is not None:
-            other = record(ticket.name, kind="video", owner=self.owners[0])
-            got = self.run(self._any_face(choose).add(other))
-            self._matches(got, ticket)
-            assert got.sequence == ticket.sequence
+        if ticket is None or not ticket.can_be_sent:  # that one asks for nothing
+            return
+        me, again = self.owners[0], choose((False, False, True))
+        other = record(ticket.name, kind="video", owner=me)
+        got = self.run(self._any_face(choose).add(other, again=again))
+        if ticket.is_unsent or (again and ticket.status in ("failed", "cancelled", "expired")):
+            self._finals.pop(ticket.name, None)
+            del self.model.tickets[ticket.name]
+            ticket = self.model.tickets[ticket.name] = Ticket(
+                ticket.name, "video", other.keys, me, got.sequence, (me,), ticket.attempt + 1
+            )
+            assert all(got.sequence >= each.sequence for each in self.model.tickets.values())
+        elif ticket.is_open and me not in ticket.wanted_by:
+            ticket.wanted_by += (me,)
+        self._matches(got, ticket)
+        assert got.sequence == ticket.sequence
 
     def _admit(self, choose: Choose) -> None:
         """Of one owner, or of all as long as there is room."""
@@ -209,8 +222,9 @@ class LedgerMachine(RuleBasedStateMachine):
         got, now = self._timed(ledger.put_back(ticket.name, setback, owner=me, **what))
         if ticket.status == "submitting" and ticket.owner == me:
             self.model.refuse(ticket, setback, now, certain=certain, retry_after=retry_after)
-            ticket.status = "cancelled" if ticket.cancelling else "waiting"
-            ticket.key = ticket.key if ticket.cancelling else None
+            is_over = ticket.cancelling or not ticket.wanted_by
+            ticket.status = "cancelled" if is_over else "waiting"
+            ticket.key = ticket.key if is_over else None
         self._matches(got, ticket)
 
     def _update(self, choose: Choose) -> None:
@@ -252,6 +266,20 @@ class LedgerMachine(RuleBasedStateMachine):
             ticket.status = "cancelled"
         self._matches(got, ticket)
 
+    def _stop_wanting(self, choose: Choose) -> None:
+        ticket = self._pick(choose, "waiting", "submitting", "submitting", "queued")
+        if ticket is None:
+            return
+        client = choose((*self.owners, *ticket.wanted_by, *ticket.wanted_by))
+        gone = Task(ticket=ticket.name, status=TaskStatus.CANCELLED)
+        got = self.run(self._any_face(choose).stop_wanting(ticket.name, gone, client=client))
+        if ticket.status in ("waiting", "submitting"):
+            ticket.wanted_by = tuple(each for each in ticket.wanted_by if each != client)
+        if ticket.status == "waiting" and not ticket.wanted_by:
+            ticket.status = "cancelled"
+        assert got is not None
+        self._matches(got, ticket)
+
     def _cancelling(self, choose: Choose) -> None:
         ticket = self._pick(choose, "submitting")
         if ticket is None:
@@ -264,7 +292,10 @@ class LedgerMachine(RuleBasedStateMachine):
         ticket = self._pick(choose, "succeeded")
         if ticket is None:
             return
-        followed = self.run(self._any_face(choose).follow(ticket.name))
+        me = self.owners[0]
+        followed = self.run(self._any_face(choose).follow(ticket.name, client=me))
+        if ticket.is_open and me not in ticket.wanted_by:
+            ticket.wanted_by += (me,)
         assert followed is not None
         assert followed.followed
         self._matches(followed, ticket)

@@ -70,6 +70,7 @@ class Outcome:
     was_cancelled: bool = False
     errors: list[str] = field(default_factory=list)
     unnamed: list[str] = field(default_factory=list)
+    same_ticket: str | None = None
 
     def end(self, how: str, why: object = "") -> None:
         if self.ends is None:
@@ -131,8 +132,9 @@ class Caller:
             except LookupError as raised:
                 if follows is not None and follows[1] is not None:
                     follows = (None, follows[1])
-                elif wish.way == "run with ticket":
-                    follows = None  # it is not on record: the ticket makes it idempotent
+                elif follows is not None:
+                    self.host.tell(f"{wish.name}: not on record: {follows[0]}")
+                    outcome.same_ticket, follows = follows[0], None
                 else:
                     outcome.end("lost", raised)
             else:
@@ -151,8 +153,6 @@ class Caller:
                 outcome.allowed += 1
                 return None
             outcome.end("unknown", error)
-        elif isinstance(error, ClientClosedError) and "make a new one" in str(error) and error.ticket is None:
-            return (outcome.tickets[-1], None) if outcome.tickets and outcome.tickets[-1] else None
         elif isinstance(error, TaskFailedError) or (
             isinstance(error, TaskCancelledError) and error.task_id is not None
         ):
@@ -174,6 +174,9 @@ class Caller:
 
     async def _ask(self, client: Client, outcome: Outcome) -> Task:
         wish, request = outcome.wish, request_of(outcome.wish)
+        if outcome.same_ticket is not None:
+            handle = await client.submit(request, ticket=outcome.same_ticket)
+            return await handle.result()
         number = len(outcome.tickets)
         if wish.way == "run":
             outcome.tickets.append("")
@@ -218,8 +221,26 @@ class Caller:
                 outcome.end("left", "timed out")
             return
         except BideError as error:
-            results = [error] * len(requests)
+            results = await self._sorted_out(error)
         await self._finish(dict(zip(range(len(results)), results, strict=True)))
+
+    async def _sorted_out(self, error: BideError) -> list[BideError]:
+        """What the error of a `gather` says of each of its requests: those of its tickets go on."""
+        found: dict[str, str] = {}
+        for ticket in error.tickets:
+            while True:
+                client = await self.host.open_client()
+                try:
+                    handle = await client.attach(ticket=ticket)
+                except BideError:
+                    await asyncio.sleep(PAUSE_SECONDS)
+                    continue
+                found[handle.request.prompt] = ticket  # type: ignore[union-attr]
+                break
+        return [
+            error.about(ticket=found.get(outcome.wish.name), task_id=None, bought=outcome.wish.name in found)
+            for outcome in self.outcomes
+        ]
 
     async def _as_completed(self) -> None:
         client = await self.host.open_client()

@@ -378,7 +378,7 @@ class History:
         if store is None:
             return []
         if hasattr(store, "list_records"):
-            return list(store.list_records(is_open=True))
+            return [each for each in store.list_records(is_open=True) if not each.task.status.is_final]
         return list(store._open.values())
 
     def _sample(self) -> None:
@@ -395,7 +395,7 @@ class History:
         for outcome in self.outcomes.values():
             if outcome.ends is None:
                 self._break(f"{outcome.wish.name}: its caller waits still; last: {outcome.errors[-1:]}")
-            elif outcome.ends in ("gave up", "lost"):
+            elif outcome.ends == "lost" or (outcome.ends == "gave up" and outcome.wish.timeout is None):
                 self._break(f"{outcome.wish.name}: {outcome.ends}: {outcome.why[:200]}")
         engines = {
             host.client._engine.owner: host.client._engine
@@ -418,8 +418,8 @@ class History:
             task = self.service.find(record.task.task_id or "")
             if task is not None and not task.phase(now).is_open and now - task.ended > 60:
                 self._break(f"{name}: its end {now - task.ended:.0f} s ago was not seen")
-            if record.task.status is TaskStatus.WAITING:
-                self._break(f"{name}: it waits still")
+            if record.task.status is TaskStatus.WAITING and not self.service.in_flight():
+                self._break(f"{name}: it waits still, and no slot is in use")
 
     def _check_leftovers(self) -> None:
         for host in self.hosts:

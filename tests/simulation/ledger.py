@@ -70,9 +70,12 @@ class SimulatedWorker(Worker[Any]):
 
     steps: Steps
 
-    def __init__(self, make: Callable[[], Any], on_change: Callable[[list[Any]], None]) -> None:
+    def __init__(
+        self, make: Callable[[], Any], on_change: Callable[[list[Any]], None], on_fault: Callable[[], None]
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_change = on_change
+        self._on_fault = on_fault
         self._steps = queue.SimpleQueue()
         self._is_stopped = False
         self._is_ending = False
@@ -154,7 +157,10 @@ class SimulatedWorker(Worker[Any]):
             steps = self._take(self._backend, step)
             if fate is not None and fate.kind == "failed after":
                 for each in steps:
-                    each.fault = LedgerError("the disk does not work: the step may have been recorded")
+                    each.fault, each.changed = (
+                        LedgerError("the disk does not work: the step may be recorded"),
+                        [],
+                    )
         if fate is not None:
             self.steps.world.tell(f"{self.host}: a step of the ledger: {fate.kind}")
         self._call(partial(self._deliver, steps))

@@ -112,7 +112,12 @@ class Plan:
     def without(self, part: object) -> Plan:
         """The same without one wish or misfortune."""
         wishes = tuple(each for each in self.wishes if each is not part)
-        misfortunes = tuple(each for each in self.misfortunes if each is not part)
+        names = {each.name for each in wishes}
+        misfortunes = tuple(
+            each
+            for each in self.misfortunes
+            if each is not part and dict(each.details).get("wish") in (None, *names)
+        )
         return replace(self, wishes=wishes, misfortunes=misfortunes)
 
 
@@ -179,7 +184,7 @@ def _draw_misfortune(chance: Random, plan: Plan) -> Misfortune:
         "foreign": 1,
         "stop": 1,
         "wall": 1,
-        "rotate": 0.4,
+        "rotate": 0.0,
         "block": 0.6,
         "ledger": 3 if plan.durable else 0,
         "kill": 1.5 if plan.durable else 0,

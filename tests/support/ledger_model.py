@@ -37,6 +37,8 @@ class Ticket:
     keys: frozenset[str]
     owner: str | None
     sequence: int
+    wanted_by: tuple[str, ...] = ()
+    attempt: int = 1
     status: str = "waiting"
     key: str | None = None
     task_id: str | None = None
@@ -52,6 +54,11 @@ class Ticket:
         """The outputs without a file, in whatever folder."""
         saved = {path.rpartition("/")[2] for path in self.files}
         return tuple(place for place in range(self.outputs) if f"{self.name}-{place}.png" not in saved)
+
+    @property
+    def is_unsent(self) -> bool:
+        """Whether no task was made for it, and none will be."""
+        return self.status == "rejected" or (self.status == "cancelled" and self.task_id is None)
 
     @property
     def is_open(self) -> bool:

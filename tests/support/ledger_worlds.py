@@ -141,6 +141,7 @@ def record(ticket: str, **changes: Any) -> Record:
         keys=frozenset({"k1"}),
         task=Task(ticket=ticket, model="m"),
         owner="me",
+        wanted_by=(changes.get("owner") or "me",),
     )
     return evolve(plain, **changes)
 

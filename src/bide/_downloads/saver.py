@@ -465,7 +465,7 @@ def _joined_fault(faults: Sequence[BaseException], files: Sequence[SavedFile], t
     """The first of *faults*; its notes name the other faults and the saved files."""
     first = faults[0]
     if isinstance(first, BideError):
-        first = first.about(ticket=task.ticket, task_id=task.task_id)
+        first = first.about(ticket=task.ticket, task_id=task.task_id, bought=True)
     if isinstance(first, DownloadError):
         first.retryable = any(getattr(fault, "retryable", True) for fault in faults)
     for fault in faults[1:]:

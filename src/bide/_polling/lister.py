@@ -29,7 +29,6 @@ from bide._polling.pace import (
     unseen_together,
 )
 from bide._service.account import CLOCK_SLACK_SECONDS, misread, retry_after_of
-from bide.errors import BideError
 from bide.providers import TryAgain
 
 if TYPE_CHECKING:
@@ -345,6 +344,6 @@ class Lister:
             latest = watched.zero + watched.sure + max(POLL_AT_LEAST_EVERY_SECONDS, watched.sure)
             watched.poll_at = min(watched.poll_at, max(now, latest))
         except Exception as fault:  # noqa: BLE001 - it reaches the waiters of this task, and stops no other one
-            self._observer.fail(watched, fault if isinstance(fault, BideError) else misread(fault))
+            self._observer.take_in_fault(watched, fault)
         finally:
             self._schedule.push(watched)

@@ -13,8 +13,8 @@ from bide import _outside
 from bide._events import log_line
 from bide._polling.durations import duration_of
 from bide._polling.pace import RECHECK_SECONDS, after_fault, bounds, eta, lateness, plausible, sample_of
-from bide._service.account import CLOCK_SLACK_SECONDS, retry_after_of
-from bide.errors import APIError, WaitTimeoutError
+from bide._service.account import CLOCK_SLACK_SECONDS, misread, retry_after_of
+from bide.errors import APIError, BideError, LedgerError, WaitTimeoutError
 from bide.models import ErrorDetail, Task, TaskStatus
 from bide.providers import Denied, Gone
 
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from bide._polling.watched_task import WatchedTask
     from bide._service.account import Account
     from bide._submissions import Submissions
-    from bide.errors import BideError
     from bide.models import Deadlines
     from bide.providers import QueryOutcome
 
 GONE_SECONDS = 60.0
 """Seconds over which "no such task" must repeat until it ends the task."""
 GONE_RECHECK_SECONDS = 15.0
+RERECORD_SECONDS = 5.0
+"""Seconds until a task is polled again whose state could not be recorded."""
 PLAUSIBLE_FACTOR = 4.0
 """A task that was made elsewhere is at most so many times as old as such tasks take, or its age counts as unknown."""
 MOST_CAPS_WAITED = 1.5
@@ -103,6 +104,15 @@ class Observer:
             self._submissions.announce_pause(watched.ticket, watched.key, pause, outcome.error)
         self._check_overdue(watched)
         return outcome.error
+
+    def take_in_fault(self, watched: WatchedTask, fault: Exception) -> BideError:
+        """What a poll has shown could not be taken in, because of *fault*."""
+        if not isinstance(fault, LedgerError):
+            return self.fail(watched, fault if isinstance(fault, BideError) else misread(fault))
+        # It passes. The task may have ended: its slot is used until that is recorded.
+        self._submissions.note_fault(watched.ticket, fault)
+        watched.poll_at = self._clock() + RERECORD_SECONDS
+        return fault
 
     def fail(self, watched: WatchedTask, error: BideError) -> BideError:
         """A lasting fault: the waiters get it, and the task is polled more rarely."""

@@ -19,7 +19,6 @@ from bide._polling.pace import RECHECK_SECONDS
 from bide._polling.schedule import Schedule
 from bide._polling.watched_task import WatchedTask
 from bide._service.account import misread
-from bide.errors import BideError, LedgerError
 from bide.models import Task
 
 if TYPE_CHECKING:
@@ -28,12 +27,11 @@ if TYPE_CHECKING:
     from bide._polling.pace import Pace
     from bide._service.account import Account
     from bide._submissions import Submissions
+    from bide.errors import BideError
     from bide.ledgers import Record
     from bide.models import Deadlines
     from bide.providers import Profile
 
-RERECORD_SECONDS = 5.0
-"""Seconds until a task is polled again whose state could not be recorded."""
 POLLS_SHARE = 0.7
 """The share of the transport's places that polls may take; the rest is for creates."""
 
@@ -239,8 +237,4 @@ class Poller:
             self._submissions.announce_poll(watched.ticket, self._clock() - start, error)
             return await self._observer.digest(watched, outcome, (start + self._clock()) / 2)
         except Exception as fault:  # noqa: BLE001 - it reaches the waiters of this task, and stops no other one
-            error = self._observer.fail(watched, fault if isinstance(fault, BideError) else misread(fault))
-            if isinstance(fault, LedgerError):
-                # The task may have ended: its slot is used until that is recorded.
-                watched.poll_at = self._clock() + RERECORD_SECONDS
-            return error
+            return self._observer.take_in_fault(watched, fault)

@@ -12,12 +12,12 @@ from attrs import evolve
 from bide import _outcomes
 from bide._concurrency import wait_unless_closed
 from bide._events import lines_of_ids
-from bide.errors import APIError, ClientClosedError, LedgerError, WaitTimeoutError
+from bide.errors import APIError, LedgerError, WaitTimeoutError
 from bide.models import Billing, ErrorDetail, TaskStatus
 from bide.providers import Denied, Gone, Stopped, TooLate, TryAgain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from bide._concurrency import Background
     from bide._polling.poller import Poller
@@ -66,16 +66,6 @@ class Canceller:
             return False
         task = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE, error=why)
         return (await self._ledger.withdraw(ticket, task)).task.status is TaskStatus.CANCELLED
-
-    async def withdraw_all(self, submissions: Iterable[Submission]) -> None:
-        """Withdraw the requests of this client that were not sent: no other client can send them."""
-        closed = ErrorDetail(
-            message="the client was closed before this was sent: nothing was made, submit it again",
-            type=ClientClosedError.__name__,
-        )
-        for submission in list(submissions):
-            if submission.task.status is TaskStatus.WAITING and submission.record.owner == self._owner:
-                await self.withdraw(submission.ticket, why=closed)
 
     def set_waiting_clock(self, submission: Submission, seconds: float) -> None:
         """Withdraw the request if it gets no slot within *seconds*."""
@@ -142,13 +132,13 @@ class Canceller:
                     await self._record_answer(submission, taken=False)
                     break
                 case Denied(error):
-                    raise error.about(ticket=submission.ticket, task_id=task_id)
+                    raise submission.error_about(error)
                 case TryAgain(error):
                     if isinstance(error, APIError) and error.status_code == 429:
                         pause = self._account.query_limiter.window.paused_for(self._background.clock())
                         self._submissions.announce_pause(submission.ticket, key, pause, error)
                     if attempt == CANCEL_ATTEMPTS - 1:
-                        raise error.about(ticket=submission.ticket, task_id=task_id)
+                        raise submission.error_about(error)
                     await asyncio.sleep(2.0**attempt)
         return submission.task.status is TaskStatus.CANCELLED
 

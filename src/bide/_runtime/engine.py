@@ -6,7 +6,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bide._concurrency import Background, wait_unless_closed
 from bide._downloads.saver import Saver
@@ -15,9 +15,10 @@ from bide._polling.poller import Poller
 from bide._runtime.canceller import Canceller, log_left
 from bide._runtime.submitter import Submitter
 from bide._runtime.takeover import Takeover
+from bide._runtime.wishes import Wishes
 from bide._submissions import Submissions
 from bide._text import excerpt
-from bide.errors import LedgerError
+from bide.errors import ClientClosedError, LedgerError
 from bide.ledgers import Hint, LaneTerms, Record
 from bide.models import TaskStatus
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from bide._runtime.settings import ClientSettings
     from bide._service.account import Account
     from bide._submissions import Submission
+
+RECORDING_SECONDS = 2.0
+"""Seconds that a closing client gives its ledger at least, to put on record what callers have asked for."""
 
 
 class Engine:
@@ -41,9 +45,10 @@ class Engine:
     def __init__(self, settings: ClientSettings, account: Account, owner: str, fetcher: Fetcher) -> None:
         self.account = account
         self.owner = owner
+        self.wanted_by: tuple[str, ...] = (owner,)  # one value for all records
         self._settings = settings
         self._ledger = account.ledger
-        self._recordings: dict[str, asyncio.Task[tuple[Submission, bool]]] = {}
+        self._recordings: dict[str, asyncio.Task[Submission]] = {}
         background = Background()
         self.background: Background = background
         submissions = Submissions(background, settings.announcer, self._slots, durable=self._ledger.durable)
@@ -52,6 +57,7 @@ class Engine:
             account, owner, settings.deadlines, settings.pace, submissions, background.spawn
         )
         self.canceller: Canceller = Canceller(account, owner, background, submissions, self.poller)
+        self.wishes: Wishes = Wishes(self._ledger, owner, background, submissions, self._recordings)
         self.takeover: Takeover = Takeover(
             account, owner, background, submissions, self, adopts=settings.adopts
         )
@@ -79,60 +85,67 @@ class Engine:
 
     # Submissions -------------------------------------------------------------------------------------------
 
-    async def submit(self, record: Record) -> Submission:
-        """Put *record* on record. Cancelling this withdraws what has not been sent.
+    async def submit(self, record: Record, *, again: bool = False) -> Submission:
+        """Put *record* on record, for a caller that holds a `Wish` for it. Cancelling this stops only the waiting.
 
         Raises:
             ValueError: its ticket names another request, or belongs to another service or key.
         """
-        self.background.check()
+        self.check_open()
         ticket = record.ticket
         self.submissions.start_recording(ticket)
-        recording = self.background.spawn(self._record(record, self._recordings.get(ticket)))
-        self._recordings[ticket] = recording
-        recording.add_done_callback(lambda _: self._recordings.pop(ticket, None))
         try:
-            submission, _ = await wait_unless_closed(recording)
-        except asyncio.CancelledError:
-            if recording.done():
-                self._withdraw_unclaimed(ticket, recording)
-            else:
-                recording.add_done_callback(partial(self._withdraw_unclaimed, ticket))
-            raise
-        else:
-            return submission
+            recording = self.background.spawn(self._record(record, self._recordings.get(ticket), again=again))
+            self._recordings[ticket] = recording
+            recording.add_done_callback(lambda _: self._end_recording(ticket, recording))
+            return await wait_unless_closed(recording)
+        except ClientClosedError as error:
+            # Whether the step of the ledger under way has taken effect is not known.
+            raise error.about(ticket=ticket, task_id=None, bought=error.bought is not False) from None
         finally:
-            if recording.done():
-                self.submissions.end_recording(ticket)
+            self.submissions.end_recording(ticket)
 
-    def _withdraw_unclaimed(self, ticket: str, recording: asyncio.Task[tuple[Submission, bool]]) -> None:
-        """The caller has left before it got its handle. A ticket that was on record before belongs to other callers."""
-        if not recording.cancelled() and recording.exception() is None:
-            submission, is_new = recording.result()
-            if is_new:
-                self.submissions.mark_unwanted(submission.ticket)
-                self.withdraw_soon(submission)
-        self.submissions.end_recording(ticket)
+    def check_open(self) -> None:
+        """Raise ClientClosedError once the client is closed, before anything is recorded or sent."""
+        try:
+            self.background.check()
+        except ClientClosedError as error:
+            raise error.about(ticket=None, task_id=None, bought=False) from None
 
-    async def _record(self, record: Record, before: asyncio.Task[Any] | None) -> tuple[Submission, bool]:
-        """The submission, and whether the ticket is new. Of two calls at once with one ticket, the first one's is."""
+    def _end_recording(self, ticket: str, recording: asyncio.Task[Submission]) -> None:
+        if self._recordings.get(ticket) is recording:
+            del self._recordings[ticket]
+
+    async def _record(
+        self, record: Record, before: asyncio.Task[Submission] | None, *, again: bool
+    ) -> Submission:
+        """The submission of *record*. Of two calls at once with one ticket, the first one's is recorded."""
         if before is not None:
             await asyncio.wait([before])
-        self.background.check()
+        self.check_open()
         there = self.submissions.get(record.ticket)
-        stored = there.record if there is not None else await self._ledger.add(record)
+        if there is None or self._changes(there.record, again=again):
+            stored = await self._ledger.add(record, again=again)
+        else:
+            stored = there.record
         if not stored.asks_for(record.request):
             raise ValueError(
                 f"ticket {record.ticket!r} already names another request; use the same request with it, or a new ticket"
             )
         self.takeover.check_ours(stored)
-        submission = there or self.open(await self.takeover.follow_record(stored))
-        is_new = there is None and stored.owner == self.owner and stored.task == record.task
-        if is_new:
+        was_open = there is not None and not there.task.status.is_final
+        submission = self.open(await self.takeover.follow_record(stored))
+        if not was_open and stored.owner == self.owner and stored.task == record.task:
             self.submissions.announce(EventName.WAITING, submission)
             if self._settings.deadlines.waiting is not None:
                 self.canceller.set_waiting_clock(submission, self._settings.deadlines.waiting)
-        return submission, is_new
+        return submission
+
+    def _changes(self, record: Record, *, again: bool) -> bool:
+        """Whether to submit *record* again changes anything on the ledger."""
+        if record.task.status.is_final:
+            return again or record.bought is False
+        return self.owner not in record.wanted_by
 
     async def attach(self, record: Record) -> Submission:
         """The submission of a task that was made elsewhere; the same one for the same task."""
@@ -156,14 +169,6 @@ class Engine:
         if error is not None:
             submission.take_unraised()  # the caller of this raises it now
             raise submission.error_about(error)
-
-    def withdraw_soon(self, submission: Submission) -> None:
-        """Withdraw a request that was not sent. It does not wait: its caller is being cancelled."""
-        if submission.task.status is TaskStatus.WAITING and not self.background.is_closing:
-            self.submissions.mark_unwanted(
-                submission.ticket
-            )  # if the ledger fails, its turn in the queue ends it
-            self.background.spawn(self.canceller.withdraw(submission.ticket))
 
     # The hub -----------------------------------------------------------------------------------------------
 
@@ -189,6 +194,18 @@ class Engine:
             self.canceller.start(submission)
         return submission
 
+    def reconcile(self, record: Record) -> None:
+        """This client owns *record*, perhaps by a step of the ledger that seemed to fail: it must drive it."""
+        submission = self.submissions.get(record.ticket)
+        if submission is None or submission.record.owner != self.owner:
+            self.take_up(record)
+        elif record.version >= submission.record.version:
+            self.change_record(record)
+            if record.task.status is TaskStatus.SUBMITTING:
+                self._submitter.send(
+                    record
+                )  # if it was admitted by a step that seemed to fail: it was not sent
+
     @property
     def has_waiting(self) -> bool:
         """Whether a request of this client may wait for a slot."""
@@ -198,13 +215,22 @@ class Engine:
         """The ledger has changed a record, of this client or of another one, or gives a hint."""
         if isinstance(news, Hint):
             self._submitter.wake()
-            if news is not Hint.SLOTS:
+            if news is Hint.FAULT:
+                self.takeover.reconcile_soon()
+            elif news is Hint.SLOTS:
+                self.takeover.retry()
+            else:
                 self.takeover.read_ledger_soon(adopt=news is Hint.OWNERS)
         elif news.origin == self.account.origin:
             self.change_record(news)
 
     def change_record(self, record: Record) -> None:
         """A record of this service has changed, whichever client drives it: notify each part that it concerns."""
+        is_ours = record.owner == self.owner and not record.task.status.is_final
+        if is_ours and not self.submissions.is_open(record.ticket) and not self.background.is_closing:
+            self._submitter.notice(record)
+            self.take_up(record)  # also where the caller that has asked for it has left
+            return
         self._submitter.notice(record)
         changed = self.submissions.change_record(record)
         if changed is not None:
@@ -260,15 +286,18 @@ class Engine:
 
     async def _wind_down(self, grace: float, *, withdraw: bool) -> None:
         """Admit nothing more, and give what is under way its time."""
+        clock = self.background.clock
+        until = clock() + grace
         await self._submitter.stop()
+        started = {*self._recordings.values(), *self.wishes.leaving.values()}
+        if started:
+            await asyncio.wait(started, timeout=max(grace, RECORDING_SECONDS))
         with suppress(LedgerError):  # `_close` reports it
             if self._ledger.durable and not withdraw:
                 await self._ledger.leave(self.owner, waiting=True)
         if withdraw or not self._ledger.durable:
-            await self.canceller.withdraw_all(self.submissions.open())
-        clock = self.background.clock
-        until = clock() + grace
-        await self._submitter.aclose(grace)
+            await self.wishes.withdraw_all(self.submissions.open())
+        await self._submitter.aclose(max(0.0, until - clock()))
         if self.canceller.running:
             await asyncio.wait(set(self.canceller.running.values()), timeout=max(0.0, until - clock()))
         await self.saver.settle_within(max(0.0, until - clock()))

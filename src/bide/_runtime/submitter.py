@@ -102,10 +102,19 @@ class Submitter:
 
     def recover(self, record: Record) -> None:
         """Find out what became of a create whose sender is gone."""
-        if self._is_stopping:
-            return  # it is handed over with the rest
+        if self._is_stopping or self._is_sending(record.ticket):
+            return  # a closing client hands it over with the rest
         gone = TransportError("the client that sent it was gone before it was answered")
         self._start(record, self._resolve(record, gone, since=record.admitted))
+
+    def send(self, record: Record) -> None:
+        """Send *record*, an admitted one of this client, unless that is under way. (What was sent leaves its state
+        before its create ends here.)"""
+        if not self._is_stopping and not self._is_sending(record.ticket):
+            self._start(record, self._create(record))
+
+    def _is_sending(self, ticket: str) -> bool:
+        return any(record.ticket == ticket for record in self._posts.values())
 
     async def stop(self) -> None:
         """Admit nothing more. A step of the ledger under way is not cut off: what it admits is sent."""
@@ -138,8 +147,10 @@ class Submitter:
             self._wake.clear()
             try:
                 until = await self._admit_all()
-            except Exception as fault:  # noqa: BLE001 - it reaches the waiters, and admission goes on
-                self._submissions.fail_waiting(fault if isinstance(fault, BideError) else misread(fault))
+            except Exception as fault:  # noqa: BLE001 - a wait that times out names it, and admission goes on
+                self._submissions.note_admission_fault(
+                    fault if isinstance(fault, BideError) else misread(fault)
+                )
                 until = self._ledger.now() + RETRY_SECONDS
             timer = None
             if until < math.inf:
@@ -193,7 +204,9 @@ class Submitter:
     # One create --------------------------------------------------------------------------------------------
 
     async def _create(self, record: Record) -> None:
-        if not await self._submissions.is_wanted(record.ticket):
+        await self._submissions.wait_for_callers(record.ticket)
+        is_wanted_elsewhere = any(client != self._owner for client in record.wanted_by)
+        if not is_wanted_elsewhere and not self._submissions.is_wanted(record.ticket):
             withdrawn = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE)
             await self._finish(record, withdrawn)
             return
@@ -270,7 +283,7 @@ class Submitter:
                         f"that is tried again, so do not submit it anew. {error}"
                     )
                 log_line(logging.ERROR, f"{ticket}: could not be recorded (task id {task_id}): {error}")
-                self._submissions.fail_waiters(ticket, error.about(ticket=ticket, task_id=task_id))
+                self._submissions.note_fault(ticket, error)
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _accept(self, record: Record, task: Task) -> Record:

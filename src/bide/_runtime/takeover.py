@@ -38,6 +38,10 @@ class Driver(Protocol):
         """*record* has changed."""
         ...
 
+    def reconcile(self, record: Record) -> None:
+        """This client owns *record*: see to it that it drives it."""
+        ...
+
 
 class Takeover:
     """How one client shares its ledger.
@@ -65,18 +69,36 @@ class Takeover:
         self._adopts = adopts
         self._is_reading = False
         self._has_to_adopt = False
+        self._has_to_reconcile = False
 
     # In the background -------------------------------------------------------------------------------------
 
     def read_ledger_soon(self, *, adopt: bool = True) -> None:
         """Adopt what other clients have left, read what they have changed, and ask for our share of the query rate."""
         self._has_to_adopt = self._has_to_adopt or adopt
+        self._start_reading()
+
+    def reconcile_soon(self) -> None:
+        """A step of the ledger failed, and may have given this client records to drive: read which it owns."""
+        self._has_to_reconcile = True
+        self._start_reading()
+
+    def retry(self) -> None:
+        """Reconcile now, if that has failed before."""
+        if self._has_to_reconcile:
+            self._start_reading()
+
+    def _start_reading(self) -> None:
         if not self._background.is_closing and not self._is_reading:
             self._is_reading = True
             self._background.spawn(self._read_ledger())
 
     async def _read_ledger(self) -> None:
         try:
+            if self._has_to_reconcile:
+                for record in await self._ledger.records_of(self._owner):
+                    self._driver.reconcile(record)
+                self._has_to_reconcile = False
             while self._has_to_adopt:
                 self._has_to_adopt = False
                 if self._adopts:
@@ -165,9 +187,11 @@ class Takeover:
 
     async def follow_record(self, record: Record) -> Record:
         """*record*; if another client drives it, the ledger reports its changes here from now on."""
-        if record.owner == self._owner or record.followed or record.task.status.is_final:
+        is_followed = record.owner == self._owner or record.followed
+        is_wanted = self._owner in record.wanted_by or not record.is_submission
+        if record.task.status.is_final or (is_followed and is_wanted):
             return record
-        return await self._ledger.follow(record.ticket) or record
+        return await self._ledger.follow(record.ticket, client=self._owner) or record
 
     def check_ours(self, record: Record) -> None:
         """Raise ValueError unless *record* is of the service and of a key of this client."""

@@ -89,7 +89,7 @@ class Account:
         """
         if record.request is None or record.key is None:
             raise ValueError(f"ticket {record.ticket} has no request or no key: its create cannot be sent")
-        call = self.provider.create_call(record.request, record.ticket)
+        call = self.provider.create_call(record.request, record.idempotency_key)
         self.counters.creates += 1
         try:
             reply = await self._send(call, record.key, CREATE_TIMEOUT_SECONDS, fresh=True)
@@ -154,7 +154,7 @@ class Account:
             if isinstance(outcome, Task):
                 return key
             if isinstance(outcome, TryAgain):
-                raise outcome.error.about(ticket=None, task_id=task_id)
+                raise outcome.error.about(ticket=None, task_id=task_id, bought=None)
         raise NotFoundError(
             f"none of the {len(self._secrets)} keys of this client knows task {task_id}", task_id=task_id
         )

@@ -84,17 +84,25 @@ class Ledger(ABC):
 
         return unsubscribe
 
-    async def add(self, record: Record) -> Record:
-        """Add *record*. If its ticket is on record already, return that record and change nothing."""
-        return await self._step(lambda machine: machine.add(record), vital=True)
+    async def add(self, record: Record, *, again: bool = False) -> Record:
+        """Add *record*. If its ticket is on record already, return that record, wanted by the clients of both.
+
+        If no task was made for the ticket and none will be (`Record.bought` is False), *record* becomes its next
+        attempt. A record of another request is returned unchanged.
+
+        Args:
+            again: also make the next attempt of a task that has failed, was cancelled or has expired.
+        """
+        return await self._step(lambda machine: machine.add(record, again=again), vital=True)
 
     async def get(self, ticket: str) -> Record | None:
         """The record of *ticket*."""
         return await self._step(lambda machine: machine.get(ticket), writes=False)
 
-    async def follow(self, ticket: str) -> Record | None:
-        """The record of *ticket*. From now on its changes are reported to listeners, whichever process makes them."""
-        return await self._step(lambda machine: machine.follow(ticket))
+    async def follow(self, ticket: str, *, client: str) -> Record | None:
+        """The record of *ticket*, which *client* wants too. From now on its changes are reported to listeners,
+        whichever process makes them."""
+        return await self._step(lambda machine: machine.follow(ticket, client))
 
     async def find(self, origin: str, task_id: str) -> Record | None:
         """The open record of the service's *task_id*."""
@@ -133,7 +141,7 @@ class Ledger(ABC):
     ) -> Record:
         """Put the record back at the head of the queue, and pause its lane: the create made no task, for now.
 
-        If a cancel was requested meanwhile, the record ends as `cancelled` instead.
+        If a cancel was requested meanwhile, or no client wants the record any more, it ends as `cancelled` instead.
         """
         return await self._step(
             lambda machine: machine.put_back(
@@ -162,6 +170,14 @@ class Ledger(ABC):
         Those that expire first come first, at most `MOST_UNSAVED_RECORDS` of them.
         """
         return await self._step(lambda machine: machine.unsaved_records(origin, keys), writes=False)
+
+    async def stop_wanting(self, ticket: str, task: Task, *, client: str) -> Record | None:
+        """Record that no caller of *client* wants the submission any more. None if there is no record of *ticket*.
+
+        If that was the last client, a waiting record ends as *task*. One whose create is under way ends as `cancelled`
+        if the create makes no task for now. A task that was accepted goes on.
+        """
+        return await self._step(lambda machine: machine.stop_wanting(ticket, task, client))
 
     async def withdraw(self, ticket: str, task: Task) -> Record:
         """End a waiting record of any owner. A record that does not wait is returned unchanged."""
@@ -217,6 +233,10 @@ class Ledger(ABC):
         return await self._step(
             lambda machine: machine.adopt(origin, keys, owner, tickets=tickets, waiting=waiting)
         )
+
+    async def records_of(self, owner: str) -> list[Record]:
+        """The open records of *owner*."""
+        return await self._step(lambda machine: machine.records_of(owner), writes=False)
 
     async def open_records(self, origin: str, keys: Collection[str]) -> list[Record]:
         """The open records of these keys, of all owners, in the order of arrival."""

@@ -53,6 +53,8 @@ class Record:
         cancelling: a cancel was requested while it was `submitting`.
         cancel_taken: whether the service accepted that cancel; None while it has not answered.
         followed: a client that does not drive it follows its changes.
+        wanted_by: the clients with callers that want it. A client that has died stays among them.
+        attempt: how often its ticket was submitted, where the earlier attempts made no task or have failed.
         files: what was saved of its results.
         version: how often it has changed. Of two records, the one with the higher version is newer.
     """
@@ -75,6 +77,8 @@ class Record:
     cancelling: bool = False
     cancel_taken: bool | None = None
     followed: bool = False
+    wanted_by: tuple[str, ...] = ()
+    attempt: int = 1
     files: tuple[SavedFile, ...] = ()
     version: int = 0
 
@@ -102,6 +106,21 @@ class Record:
             for each in outputs
             if each.data is not None or each.url is not None
         )
+
+    @property
+    def bought(self) -> bool | None:
+        """Whether a task was made for it: False if none was made and none will be, None if that cannot be said, else
+        True. See `BideError.bought`."""
+        status = self.task.status
+        if status is TaskStatus.UNKNOWN:
+            return None
+        is_unsent = status is TaskStatus.CANCELLED and self.task.task_id is None
+        return not (is_unsent or status is TaskStatus.REJECTED)
+
+    @property
+    def idempotency_key(self) -> str:
+        """What names this attempt to a service that accepts idempotency keys."""
+        return self.ticket if self.attempt == 1 else f"{self.ticket}.{self.attempt}"
 
     @property
     def is_submission(self) -> bool:
@@ -183,5 +202,7 @@ class Hint(Enum):
     """Another process has changed a lane or a queue: it may be the turn of a record that waits here."""
     OWNERS = "owners"
     """Owners have come or gone: there may be records to adopt, and the shares of the query rate have changed."""
+    FAULT = "fault"
+    """A step of this process failed, and may have taken effect all the same: clients must read again what they own."""
     SHARES = "shares"
     """It is time to read the share of the query rate again."""

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from bide.ledgers._records import LaneTerms
     from bide.models import Limits, SavedFile, Task
 
+FAILURES = (TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.EXPIRED)
+"""States in which a task has ended without a result; the next attempt is made only on request."""
+UNSENT = (TaskStatus.WAITING, TaskStatus.SUBMITTING)
 NOT_STORED = "the client that submitted this is gone, and its request was not stored: nothing was sent, submit it again"
 
 
@@ -135,20 +138,34 @@ class StateMachine:
 
     # One submission ----------------------------------------------------------------------------------------
 
-    def add(self, record: Record) -> Record:
+    def add(self, record: Record, *, again: bool = False) -> Record:
         there = self.store.record(record.ticket)
         if there is None and record.task.task_id is not None:
             there = self.find(record.origin, record.task.task_id)
-        return there or self.store.insert(record)
+        if there is None:
+            return self.store.insert(record)
+        if not there.asks_for(record.request):
+            return there
+        if there.bought is False or (again and there.task.status in FAILURES):
+            self.store.drop(there)
+            return self.store.insert(
+                evolve(record, attempt=there.attempt + 1, version=there.version + 1, followed=there.followed)
+            )
+        return self._add_wishes(there, record.wanted_by)
+
+    def _add_wishes(self, record: Record, clients: Collection[str], **changes: Any) -> Record:
+        new = tuple(each for each in clients if each not in record.wanted_by)
+        if new and not record.task.status.is_final:
+            changes["wanted_by"] = (*record.wanted_by, *new)
+        return self._change(record, **changes) if changes else record
 
     def get(self, ticket: str) -> Record | None:
         return self.store.record(ticket)
 
-    def follow(self, ticket: str) -> Record | None:
+    def follow(self, ticket: str, client: str) -> Record | None:
         record = self.store.record(ticket)
-        if record is None or record.followed:
-            return record
-        return self._change(record, followed=True)
+        changes = {} if record is None or record.followed else {"followed": True}
+        return None if record is None else self._add_wishes(record, (client,), **changes)
 
     def admit(self, origin: str, kind: str, owner: str, lanes: Sequence[LaneTerms]) -> Record | Held:
         now = self.store.now()
@@ -239,7 +256,7 @@ class StateMachine:
             chance=_outside.chance.random(),
         )
         store.write_lane(record.origin, record.kind, record.key, lane)
-        if record.cancelling:
+        if record.cancelling or not record.wanted_by:
             ended = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE)
             return self._change(record, task=ended, slot_until=now)
         waiting = evolve(record.task, status=TaskStatus.WAITING)
@@ -255,9 +272,7 @@ class StateMachine:
 
     def update(self, ticket: str, task: Task, owner: str) -> Record:
         record = self._record(ticket)
-        if self._is_fenced(record, owner):
-            return record
-        return self._change(record, task=task)
+        return record if self._is_fenced(record, owner) else self._change(record, task=task)
 
     def finish(self, ticket: str, task: Task, owner: str, hold: float) -> Record:
         record = self._record(ticket)
@@ -277,17 +292,23 @@ class StateMachine:
         after = tuple(by_path.values())
         return record if after == record.files else self._change(record, files=after)
 
+    def stop_wanting(self, ticket: str, task: Task, client: str) -> Record | None:
+        record = self.store.record(ticket)
+        status = None if record is None else record.task.status
+        if record is None or client not in record.wanted_by or status not in UNSENT:
+            return record
+        left = tuple(each for each in record.wanted_by if each != client)
+        is_over = status is TaskStatus.WAITING and not left
+        return self._change(record, wanted_by=left, task=task if is_over else record.task)
+
     def withdraw(self, ticket: str, task: Task) -> Record:
         record = self._record(ticket)
-        if record.task.status is not TaskStatus.WAITING:
-            return record
-        return self._change(record, task=task)
+        return self._change(record, task=task) if record.task.status is TaskStatus.WAITING else record
 
     def request_cancel(self, ticket: str) -> Record:
         record = self._record(ticket)
-        if record.task.status is not TaskStatus.SUBMITTING or record.cancelling:
-            return record
-        return self._change(record, cancelling=True)
+        is_due = record.task.status is TaskStatus.SUBMITTING and not record.cancelling
+        return self._change(record, cancelling=True) if is_due else record
 
     def record_cancel_answer(self, ticket: str, *, taken: bool) -> Record:
         record = self._record(ticket)
@@ -382,6 +403,9 @@ class StateMachine:
             and (tickets is None or record.ticket in tickets)
             and (waiting or record.task.status is not TaskStatus.WAITING)
         ]
+
+    def records_of(self, owner: str) -> list[Record]:
+        return self.store.records_of_owner(owner)
 
     def open_records(self, origin: str, keys: Collection[str]) -> list[Record]:
         own_keys = frozenset(keys)

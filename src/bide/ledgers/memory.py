@@ -31,6 +31,11 @@ MOST_RECENT_CREATES = 10_000
 MOST_RECENT_IDS = 10_000
 """So many ids of accepted tasks are remembered after their records have left. A task with another id is an orphan."""
 
+MOST_ENDED_RECORDS = 256
+MOST_INLINE_CHARACTERS = 64 * 2**20
+"""So many records are kept after their end, and so much of results that came inline: an error may have named their
+tickets to a caller that comes back for them."""
+
 
 @define(eq=False)
 class _Lane:
@@ -67,6 +72,8 @@ class MemoryStore(Store):
         self._open: dict[str, Record] = {}
         self._ended: WeakValueDictionary[str, Record] = WeakValueDictionary()
         self._held: dict[str, Record] = {}
+        self._kept: OrderedDict[str, Record] = OrderedDict()
+        self._kept_characters = 0
         self._tickets: dict[str, dict[str, str]] = {}  # by origin, then by task id: no tuple for each task
         self._recent: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._lanes: dict[tuple[str, str, str], _Lane] = {}
@@ -98,6 +105,7 @@ class MemoryStore(Store):
         self._open.pop(record.ticket, None)
         self._ended.pop(record.ticket, None)
         self._held.pop(record.ticket, None)
+        self._stop_keeping(record.ticket)
         if record.key is not None:
             lane = self._lane(record.origin, record.kind, record.key)
             lane.slots.pop(record.ticket, None)
@@ -183,6 +191,9 @@ class MemoryStore(Store):
         (self._ended if status.is_final else self._open)[ticket] = record
         (self._open if status.is_final else self._ended).pop(ticket, None)
         self._held.pop(ticket, None)
+        self._stop_keeping(ticket)
+        if status.is_final:
+            self._keep(record)
         if record.key is not None:
             self._use(record, record.key)
         if status is TaskStatus.WAITING:
@@ -195,6 +206,18 @@ class MemoryStore(Store):
             self._index(record.origin, record.task.task_id, ticket, final=status.is_final)
         self._notify(record)
         return record
+
+    def _keep(self, record: Record) -> None:
+        """Keep an ended record that no handle may hold. The oldest ones leave for it."""
+        self._kept[record.ticket] = record
+        self._kept_characters += _inline_characters(record)
+        while len(self._kept) > MOST_ENDED_RECORDS or self._kept_characters > MOST_INLINE_CHARACTERS:
+            self._stop_keeping(next(iter(self._kept)))
+
+    def _stop_keeping(self, ticket: str) -> None:
+        record = self._kept.pop(ticket, None)
+        if record is not None:
+            self._kept_characters -= _inline_characters(record)
 
     def _use(self, record: Record, key: str) -> None:
         """Count the record in its lane, if it uses a slot."""
@@ -232,6 +255,10 @@ class MemoryStore(Store):
         )
 
 
+def _inline_characters(record: Record) -> int:
+    return sum(len(output.data or "") for output in record.task.outputs)
+
+
 def _drop_reference(record: Record) -> None:
     """Called when the record before *record* is gone; until then it refers to *record*."""
 
@@ -239,8 +266,8 @@ def _drop_reference(record: Record) -> None:
 class MemoryLedger(Ledger):
     """Records in the memory of one event loop. The default: all clients of a loop share `MemoryLedger.of_loop()`.
 
-    An ended record leaves with the last handle that holds it. Until then, its ticket is idempotent. Promise 2
-    ("nothing is lost") holds across crashes only with a durable ledger.
+    An ended record leaves with the last handle that holds it, but not while it is among the last 256 that have ended.
+    Until then, its ticket is idempotent. Promise 2 ("nothing is lost") holds across crashes only with a durable ledger.
     """
 
     def __init__(self) -> None:

@@ -73,6 +73,11 @@ SCHEMA = (
         WHERE status = 'succeeded' AND files IS NULL AND task LIKE '%"data": "%';
     CREATE INDEX records_unsaved ON records (origin, first_loss, last_loss, lane) WHERE first_loss IS NOT NULL;
     """,
+    # Who wants a record that an earlier version has added is not known: a client that cannot leave does.
+    """
+    ALTER TABLE records ADD COLUMN wanted_by TEXT NOT NULL DEFAULT 'earlier';
+    ALTER TABLE records ADD COLUMN attempt INTEGER NOT NULL DEFAULT 1;
+    """,
 )
 """Each step takes a file from one version of the schema to the next. Steps are only added, never changed."""
 

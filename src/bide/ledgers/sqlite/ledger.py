@@ -123,6 +123,7 @@ class SQLiteLedger(Ledger):
             await session.worker.put(lambda backend: backend.enter(owner, origin, keys), writes=True)
         except BaseException:
             self._owners.discard(owner)
+            await self._close_if_unused()
             raise
         return owner
 

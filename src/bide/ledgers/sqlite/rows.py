@@ -22,7 +22,7 @@ LONGEST_RAW_CHARACTERS = 64 * 1024
 
 PLAIN_COLUMNS = (
     *("sequence", "ticket", "version", "origin", "kind", "digest"),
-    *("owner", "admitted", "slot_for", "slot_until", "cancel_taken"),
+    *("owner", "admitted", "slot_for", "slot_until", "cancel_taken", "attempt"),
 )
 FLAG_COLUMNS = ("cancelling", "followed")
 COLUMNS = (
@@ -31,6 +31,7 @@ COLUMNS = (
     *(
         "lane",
         "keys",
+        "wanted_by",
         "added_at",
         "sent_at",
         "files",
@@ -75,6 +76,7 @@ def row_of(record: Record, now: float, *, prompts: bool) -> dict[str, Any]:
     row |= {name: 1 if getattr(record, name) else None for name in FLAG_COLUMNS}
     row["lane"] = record.key  # the column keeps the name that it had before
     row["keys"] = ",".join(sorted(record.keys))
+    row["wanted_by"] = ",".join(record.wanted_by)
     row["added_at"], row["sent_at"] = text_of(record.added_at), text_of(record.sent_at)
     row["files"] = _files_text(record)
     row["status"], row["model"], row["task_id"] = (
@@ -98,6 +100,8 @@ def changed_columns(before: Record, after: Record, now: float, *, prompts: bool)
         changed["lane"] = after.key
     if after.sent_at is not before.sent_at:
         changed["sent_at"] = text_of(after.sent_at)
+    if after.wanted_by != before.wanted_by:
+        changed["wanted_by"] = ",".join(after.wanted_by)
     if after.files is not before.files:
         changed["files"] = _files_text(after)
     for name in FLAG_COLUMNS:
@@ -167,6 +171,7 @@ def record_of(row: tuple[Any, ...], request: Request | None) -> Record:
         request=request,
         key=values["lane"],
         keys=frozenset(filter(None, values["keys"].split(","))),
+        wanted_by=tuple(filter(None, values["wanted_by"].split(","))),
         task=task,
         added_at=_moment(values["added_at"]),
         sent_at=_moment(values["sent_at"]),

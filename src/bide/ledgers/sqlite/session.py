@@ -40,7 +40,7 @@ class Session:
         self._notify = notify
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
-        self.worker: Worker[SQLiteBackend] = Worker(make, self._notify_all)
+        self.worker: Worker[SQLiteBackend] = Worker(make, self._notify_all, lambda: notify(Hint.FAULT))
         self._catching_up: asyncio.Task[None] | None = None
         self._has_unread_news = False
         self._ticking: asyncio.Task[None] | None = None

@@ -70,6 +70,7 @@ class _Step:
     changed: list[Record] = field(factory=list)
     result: Any = None
     fault: Exception | None = None
+    is_refused: bool = False
 
 
 class Worker(Generic[_BackendT]):
@@ -78,11 +79,18 @@ class Worker(Generic[_BackendT]):
     Args:
         make: makes the backend, in the thread. If it raises, every step raises the same.
         on_change: called in the loop with the records that a step has changed, before the step's future is done.
+        on_fault: called in the loop after a writing step has failed, not knowing whether it took effect.
     """
 
-    def __init__(self, make: Callable[[], _BackendT], on_change: Callable[[list[Record]], None]) -> None:
+    def __init__(
+        self,
+        make: Callable[[], _BackendT],
+        on_change: Callable[[list[Record]], None],
+        on_fault: Callable[[], None],
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_change = on_change
+        self._on_fault = on_fault
         self._steps: queue.SimpleQueue[_Step | None] = queue.SimpleQueue()
         self._is_stopped = False
         self._is_ending = False
@@ -163,6 +171,7 @@ class Worker(Generic[_BackendT]):
             backend.on_rollback()
             for step in steps:
                 step.fault, step.result, step.changed = backend.explain(fault), None, []
+                step.is_refused = False
             if has_begun and len(steps) > 1:
                 _take_singly(backend, steps)
             elif not has_begun:
@@ -193,6 +202,8 @@ class Worker(Generic[_BackendT]):
                     self._on_change(step.changed)
                 except Exception as fault:  # noqa: BLE001 - a callback that raises must not block other results
                     _log.error("a changed record could not be reported: %s", type(fault).__name__)
+            if step.writes and step.fault is not None and not step.is_refused:
+                self._loop.call_soon(self._on_fault)
             if step.future.done():
                 continue
             if step.fault is not None:
@@ -209,7 +220,7 @@ def _take_one(backend: Backend, step: _Step) -> None:
     try:
         step.result = step.run(backend)
     except (LedgerError, ValueError, LookupError) as refusal:  # raised before anything was changed
-        step.fault = refusal
+        step.fault, step.is_refused = refusal, True
     step.changed = backend.take_changed()
 
 

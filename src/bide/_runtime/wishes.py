@@ -1,0 +1,170 @@
+"""Who wants a submission, and what becomes of it when its last caller leaves.
+
+A caller of `run`, `gather` or `as_completed` wants its submission until it leaves: it is cancelled, runs out of time,
+or gets the error of its own request. A caller that has got a handle from `submit` or `attach` cannot leave any more.
+Each client counts its own callers. The ledger records which clients want a submission, so a wish holds in whatever
+state the record is, and in all processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from attrs import evolve
+
+from bide._events import log_line
+from bide._text import excerpt
+from bide.errors import ClientClosedError
+from bide.models import Billing, ErrorDetail, TaskStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from bide._concurrency import Background
+    from bide._submissions import Submission, Submissions
+    from bide.errors import BideError
+    from bide.ledgers import Ledger, Record
+    from bide.models import Task
+
+RETRY_SECONDS = 1.0
+"""Seconds until a leave is recorded again that the ledger could not record."""
+CONFIRM_SECONDS = 5.0
+"""Seconds within which the ledger must confirm a leave, or the error says that the task can still be made."""
+
+
+class Wish:
+    """One caller that wants a submission. Exactly one of its methods ends it."""
+
+    __slots__ = ("_wishes", "ticket")
+
+    def __init__(self, wishes: Wishes, ticket: str) -> None:
+        self._wishes = wishes
+        self.ticket: str = ticket
+
+    def end(self) -> None:
+        """The caller has its answer."""
+        self._wishes.end(self.ticket)
+
+    def keep(self, submission: Submission) -> None:
+        """The caller has got a handle: it wants the submission to its end."""
+        submission.is_kept = True
+        self._wishes.end(self.ticket)
+
+    def leave(self) -> None:
+        """The caller has left. This does not wait: the caller is being cancelled."""
+        self._wishes.leave(self.ticket)
+
+    async def leave_with(self, error: BideError) -> BideError:
+        """The caller leaves with *error*. Returns it with what the ledger confirms of the purchase."""
+        if isinstance(error, ClientClosedError):  # `aclose` knows what to do with the requests
+            self.end()
+            return error
+        return await self._wishes.leave_with(self.ticket, error)
+
+
+class Wishes:
+    """What the callers of one client want.
+
+    Attributes:
+        leaving: the leaves that the ledger has not confirmed yet, by ticket.
+
+    Args:
+        owner: the name of the client on the ledger.
+        recordings: the submissions that are being put on record, by ticket.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        owner: str,
+        background: Background,
+        submissions: Submissions,
+        recordings: Mapping[str, asyncio.Task[Submission]],
+    ) -> None:
+        self._ledger = ledger
+        self._owner = owner
+        self._background = background
+        self._submissions = submissions
+        self._recordings = recordings
+        self.leaving: dict[str, asyncio.Task[Record | None]] = {}
+
+    def want(self, ticket: str) -> Wish:
+        """A caller wants *ticket*, and can leave."""
+        self._submissions.want(ticket)
+        return Wish(self, ticket)
+
+    def end(self, ticket: str) -> None:
+        """See `Wish`."""
+        self._submissions.stop_wanting(ticket)
+
+    def leave(self, ticket: str) -> asyncio.Task[Record | None] | None:
+        """See `Wish`. Returns the task that records it; None if another caller of this client wants *ticket* too."""
+        if not self._submissions.stop_wanting(ticket) or self._background.is_over:
+            return None
+        self._submissions.mark_unwanted(ticket)
+        leaving = self.leaving.get(ticket)
+        if leaving is None:
+            leaving = self.leaving[ticket] = self._background.spawn(self._record_leave(ticket))
+            leaving.add_done_callback(lambda _: self._end_leave(ticket))
+        return leaving
+
+    def _end_leave(self, ticket: str) -> None:
+        self.leaving.pop(ticket, None)
+        if not self._submissions.is_open(ticket):
+            self._submissions.forget_wishes(ticket)
+
+    async def leave_with(self, ticket: str, error: BideError) -> BideError:
+        """See `Wish`."""
+        submission = self._submissions.get(ticket)
+        if submission is not None and submission.task.status.is_final:
+            self.end(ticket)
+            return submission.error_about(error)
+        leaving = self.leave(ticket)
+        if leaving is not None:
+            await asyncio.wait([leaving], timeout=CONFIRM_SECONDS)
+        submission = self._submissions.get(ticket)
+        record = None if submission is None else submission.record
+        bought: bool | None = True
+        if leaving is not None and leaving.done() and not leaving.cancelled():
+            record = leaving.result()
+            bought = False if record is None else record.bought
+        elif leaving is None and record is not None:
+            bought = record.bought
+        task_id = error.task_id if record is None else record.task.task_id or error.task_id
+        return error.about(ticket=ticket, task_id=task_id, bought=bought)
+
+    async def _record_leave(self, ticket: str) -> Record | None:
+        """Record that this client wants *ticket* no more, however long the ledger does not work. Returns the record."""
+        recording = self._recordings.get(ticket)
+        if recording is not None:
+            await asyncio.wait([recording])
+        while True:
+            try:
+                record = await self._ledger.get(ticket)
+                if record is None or self._submissions.is_wanted(ticket):
+                    return record
+                return await self._ledger.stop_wanting(ticket, _withdrawn(record), client=self._owner)
+            except Exception as fault:  # noqa: BLE001 - a ledger may be the caller's own
+                text = excerpt(str(fault), 1000)
+                log_line(
+                    logging.WARNING,
+                    f"{ticket}: that its caller has left could not be recorded yet: {text}",
+                )
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def withdraw_all(self, submissions: Iterable[Submission]) -> None:
+        """The client closes, and wants none of *submissions* any more that was not sent."""
+        closed = ErrorDetail(
+            message="the client was closed before this was sent: nothing was made, submit it again",
+            type=ClientClosedError.__name__,
+        )
+        for submission in list(submissions):
+            if submission.task.status in (TaskStatus.WAITING, TaskStatus.SUBMITTING):
+                task = _withdrawn(submission.record, closed)
+                await self._ledger.stop_wanting(submission.ticket, task, client=self._owner)
+
+
+def _withdrawn(record: Record, why: ErrorDetail | None = None) -> Task:
+    return evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE, error=why)

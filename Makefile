@@ -4,7 +4,7 @@
 BIN := .venv/bin
 export PYTHON
 
-.PHONY: help demo test lint types crash bench clean
+.PHONY: help demo test lint types storm crash bench clean
 .NOTPARALLEL:
 
 help: ## Say what there is
@@ -26,6 +26,9 @@ types: .venv/.ready-types ## Check the types, and that the public ones are compl
 	$(BIN)/mypy
 	$(BIN)/pyright tests/typecheck
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes bide --ignoreexternal
+
+storm: .venv/.ready-test ## Run simulated histories full of misfortunes until a promise is broken (SECONDS=60, or as long as you like)
+	cd tests && ../$(BIN)/python -m simulation.storm --seconds $(or $(SECONDS),60)
 
 crash: .venv/.ready-test ## Kill the processes of one ledger two hundred times and check what became of each task (about five minutes)
 	$(BIN)/python tests/crash/crash.py --kills 200

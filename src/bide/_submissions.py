@@ -131,6 +131,10 @@ class Submission:
         def wake(_: Submission, error: BideError | None) -> None:
             if not future.done():
                 future.set_result(error)
+            elif error is not None:
+                self.unraised = (
+                    error  # a change came just before it: this waiter raises it when it waits again
+                )
 
         self.add_watcher(wake)
         try:
@@ -289,6 +293,14 @@ class Submissions:
             log_line(logging.DEBUG if again else logging.WARNING, f"{ticket}: {excerpt(str(error), 1000)}")
             submission.fault = error
             submission.fail_waiters(error)
+
+    def fail_waiting(self, error: BideError) -> None:
+        """No request can be sent: raise *error* in the waiters of all that wait. It does not end them."""
+        log_line(logging.ERROR, f"nothing can be sent: {excerpt(str(error), 1000)}")
+        for submission in list(self._open.values()):
+            if submission.task.status is TaskStatus.WAITING:
+                submission.fault = error
+                submission.fail_waiters(error)
 
     def note_admission_fault(self, error: BideError) -> None:
         """Nothing can be admitted for now: a wait that times out names *error*."""

@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 from bide import Pace
 from bide._polling.durations import Durations, Sample
 from bide._polling.pace import (
-    LONGEST_BACKOFF_SECONDS,
     Observed,
     PollTerms,
-    after_fault,
     bounds,
     eta,
     forecast,
@@ -200,14 +198,3 @@ def test_how_likely_it_has_ended_is_a_share(observed: Observed, learned: Duratio
         <= ahead.end_probability(ahead.since + later) + 1e-9
         <= 1 + 2e-9
     )
-
-
-@unhurried
-@given(failures=st.integers(1, 10_000), retry_after=st.none() | st.floats(0, 86_400), chance=chances)
-def test_failed_looks_back_off_within_bounds_and_obey_retry_after(
-    failures: int, retry_after: float | None, chance: float
-) -> None:
-    wait = after_fault(3.0, failures, retry_after, chance)
-
-    assert wait >= max(3.0, retry_after or 0)
-    assert wait <= max(LONGEST_BACKOFF_SECONDS, retry_after or 0) * 1.05

@@ -119,9 +119,21 @@ async def test_where_no_connection_ever_works_it_is_told_within_half_a_minute_th
             ) as caught:
                 await handle.result()
             assert not caught.value.may_have_arrived
-            assert handle.task.status is TaskStatus.REJECTED
+            assert (caught.value.bought, handle.task.status) == (True, TaskStatus.WAITING)
 
-        assert 30 <= now() - before <= 40
+        assert 30 <= now() - before <= 60
+        service.script["POST"], service.script["GET"] = [{"status": "queued"}], [DONE]
+        assert (await handles[-1].result()).status is TaskStatus.SUCCEEDED
+
+
+async def test_where_no_connection_ever_works_only_run_withdraws() -> None:
+    service = ToyService(creates=[httpx.ConnectError("no route")])
+    async with service.client() as client:
+        with pytest.raises(TransportError, match="no connection worked for 30 s") as caught:
+            await client.run(image())
+
+        assert caught.value.bought is False
+        assert (await client.statistics()).open == 0
 
 
 async def test_a_wait_that_gives_up_names_the_last_fault() -> None:

@@ -176,9 +176,8 @@ class Service:
         for _ in range(count):
             if account.has_slot("video", self.world.now):
                 number = next(self._foreign)
-                work = Work(
-                    "video", "wan2.6-t2v", f"foreign {number} [seconds {seconds:g}]", 1, (64, 64), "video", {}
-                )
+                prompt = f"foreign {number} [seconds {seconds:g}]"
+                work = Work("video", "wan2.6-i2v", prompt, 1, (64, 64), "video", {})
                 self.state.open(account, work, f"foreign-{number}")
                 taken += 1
         return taken

@@ -32,7 +32,7 @@ from bide._service.account import CLOCK_SLACK_SECONDS, misread, retry_after_of
 from bide.providers import TryAgain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from bide._polling.observer import Observer
     from bide._polling.pace import Forecast
@@ -78,7 +78,7 @@ class _ListsOfKey:
         hold_until: until when the polls of these wait for it.
         planned: when the next one is planned, by the loop's clock.
         not_before: no list before this moment.
-        failures: lists in a row that failed, or were slow.
+        failures: lists in a row that failed, or were slow, the last of them at `failed_at`.
         contradictions: tasks that lists have shown falsely, since the last pause for that.
         contradiction_pauses: how many of those pauses there were.
         weighed_at: when it was weighed last that a list is not worth it.
@@ -91,6 +91,7 @@ class _ListsOfKey:
     planned: float = -math.inf
     not_before: float = -math.inf
     failures: int = 0
+    failed_at: float = -math.inf
     contradictions: int = 0
     contradiction_pauses: int = 0
     weighed_at: float = -math.inf
@@ -98,6 +99,7 @@ class _ListsOfKey:
 
     def note_failure(self, now: float, why: str, retry_after: float = 0.0) -> None:
         """A list has failed: none is made for a while, which doubles each time."""
+        self.failed_at = now
         self._pause(now, why, self.failures, retry_after)
         self.failures += 1
 
@@ -115,13 +117,24 @@ class _ListsOfKey:
 
 
 class Lister:
-    """Decides when one list takes the place of many polls, and makes it."""
+    """Decides when one list takes the place of many polls, and makes it.
 
-    def __init__(self, account: Account, schedule: Schedule, observer: Observer) -> None:
+    Args:
+        note_answer: called with the answer to each list, or with the outcome that says that there was none.
+    """
+
+    def __init__(
+        self,
+        account: Account,
+        schedule: Schedule,
+        observer: Observer,
+        note_answer: Callable[[object], None],
+    ) -> None:
         self._account = account
         self._provider = account.provider
         self._schedule = schedule
         self._observer = observer
+        self._note_answer = note_answer
         self._pace = schedule.pace
         self._keys: dict[str, _ListsOfKey] = {}
         self._clock = asyncio.get_running_loop().time
@@ -145,6 +158,12 @@ class Lister:
             return True
         lists.weighed_at = now
         return False
+
+    def forget_failures(self, since: float) -> None:
+        """The service did not answer at all for a while: lists that failed from *since* on say nothing about lists."""
+        for lists in self._keys.values():
+            if lists.failed_at >= since:
+                lists.failures, lists.not_before = 0, -math.inf
 
     def note_contradiction(self, watched: WatchedTask) -> None:
         """A poll has shown something else of *watched* than a list before it."""
@@ -301,6 +320,7 @@ class Lister:
         oldest = max(watched.age(self._clock()) for watched in members.values())
         since = until - min(oldest + EARLIER_SECONDS, LONGEST_WINDOW_SECONDS)
         answer = await self._account.list_tasks(key, since, until + CLOCK_SLACK_SECONDS)
+        self._note_answer(answer)
         if not isinstance(answer, list):
             advised = retry_after_of(answer) if isinstance(answer, TryAgain) else None
             text = f"the list of tasks failed: {answer.error}"

@@ -12,7 +12,8 @@ from attrs import evolve
 from bide import _outside
 from bide._events import log_line
 from bide._polling.durations import duration_of
-from bide._polling.pace import RECHECK_SECONDS, after_fault, bounds, eta, lateness, plausible, sample_of
+from bide._polling.outage import wait_after_fault
+from bide._polling.pace import JITTER, RECHECK_SECONDS, bounds, eta, lateness, plausible, sample_of
 from bide._service.account import CLOCK_SLACK_SECONDS, misread, retry_after_of
 from bide.errors import APIError, BideError, LedgerError, WaitTimeoutError
 from bide.models import ErrorDetail, Task, TaskStatus
@@ -83,7 +84,7 @@ class Observer:
         if isinstance(outcome, Task):
             if watched.needs_poll and not outcome.status.is_final:
                 self._on_contradiction(watched)
-            watched.failures, watched.gone_since, watched.needs_poll = 0, None, False
+            watched.failing_since, watched.gone_since, watched.needs_poll = None, None, False
             await self._take_in(watched, outcome, at, listed=listed)
             if not watched.task.status.is_final:
                 self._schedule.plan(watched)
@@ -94,10 +95,11 @@ class Observer:
             return outcome.error
         if isinstance(outcome, Denied):
             return self.fail(watched, outcome.error)
-        watched.failures += 1
-        chance = _outside.chance.random()
-        floor = self._schedule.floor(watched)
-        watched.poll_at = now + after_fault(floor, watched.failures, retry_after_of(outcome), chance)
+        if watched.failing_since is None:
+            watched.failing_since = now
+        wait = max(self._schedule.floor(watched), wait_after_fault(now - watched.failing_since))
+        wait = max(wait, retry_after_of(outcome) or 0.0)
+        watched.poll_at = now + wait * (1 + JITTER * _outside.chance.random())
         self._submissions.note_fault(watched.ticket, outcome.error)
         if isinstance(outcome.error, APIError) and outcome.error.status_code == 429:
             pause = self._account.query_limiter.window.paused_for(now)

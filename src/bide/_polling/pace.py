@@ -388,11 +388,3 @@ SURE_START_SECONDS = 0.25
 
 RECHECK_SECONDS = 60.0
 """Seconds between polls where the last one has shown a lasting fault, or where the task is overdue."""
-SHORTEST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.1, 60.0
-
-
-def after_fault(floor: float, failures: int, retry_after: float | None, chance: float) -> float:
-    """Seconds to the next poll, after *failures* polls in a row that gave no answer."""
-    growing = max(SHORTEST_BACKOFF_SECONDS, floor) * 2.0 ** min(failures - 1, 10)
-    backoff: float = min(LONGEST_BACKOFF_SECONDS, growing)
-    return max(backoff, retry_after or 0.0) * (1 + JITTER * chance)

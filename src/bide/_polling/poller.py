@@ -15,11 +15,13 @@ from bide._concurrency import wait_unless_closed
 from bide._polling.duration_models import DurationModels
 from bide._polling.lister import Lister
 from bide._polling.observer import Observer
+from bide._polling.outage import Outage, is_no_answer
 from bide._polling.pace import RECHECK_SECONDS
 from bide._polling.schedule import Schedule
 from bide._polling.watched_task import WatchedTask
-from bide._service.account import misread
+from bide._service.account import misread, retry_after_of
 from bide.models import Task
+from bide.providers import TryAgain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -77,12 +79,26 @@ class Poller:
             schedule,
             self._note_contradiction,
         )
-        self._lister = Lister(account, schedule, self._observer)
+        self._outage = Outage()
+        self._lister = Lister(account, schedule, self._observer, self._note_answer)
         account.query_limiter.on_free.append(self._wake.set)
         self._loop = asyncio.create_task(self._run(), name="bide poller")
 
     def _note_contradiction(self, watched: WatchedTask) -> None:
         self._lister.note_contradiction(watched)  # the lister is made after the observer, which it uses
+
+    def _note_answer(self, outcome: object) -> None:
+        """The service has answered a poll or a list, or has not."""
+        now = self._clock()
+        if isinstance(outcome, TryAgain) and is_no_answer(outcome):
+            self._outage.note_fault(now, retry_after_of(outcome))
+        elif self._outage.note_answer():
+            self._lister.forget_failures(self._outage.since)
+            for watched in self._schedule.tasks():  # the service answers again
+                if watched.failing_since is not None:
+                    watched.poll_at = min(watched.poll_at, now)
+                    self._schedule.push(watched)
+            self._wake.set()
 
     # For the client ----------------------------------------------------------------------------------------
 
@@ -196,7 +212,7 @@ class Poller:
         limiter, schedule = self._account.query_limiter, self._schedule
         while schedule.backlog and len(self._polls) < self._most_polls:
             now = self._clock()
-            free_at = limiter.free_at(now)
+            free_at = max(limiter.free_at(now), self._outage.next_try)
             if free_at > now:
                 return free_at
             watched = schedule.next_due(now, is_limited=limiter.rate is not None)
@@ -212,6 +228,7 @@ class Poller:
 
     def _start(self, watched: WatchedTask) -> None:
         """Poll in a background task; the query limiter has given a place for it."""
+        self._outage.note_try(self._clock())
         poll = asyncio.create_task(self._poll(watched), name=f"bide poll {watched.task_id}")
         watched.poll = poll
         self._polls.add(poll)
@@ -233,6 +250,7 @@ class Poller:
         try:
             start = self._clock()
             outcome = await self._account.query(watched.key, watched.task_id)
+            self._note_answer(outcome)
             error = None if isinstance(outcome, Task) else outcome.error
             self._submissions.announce_poll(watched.ticket, self._clock() - start, error)
             return await self._observer.digest(watched, outcome, (start + self._clock()) / 2)

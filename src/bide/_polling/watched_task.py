@@ -34,6 +34,7 @@ class WatchedTask(Observed):
         in_heap_at: the moment of its valid place in the heap of the schedule.
         is_due: whether it stands in the queue of tasks that are due.
         poll: the poll under way.
+        failing_since: when the first of the polls in a row was that got no answer.
         gone_since: when the service has answered "no such task" first, of answers in a row.
         needs_poll: whether its next poll must not be a list: a list has shown its end, or lacks the task.
         missing_lists: lists in a row that lacked it.
@@ -55,7 +56,7 @@ class WatchedTask(Observed):
     in_heap_at: float = math.inf
     is_due: bool = False
     poll: asyncio.Task[BideError | None] | None = None
-    failures: int = 0
+    failing_since: float | None = None
     gone_since: float | None = None
     needs_poll: bool = False
     missing_lists: int = 0

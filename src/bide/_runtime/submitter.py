@@ -45,8 +45,8 @@ _T = TypeVar("_T")
 POSTS_SHARE = 0.3
 """The share of the transport's places that creates may take. Each create has its place at once: one that waited for a
 place could go out after a 429 has paused its lane."""
-GIVE_UP_CONNECTING_SECONDS = 30.0
-"""Seconds without any connection, after which a request is rejected: the address must be wrong."""
+NEVER_CONNECTED_SECONDS = 30.0
+"""Seconds without any connection, after which the waiters get that: the address may be wrong. The requests wait on."""
 RETRY_SECONDS = 5.0
 """Seconds until a step is tried again after a fault of the ledger, or of an adapter."""
 
@@ -251,22 +251,21 @@ class Submitter:
                 await self._put_back(record, reason, error, certain=certain, retry_after=error.retry_after)
 
     async def _record_unsent(self, record: Record, fault: TransportError) -> None:
-        """No connection was made. The request waits and is tried again, unless no connection ever works."""
-        never = (
-            not self._account.connected
-            and self._ledger.now() - (self._first_post or 0) >= GIVE_UP_CONNECTING_SECONDS
-        )
-        if never and not fault.permanent:
-            fault = TransportError(
-                f"{fault}; no connection worked for {GIVE_UP_CONNECTING_SECONDS:g} s and nothing was sent: check "
-                f"base_url, the network and the proxy ($HTTPS_PROXY, $NO_PROXY)",
-                may_have_arrived=False,
-            )
-        if never or fault.permanent:
+        """No connection was made. The request waits and is tried again, unless that can never help."""
+        if fault.permanent:
             await self._finish(record, _outcomes.reject(record.task, fault))
             return
         self._submissions.note_fault(record.ticket, fault)
         await self._put_back(record, "unreachable", fault, certain=False, retry_after=None)
+        tried_for = self._ledger.now() - (self._first_post or 0)
+        if not self._account.connected and tried_for >= NEVER_CONNECTED_SECONDS:
+            self._submissions.fail_waiting(
+                TransportError(
+                    f"{fault}; no connection worked for {NEVER_CONNECTED_SECONDS:g} s and nothing was sent: check "
+                    f"base_url, the network and the proxy ($HTTPS_PROXY, $NO_PROXY)",
+                    may_have_arrived=False,
+                )
+            )
 
     # On record ---------------------------------------------------------------------------------------------
 

@@ -261,6 +261,8 @@ class _Follower:
             return  # `_report_left` reports it
         except (BideError, ValueError, TypeError) as error:
             fault = error
+            if handle is not None and self._mode.creates:
+                await _withdraw(handle)  # the command ends: what it could not send must not be sent later
             self._report_or_count(item, handle, error)
         if handle is not None:
             self._display.remove(handle.ticket)

@@ -1,0 +1,65 @@
+"""`Outage`: whether the service answers at all, for all tasks together. It sends nothing."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from bide.errors import APIError
+
+if TYPE_CHECKING:
+    from bide.providers import TryAgain
+
+FAULTS_BEFORE_OUTAGE = 3
+"""Faults in a row, of whatever tasks, after which the service counts as not answering. Single faults pass."""
+RETRY_SECONDS, LATER_RETRY_SECONDS = 2.0, 10.0
+"""Seconds between two tries in the first minute of faults, and after it."""
+FIRST_SECONDS = 60.0
+
+
+class Outage:
+    """While the service does not answer, one poll at a time finds out whether it does again; the others wait for it.
+
+    So the wait after faults belongs to the service and not to each task, and one success brings all polls back.
+
+    Attributes:
+        since: the moment of the first of the last faults in a row, by the loop's clock.
+    """
+
+    def __init__(self) -> None:
+        self._faults = 0
+        self.since: float = 0.0
+        self._next = -math.inf
+
+    @property
+    def next_try(self) -> float:
+        """The earliest moment for the next poll, by the loop's clock; minus infinity while the service answers."""
+        return self._next if self._faults >= FAULTS_BEFORE_OUTAGE else -math.inf
+
+    def note_answer(self) -> bool:
+        """The service has answered. Returns whether it had not before."""
+        was_out = self._faults >= FAULTS_BEFORE_OUTAGE
+        self._faults = 0
+        return was_out
+
+    def note_fault(self, now: float, retry_after: float | None = None) -> None:
+        """A poll got no answer."""
+        if not self._faults:
+            self.since = now
+        self._faults += 1
+        self._next = max(self._next, now + (retry_after or 0.0))
+
+    def note_try(self, now: float) -> None:
+        """A poll is sent."""
+        failing_for = now - self.since if self._faults else 0.0
+        self._next = max(self._next, now + wait_after_fault(failing_for))
+
+
+def wait_after_fault(seconds: float) -> float:
+    """How long to wait for the next try, when there have been faults alone for so many *seconds*."""
+    return RETRY_SECONDS if seconds < FIRST_SECONDS else LATER_RETRY_SECONDS
+
+
+def is_no_answer(outcome: TryAgain) -> bool:
+    """Whether *outcome* says that the service does not work, and not that it asks for fewer calls."""
+    return not (isinstance(outcome.error, APIError) and outcome.error.status_code == 429)

@@ -47,7 +47,7 @@ def test_without_arguments_the_program_s_own_are_taken(
         (["nothing"], "nothing"),
         (["demo", "--speed", "fast"], "fast"),
         (["emulator", "--image-seconds", "soon"], "not a duration: 'soon'"),
-        (["emulator", "--speed", "0"], "speed is above 0"),
+        (["emulator", "--speed", "0"], "speed must be above 0"),
         (["emulator", "--video-concurrency", "0"], "a limit is at least 1"),
     ],
 )

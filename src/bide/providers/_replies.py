@@ -1,4 +1,7 @@
-"""Read a service's JSON without ever raising: a field that is missing, or has the wrong type, becomes None or empty."""
+"""Read a service's JSON without ever raising.
+
+A field that is missing, or has the wrong type, becomes None or empty.
+"""
 
 from __future__ import annotations
 

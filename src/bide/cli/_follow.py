@@ -289,9 +289,7 @@ class _Follower:
                 return
             if is_withdrawn(handle) or not handle.task.status.is_final:
                 raise
-            await (
-                handle.result()
-            )  # it has ended meanwhile: its result or error is more useful than the timeout
+            await handle.result()  # it has ended meanwhile: its result or error says more
 
     async def _save(self, handle: TaskHandle) -> Sequence[SavedFile]:
         """Save the files of a task, if the user wants that.

@@ -1,27 +1,28 @@
-"""A web service that makes videos, to be copied and made your own: `pip install bide fastapi uvicorn`.
+"""A web service that makes videos, for you to copy and change: `pip install bide fastapi uvicorn`.
 
     DASHSCOPE_API_KEY=... python examples/fastapi_app.py
     DASHSCOPE_API_KEY=... uvicorn --workers 4 --timeout-graceful-shutdown 5 --app-dir examples fastapi_app:app
 
-    POST   /videos                  {"prompt": ...}: 202 at once, with the ticket; an Idempotency-Key header buys once
+    POST   /videos                  {"prompt": ...}: 202 at once, with the ticket; one Idempotency-Key buys one video
     GET    /videos/{ticket}         its state, without a call to the service
-    DELETE /videos/{ticket}         cancels it, where the service still can
+    DELETE /videos/{ticket}         cancels it, if the service still can
     GET    /videos/{ticket}/events  its state, then every change to the end, as server-sent events
 
-All that must last is in the ledger, the file that $LEDGER names. So any worker answers for any ticket, and all of them
-together keep within what the key allows; one key, one file.
+Everything that must survive a restart is in the ledger, the file that $LEDGER names. So any worker can answer for any
+ticket, and all workers together stay within the limits of the key. Use one file for one key.
 
 - To deploy, start the new workers and end the old ones with SIGTERM, in either order (SIGHUP to `uvicorn --workers`
-  does it one by one). Others go on with what a worker leaves within a second, after SIGKILL too; after that a create
-  under way is looked up at the service, never sent again. Give SIGTERM 20 s before SIGKILL: creates are answered first.
-- The file must be on a local disk, of one machine. It holds prompts and results, for your user alone to read, for a
-  week beyond the expiry of the results; until then an Idempotency-Key buys nothing again. `store_prompts=False` keeps
-  digests of the prompts instead, but then only the worker that took a video can send it: what waits ends as cancelled
-  with it.
-- Progress is seen by the worker that watches the video; the others know its state.
-- Authentication is yours to add: any caller with a ticket sees its video and may cancel it. With several callers, put
-  the caller's name before the ticket.
-- A limit of the body's size, and of open streams, belongs in the proxy in front of it.
+  replaces them one by one). When a worker ends, others take over its videos within a second, after SIGKILL too. After
+  SIGKILL a create under way is looked up at the service, never sent again. Wait 20 s between SIGTERM and SIGKILL, so
+  that creates under way are answered first.
+- The file must be on a local disk of one machine. It holds prompts and results until a week after the results expire;
+  until then an Idempotency-Key buys nothing again. Only your user can read the file. `store_prompts=False` keeps
+  digests of the prompts instead. But then only the worker that accepted a video can send it: when this worker ends, its
+  waiting videos end as cancelled.
+- Only the worker that polls a video knows its progress. The others know its state.
+- You must add authentication: any caller with a ticket can see its video and cancel it. With several callers, put the
+  caller's name before the ticket.
+- Limit the size of bodies and the number of open streams in the proxy in front of the app.
 """
 
 import asyncio
@@ -41,18 +42,18 @@ from pydantic import BaseModel, Field
 
 from bide import BideError, Client, ClientClosedError, DashScope, SQLiteLedger, Task, TaskHandle, VideoRequest
 
-MAX_OPEN = 1_000  # open videos that a worker may know of; beyond that its POST answers 503
-HEARTBEAT = 15.0  # seconds of silence after which a stream sends a comment: proxies cut what is silent
+MAX_OPEN = 1_000  # open videos that a worker may have; beyond that its POST answers 503
+HEARTBEAT = 15.0  # seconds after which a silent stream sends a comment: proxies cut silent connections
 RETRY = {"Retry-After": "5"}
 
 log = logging.getLogger("videos")
 
 
 class Order(BaseModel, extra="forbid"):
-    """What POST takes. A misspelt field is refused: left out in silence, it would buy the wrong video."""
+    """The body of POST. A misspelt field is refused: if it were ignored, the caller would buy the wrong video."""
 
     prompt: str = Field(min_length=1, max_length=2_000)
-    model: Literal["wan2.6-t2v"] = "wan2.6-t2v"  # the model sets the price: name here what callers may choose
+    model: Literal["wan2.6-t2v"] = "wan2.6-t2v"  # the model sets the price: list what callers may choose
     size: str | None = Field(default=None, max_length=20)
     duration: int | None = Field(default=None, ge=1, le=60)
     seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
@@ -83,7 +84,7 @@ class Video(BaseModel):
 
 
 class Streams:
-    """The event streams of this worker. They end when it does: their readers reconnect to another worker."""
+    """The event streams of this worker. They end when it ends; then their readers reconnect to another worker."""
 
     def __init__(self) -> None:
         self._waits: set[asyncio.Timeout] = set()
@@ -123,7 +124,7 @@ class Streams:
 def at_shutdown(act: Callable[[], None]) -> Iterator[None]:
     """Call *act* at SIGTERM and SIGINT, before the server's own handler.
 
-    uvicorn waits for open streams to end before it ends the lifespan: behind its `yield` it is too late to end them.
+    uvicorn waits until open streams have ended. Only then it ends the lifespan, so code after its `yield` is too late.
     """
     loop = asyncio.get_running_loop()
     servers: dict[int, Callable[[int, FrameType | None], object]] = {}
@@ -132,10 +133,10 @@ def at_shutdown(act: Callable[[], None]) -> Iterator[None]:
         loop.call_soon_threadsafe(act)
         servers[number](number, frame)
 
-    if threading.current_thread() is threading.main_thread():  # a test client may run the app in another
+    if threading.current_thread() is threading.main_thread():  # a test client may use another thread
         for number in (signal.SIGTERM, signal.SIGINT):
             server = signal.getsignal(number)
-            if callable(server):  # without it uvicorn does not wait for streams: the signal ends the process
+            if callable(server):  # without a handler, the signal ends the process, and no stream delays it
                 servers[number] = server
                 signal.signal(number, handle)
     try:
@@ -147,9 +148,9 @@ def at_shutdown(act: Callable[[], None]) -> Iterator[None]:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """One client a worker: it belongs to the loop, and all requests share its polls and connections.
+    """One client for each worker: it belongs to the loop, and all requests share its polls and connections.
 
-    Closing it lets creates under way be answered, 10 s at most, and hands over what is open.
+    Closing it waits at most 10 s for the answers of creates under way, and hands over the open videos.
     """
     app.state.coming = 0
     app.state.streams = Streams()
@@ -171,7 +172,7 @@ async def unavailable(_: Request, error: BideError) -> JSONResponse:
 
 @app.exception_handler(RequestValidationError)
 async def refused(_: Request, error: RequestValidationError) -> JSONResponse:
-    """What is wrong and where, without the input: that may be huge, or no text at all."""
+    """What is wrong and where, without the input, which may be huge or not text at all."""
     faults = [
         {"where": [ascii(part)[:100] for part in each["loc"]], "what": each["msg"]} for each in error.errors()
     ]
@@ -179,7 +180,7 @@ async def refused(_: Request, error: RequestValidationError) -> JSONResponse:
 
 
 async def handle_of(ticket: str) -> TaskHandle:
-    """The handle of *ticket*, whichever worker took it. The app need not keep handles: the ledger has them."""
+    """The handle of *ticket*, whichever worker accepted it. The app keeps no handles: the ledger has them."""
     try:
         handle: TaskHandle = await app.state.client.attach(ticket=ticket)
     except (LookupError, ValueError) as error:  # ValueError: it belongs to another key
@@ -193,16 +194,16 @@ Ticket = Annotated[str | None, Header(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127
 
 @app.post("/videos", status_code=202)
 async def create(order: Order, response: Response, idempotency_key: Ticket = None) -> Video:
-    """Put a video on record. Waiting for a slot, the create and the polling go on behind the answer."""
+    """Put a video on record. After the answer, the client waits for a slot, sends the create and polls the task."""
     client: Client = app.state.client
     app.state.coming += 1
     try:
-        # Those on their way, this one included, are counted at the same moment as those that are open.
+        # Requests that are being put on record, this one included, are counted together with the open videos.
         is_full = app.state.coming + (await client.statistics()).open > MAX_OPEN
         if is_full and (idempotency_key is None or await app.state.ledger.get(idempotency_key) is None):
             raise HTTPException(503, "too many videos are waiting", headers=RETRY)
         handle = await client.submit(VideoRequest(**order.model_dump()), ticket=idempotency_key)
-    except (TypeError, ValueError) as error:  # it cannot be sent, or the key came with another body before
+    except (TypeError, ValueError) as error:  # it cannot be sent, or its key came before with another body
         raise HTTPException(422, str(error)) from error
     finally:
         app.state.coming -= 1
@@ -218,7 +219,7 @@ async def show(handle: Handle) -> Video:
 
 @app.delete("/videos/{ticket}")
 async def cancel(handle: Handle) -> Video:
-    """Cancel a video. Its state may say so a moment later, when the service does."""
+    """Cancel a video. Its state may show this a moment later, when the service shows it."""
     if not await handle.cancel():
         raise HTTPException(409, f"too late; last seen {handle.task.status}")
     return Video.of(handle.task)
@@ -230,7 +231,7 @@ async def events(handle: Handle, last_event_id: Annotated[str | None, Header()] 
     video, the answer 204 stops it."""
     if handle.task.status.is_final and last_event_id == handle.task.status:
         return Response(status_code=204)
-    # Proxies, nginx among them: pass it on at once.
+    # These headers make proxies, such as nginx, pass each event on at once.
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(app.state.streams.of(handle), media_type="text/event-stream", headers=headers)
 

@@ -1,8 +1,8 @@
-"""Several images at once: each file is saved as soon as its task is done, and one failure stops nothing else.
+"""Several images at once: each file is saved as soon as its task is done, and one failure does not stop the others.
 
     DIEYUYUN_API_KEY=... python examples/gather.py "a lighthouse in fog" "a fox at noon"
 
-$DIEYUYUN_BASE_URL points it elsewhere, for instance at `bide emulator`.
+$DIEYUYUN_BASE_URL sets another address, for instance that of `bide emulator`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""One video, with a line for every change on its way; Ctrl-C cancels it at the service, if that is still possible.
+"""One video, with a line for every change of its state; Ctrl-C cancels it at the service, if that is still possible.
 
     DASHSCOPE_API_KEY=... python examples/progress.py "a kitten runs in the moonlight"
 
-$DASHSCOPE_BASE_URL points it elsewhere, for instance at `bide emulator`.
+$DASHSCOPE_BASE_URL sets another address, for instance that of `bide emulator`.
 """
 
 from __future__ import annotations

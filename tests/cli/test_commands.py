@@ -47,8 +47,8 @@ def test_without_arguments_the_program_s_own_are_taken(
         (["nothing"], "nothing"),
         (["demo", "--speed", "fast"], "fast"),
         (["emulator", "--image-seconds", "soon"], "not a duration: 'soon'"),
-        (["emulator", "--speed", "0"], "speed is above 0"),
-        (["emulator", "--video-concurrency", "0"], "a limit is at least 1"),
+        (["emulator", "--speed", "0"], "speed must be above 0"),
+        (["emulator", "--video-concurrency", "0"], "a limit must be at least 1"),
     ],
 )
 def test_what_cannot_be_run_ends_with_2_and_says_why(

@@ -174,7 +174,7 @@ def test_the_exit_status_tells_whether_the_figures_are_right(
 def test_a_speed_that_makes_no_sense_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--speed", "-1", "--output", str(tmp_path)]) == 2
 
-    assert "the speed is from 0.01 to 100, not" in capsys.readouterr().err
+    assert "the speed must be from 0.01 to 100, not" in capsys.readouterr().err
 
 
 async def test_the_emulator_s_limit_is_what_holds_the_demo_back(tmp_path: Path) -> None:

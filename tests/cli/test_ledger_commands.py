@@ -360,7 +360,7 @@ async def test_the_doctor_tells_how_everything_is() -> None:
     assert "journal mode wal" in text.out
     assert "mode 644" in text.out
     assert f"chmod 600 {ledger_of(emulator)}" in text.out
-    assert "sound" in text.out
+    assert "no damage found" in text.out
     assert f"pid {os.getpid()}" in text.out
     assert "1 open that no process drives: bide resume" in text.out
     assert "video, key" in text.out

@@ -235,7 +235,7 @@ def test_overwrite_is_about_files(
     status = main(["watch", "some-id", "--overwrite", "--ledger", str(tmp_path / "none.db")])
 
     assert status == 2
-    assert "--overwrite is about files" in capsys.readouterr().err
+    assert "--overwrite applies to saved files" in capsys.readouterr().err
 
 
 def expire(path: Path, ticket: str) -> None:

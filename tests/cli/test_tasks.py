@@ -241,7 +241,7 @@ async def test_a_reader_that_leaves_early_buys_nothing_more() -> None:
         ([*IMAGE, " "], 2, "blank"),
         ([*IMAGE], 2, "standard input has no prompts"),
         ([*IMAGE, "a cat", "-n", "0"], 2, "from 1 to 100"),
-        ([*VIDEO, "a cat", "-n", "0"], 2, "-n is from 1 to 100"),
+        ([*VIDEO, "a cat", "-n", "0"], 2, "-n must be from 1 to 100"),
         ([*IMAGE, "a cat", "--concurrency", "0"], 2, "concurrency"),
         ([*IMAGE, "a cat", "--timeout", "-1"], 2, "timeout"),
         (["image", "--nonsense"], 2, ""),

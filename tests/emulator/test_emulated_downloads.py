@@ -428,7 +428,7 @@ def test_an_emulator_that_never_ran_can_be_reset() -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_a_share_is_from_0_to_1(share: float) -> None:
-    with pytest.raises(ValueError, match="cut_share is from 0 to 1"):
+    with pytest.raises(ValueError, match="cut_share must be from 0 to 1"):
         Emulator(cut_share=share)
 
 

@@ -1,8 +1,8 @@
-"""The `bide` command: image, video, watch, resume and the rest, built on the public names of the library alone.
+"""The `bide` command: image, video, watch, resume and the rest, built only on the public names of the library.
 
-Command-line arguments, the environment and standard input enter. Results go to standard output, all other messages to
-standard error, and `main` returns an exit status. `_app` has the commands and their options, `_tasks` and `_records`
-carry them out, and `_follow` follows many tasks to their ends.
+`main` reads command-line arguments, the environment and standard input. It prints results on standard output and all
+other messages on standard error, and returns an exit status. `_app` has the commands and their options, `_tasks` and
+`_records` carry them out, and `_follow` follows many tasks to their ends.
 
 It needs the extra "cli"; `bide emulator` and `bide demo` need the extra "emulator" as well.
 """
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: without the program's name; None takes the program's own.
+        arguments: without the program's name; None means those of the program itself.
 
     Returns:
         The exit status: 0 success, 1 a task (or the command) failed, 2 wrong usage, 3 the key was refused, 4 rate limit

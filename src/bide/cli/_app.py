@@ -62,7 +62,7 @@ def image(
     does not stop the tasks: bide resume continues with them.
 
     Args:
-        prompts: What to show. Without any, prompts are read from --file or standard input, one a line.
+        prompts: What to show. Without any, prompts are read from --file or standard input, one per line.
         size: Such as 1024x1024.
         n: Images for each prompt.
         start: The address of an image to start from; may be given several times.
@@ -91,7 +91,7 @@ def video(
     does not stop the tasks: bide resume continues with them.
 
     Args:
-        prompts: What to show. Without any, prompts are read from --file or standard input, one a line.
+        prompts: What to show. Without any, prompts are read from --file or standard input, one per line.
         size: Such as 1280x720.
         resolution: Such as 720P, for models that take a resolution instead of a size.
         duration: Seconds of video.
@@ -144,7 +144,7 @@ def _generate(
     request: Callable[[str, str], Request],
     times: int = 1,
 ) -> int:
-    """Submit a request for each prompt, so many *times*, and follow it."""
+    """Submit *times* requests for each prompt, and follow them."""
     from bide.cli import _tasks
 
     def generate() -> int:
@@ -169,11 +169,11 @@ def ls(
     json: JSONOption = False,
     ledger: LedgerOption = None,
 ) -> int:
-    """List the recorded tasks that are open, or whose create is unknown. Needs no key.
+    """List the recorded tasks that are open, or whose create has an unknown outcome. Needs no key.
 
     Args:
-        everything: List those that have ended too, as long as the ledger keeps them.
-        json: Print one JSON object for each, a line each.
+        everything: List ended tasks, too, as long as the ledger keeps them.
+        json: Print one JSON object for each task, one per line.
     """
     from bide.cli import _records
 
@@ -182,13 +182,13 @@ def ls(
 
 @app.command
 def resume(*, concurrency: int | None = None, following: FollowingOptions = DEFAULT_FOLLOWING) -> int:
-    """Continue all open tasks of the key, and take over those that no process drives: send what was not sent yet.
+    """Continue all open tasks of the key. Tasks that no process drives are taken over, and sent if they were not sent.
 
-    Prints what image and video would have printed. With --save, results that were never saved are fetched first; the
-    ones that expire soonest come first. Ctrl-C does not stop the tasks.
+    Prints what image and video would have printed. With --save, results that were never saved are fetched first, in
+    the order in which they expire. Ctrl-C does not stop the tasks.
 
     Args:
-        concurrency: Tasks in flight at most, if some have to be sent. The default is the documented limit of the
+        concurrency: The most tasks in flight, if tasks have to be sent. The default is the documented limit of the
             service, if there is one.
     """
     from bide.cli import _tasks
@@ -204,7 +204,7 @@ def resume(*, concurrency: int | None = None, following: FollowingOptions = DEFA
 
 @app.command
 def settle(ticket: str, task_id: str, /, *, ledger: LedgerOption = None) -> int:
-    """Say which task an unknown create has made, so that it can be watched again. Needs no key.
+    """Record which task an unknown create has made, so that bide can watch it again. Needs no key.
 
     Args:
         ticket: The ticket, as bide ls or bide doctor show it.
@@ -264,7 +264,7 @@ def emulator(
 ) -> int:
     """Serve Dieyuyun and DashScope on this machine until Ctrl-C; prints their URLs.
 
-    SECONDS are a number, "uniform:LOW:HIGH" or "lognormal:MEDIAN:SIGMA".
+    SECONDS is a number, "uniform:LOW:HIGH" or "lognormal:MEDIAN:SIGMA".
 
     Args:
         host: The address to listen on.
@@ -273,10 +273,10 @@ def emulator(
         image_seconds: SECONDS from an image's create to its end.
         video_seconds: SECONDS from a video's create to its end.
         queue_seconds: How many of these SECONDS a task spends in the service's queue.
-        speed: Divides all of these.
-        seed: For durations and random failures.
+        speed: Divides all these durations.
+        seed: The seed of durations and random failures.
         failure_share: The share of tasks, from 0 to 1, that fail.
-        limits: Refuse what the documents of the services say they refuse.
+        limits: Enforce the limits that the services document.
         image_concurrency: Images that a key may have in flight, on both services.
         video_concurrency: Videos that a key may have in flight, on both services.
         queries_per_second: Status queries a second that a key may make, on both services.

@@ -50,13 +50,13 @@ async def _read(place: Place) -> tuple[LedgerReport, list[ModelStatistics], list
     """The state of the ledger, what it learned, and the times at which unsaved results expire."""
     async with place.ledger() as ledger:
         report = await ledger.report()
-        if report.problems:  # in a damaged file further reads would only fail as well
+        if report.problems:  # further reads of a damaged file would fail, too
             return report, [], []
         return report, await ModelStatistics.of(ledger), await _unsaved_expiries(ledger, report.lanes)
 
 
 async def _unsaved_expiries(ledger: SQLiteLedger, lanes: Sequence[LaneView]) -> list[float]:
-    """The times at which the unsaved results expire that can still be fetched, in ascending order."""
+    """The times at which unsaved results expire, soonest first; those that have already expired are left out."""
     keys: dict[str, set[str]] = {}
     for lane in lanes:
         keys.setdefault(lane.origin, set()).add(lane.key)
@@ -77,7 +77,7 @@ def _text_lines(
             "",
             "its file system has no write-ahead log: every step waits for the disk; move it to a local disk",
         )
-    for number, problem in enumerate(report.problems or ("sound",)):
+    for number, problem in enumerate(report.problems or ("no damage found",)):
         yield _line("" if number else "check", one_line(problem))
     if report.problems:
         yield _line(

@@ -27,7 +27,9 @@ def limits_by_service(
     """
     for figure in (images, videos, queries_per_second):
         if figure is not None and figure < 1:
-            raise ValueError(f"a limit is at least 1, not {figure}; --no-limits lifts the documented ones")
+            raise ValueError(
+                f"a limit must be at least 1, not {figure}; --no-limits removes the documented ones"
+            )
 
     def adapt(base: ServiceLimits) -> ServiceLimits:
         return ServiceLimits(
@@ -68,7 +70,7 @@ async def serve(**settings: Any) -> int:
 def usage(emulator: Emulator) -> str:
     """How to use a running *emulator* from your code."""
     return (
-        "Point your code at them; any key will do:\n\n"
+        "Set these variables for your code; any key is accepted:\n\n"
         f"  export DIEYUYUN_BASE_URL={emulator.dieyuyun_url} DIEYUYUN_API_KEY=any\n"
         f"  export DASHSCOPE_BASE_URL={emulator.dashscope_url} DASHSCOPE_API_KEY=any"
     )

@@ -1,11 +1,11 @@
 """Following many tasks to their ends: results on standard output, everything else on standard error.
 
 The first Ctrl-C (or SIGTERM, or SIGHUP) stops the waiting, never a task. The command sends nothing more. It prints at
-once the ids known so far and the command that continues. It waits for the answers of creates under way, and prints what
-they add. Part files stay beside the files that they will become, and the next command continues them.
+once the ids known so far and the command that continues. It waits for the answers of creates under way, and prints the
+ids in them. Part files stay beside the files that they will become, and the next command continues them.
 The second Ctrl-C ends the program at once.
 
-Everything is in the ledger: if the program is killed, `bide resume` continues with what it leaves.
+Everything is in the ledger: if the program is killed, `bide resume` continues with its tasks.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     Items: TypeAlias = Callable[[Client], AsyncIterator["Item"]]
 
 MAX_NEW_ITEMS = 100
-"""New requests under way at once; prompts beyond that are not even read."""
+"""The most new requests under way at once. The next prompt is read when one of them has ended."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class Goal:
         save: the directory for the files; None prints their addresses instead.
         json: print one JSON object for each task instead.
         timeout: seconds to wait for each task.
-        concurrency: tasks in flight at most; None is the documented limit of the service.
+        concurrency: the most tasks in flight; None means the documented limit of the service.
         detach: wait only until the task is accepted.
-        overwrite: fetch and write files again that exist already.
+        overwrite: fetch and write existing files again.
     """
 
     save: Path | None = None
@@ -84,15 +84,15 @@ class Goal:
     overwrite: bool = False
 
     def check(self) -> None:
-        """Raise ValueError or OSError, before anything is sent, if it cannot be reached."""
+        """Raise ValueError or OSError if the goal cannot be reached, before anything is sent."""
         if self.timeout is not None and not self.timeout > 0:
-            raise ValueError(f"--timeout is a number of seconds above 0, not {self.timeout:g}")
+            raise ValueError(f"--timeout must be a number of seconds above 0, not {self.timeout:g}")
         if self.concurrency is not None and self.concurrency < 1:
-            raise ValueError(f"--concurrency is at least 1, not {self.concurrency}")
+            raise ValueError(f"--concurrency must be at least 1, not {self.concurrency}")
         if self.detach and self.save is not None:
             raise ValueError("--detach does not wait for results: bide resume --save DIR gets them")
         if self.overwrite and self.save is None:
-            raise ValueError("--overwrite is about files: give --save DIR, too")
+            raise ValueError("--overwrite applies to saved files: give --save DIR, too")
         if self.save is not None:
             self.save.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.save):
@@ -122,7 +122,7 @@ class Mode:
         next_command: the command that continues with what is left.
         place: where the ledger is; None without one.
         ledger: the ledger at *place*, which `follow` opens.
-        creates: whether the command creates its tasks: then it withdraws what was not sent when it ends.
+        creates: whether the command creates its tasks. If so, it withdraws what was not sent when it ends.
         adopts: whether it takes over records that no process drives.
     """
 
@@ -149,7 +149,7 @@ def follow(provider: Provider, goal: Goal, items: Items, total: int | None, mode
 
 
 class _Follower:
-    """Follows the tasks of one command, and prints what becomes of them."""
+    """Follows the tasks of one command, and prints their outcomes."""
 
     def __init__(self, provider: Provider, goal: Goal, total: int | None, mode: Mode) -> None:
         self._provider = provider
@@ -291,7 +291,7 @@ class _Follower:
                 return
             if is_withdrawn(handle) or not handle.task.status.is_final:
                 raise
-            await handle.result()  # it has ended meanwhile: its result or error says more than the timeout
+            await handle.result()  # it has ended meanwhile: its result or error says more
 
     async def _save(self, handle: TaskHandle) -> Sequence[SavedFile]:
         """Save the files of a task, if the user wants that.
@@ -303,8 +303,8 @@ class _Follower:
         if goal.save is None:
             return ()
         if self._mode.ledger is None and task.task_id is not None:
-            # Without a record each command makes a new ticket. Named by the task id, the next command finds the part
-            # files of this one.
+            # Without a record each command makes a new ticket. So the task id names the files: then the next command
+            # finds the part files of this one.
             by_id = evolve(task, ticket=task.task_id)
             self._saved_by_id[by_id.ticket] = handle
             with suppress(ValueError):  # this id cannot name a file
@@ -371,7 +371,7 @@ class _Follower:
                 addresses.append(one_line(output.url, 10_000))
             elif self._goal.save is None and output.data is not None:
                 self._display.print_line(
-                    f"bide: {display_name(task)}: the file came inline; --save DIR writes it"
+                    f"bide: {display_name(task)}: the service sent the file in its answer; --save DIR writes it"
                 )
             elif self._goal.save is None:
                 self._display.print_line(f"bide: {display_name(task)}: the address of its file has expired")
@@ -382,7 +382,7 @@ class _Follower:
             try:
                 await self._stdout.write(line)
             except OSError as fault:
-                # The reader has gone, or the disk is full. What was sent continues, and `_report_left` prints its ids.
+                # The reader has ended, or the disk is full. What was sent continues, and `_report_left` prints its ids.
                 if not isinstance(fault, BrokenPipeError) and self._stopped is None:
                     self._display.print_line(f"bide: standard output cannot be written: {fault}")
                 self._stop(FAILED)
@@ -404,7 +404,9 @@ class _Follower:
             self._stderr.flush(0.2)
             os._exit(INTERRUPTED)
         self._stop(INTERRUPTED)
-        self._display.print_line("bide: stopping: what was sent continues. Ctrl-C again ends this at once")
+        self._display.print_line(
+            "bide: stopping: what was sent continues. Ctrl-C again ends this program at once"
+        )
         known = [str(handle.task_id) for _, handle in self._open.values() if handle and handle.task_id]
         self._print_next_command([*self._left, *known])
 
@@ -486,8 +488,8 @@ async def _withdraw(handle: TaskHandle) -> None:
 async def _withdraw_or_settle(handle: TaskHandle) -> None:
     """Withdraw *handle* if it was not sent; else wait for the answer to its create.
 
-    That answer may put the request back into the queue. It would be sent again and paid for, though the user's timeout
-    has passed.
+    That answer may put the request back into the queue. Then it would be sent again and paid for, although the user's
+    timeout has passed.
     """
     with suppress(BideError):
         async for task in handle.events():
@@ -498,5 +500,5 @@ async def _withdraw_or_settle(handle: TaskHandle) -> None:
 
 
 def _can_be_saved_later(fault: Exception | None) -> bool:
-    """Whether a later command may save what this one could not."""
+    """Whether a later command may save the files that this one could not save."""
     return isinstance(fault, DownloadError) and fault.retryable

@@ -49,14 +49,14 @@ def display_name(task: Task) -> str:
 
 
 def is_withdrawn(handle: TaskHandle) -> bool:
-    """Whether it has ended without having been sent."""
+    """Whether it has ended and was never sent."""
     return handle.task.status is TaskStatus.CANCELLED and handle.task_id is None
 
 
 def explain(
     label: str, handle: TaskHandle | None, error: Exception, timeout: float | None, place: Place | None
 ) -> str | None:
-    """*error* in the terms of the command line; None if the library's own text is good."""
+    """The text of *error* for a user of the command line; None if the library's own text fits."""
     label = f'"{one_line(label, 60)}"'
     if isinstance(error, WaitTimeoutError) and handle is not None and timeout is not None:
         if is_withdrawn(handle):

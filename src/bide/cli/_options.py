@@ -39,11 +39,11 @@ class FollowingOptions:
         Parameter(help="The directory to write the files to, instead of printing their addresses."),
     ] = None
     json: Annotated[
-        bool, Parameter(help="Print one JSON object for each task instead, a line each.", negative="")
+        bool, Parameter(help="Instead, print one JSON object for each task, one per line.", negative="")
     ] = False
     overwrite: Annotated[
         bool,
-        Parameter(help="With --save, fetch and write files again that exist already.", negative=""),
+        Parameter(help="With --save, fetch and write existing files again.", negative=""),
     ] = False
     timeout: Annotated[
         float | None, Parameter(help="Seconds to wait for each task; the task continues after that.")
@@ -60,16 +60,17 @@ class CreationOptions(FollowingOptions):
     """The further options of every command that creates tasks."""
 
     model: Annotated[
-        str | None, Parameter(help="The service's name of the model. Never guessed, since it sets the price.")
+        str | None,
+        Parameter(help="The service's name of the model. It has no default, since it sets the price."),
     ] = None
     file: Annotated[
         Path | None,
-        Parameter(help='A file of prompts, one a line; "-" is standard input.', allow_leading_hyphen=True),
+        Parameter(help='A file of prompts, one per line; "-" is standard input.', allow_leading_hyphen=True),
     ] = None
     concurrency: Annotated[
         int | None,
         Parameter(
-            help="Tasks in flight at most; by default the documented limit of the service, if there is one."
+            help="The most tasks in flight; by default the documented limit of the service, if there is one."
         ),
     ] = None
     detach: Annotated[

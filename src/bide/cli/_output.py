@@ -1,7 +1,7 @@
 """Writing to standard output and standard error so that a slow reader does not stop the event loop.
 
-A pager that does not scroll blocks the writer. If that stopped the event loop, creates under way would time out, and
-the ids of tasks that are paid for would be lost. So a thread writes, and the loop does not wait for it to end.
+A pager blocks the writer while its user does not scroll. If that stopped the event loop, creates under way would time
+out, and the ids of tasks that are paid for would be lost. So a thread writes, and the loop does not wait for it to end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
 FLUSH_SECONDS = 3.0
-"""Seconds that a reader has, when the program ends, to take what is written."""
+"""Seconds that a reader has to take the rest of the text when the program ends."""
 
 
 class Stream:
@@ -32,7 +32,7 @@ class Stream:
 
     def __init__(self, stream: TextIO | None, name: str) -> None:
         if stream is None:
-            raise ValueError(f"{name} is closed: there is nowhere to write to")
+            raise ValueError(f"{name} is closed: the command cannot write to it")
         self._fd = stream.fileno()
         self._encoding = stream.encoding or "utf-8"
         self._queue: queue.SimpleQueue[tuple[bytes, Callable[[OSError | None], object]]] = queue.SimpleQueue()
@@ -97,7 +97,7 @@ def print_lines(lines: Iterable[str]) -> None:
         OSError: the disk is full.
     """
     if sys.stdout is None:
-        raise ValueError("standard output is closed: there is nowhere to write to")
+        raise ValueError("standard output is closed: the command cannot write to it")
     encoding = sys.stdout.encoding or "utf-8"
     data = "".join(f"{line}\n" for line in lines).encode(encoding, "backslashreplace")
     with suppress(BrokenPipeError):
@@ -106,7 +106,7 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def silence_log() -> None:
-    """Keep the library's log off the screen, unless $BIDE_LOG asks for it: the command itself reports what matters."""
+    """Do not print the library's log, unless $BIDE_LOG asks for it: the command itself reports what matters."""
     if not os.environ.get("BIDE_LOG"):
         logging.getLogger("bide").addHandler(logging.NullHandler())
 
@@ -115,9 +115,9 @@ def silence_log() -> None:
 
 
 def one_line(text: str, width: int = 500) -> str:
-    """*text* on one line of *width* characters at most, with everything escaped that a terminal would obey.
+    """*text* on one line of at most *width* characters. Characters that could control a terminal are escaped.
 
-    It is for text of other authors: prompts, ids, and the messages of services.
+    It is for text that others wrote: prompts, ids, and the messages of services.
     """
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: width + 1])
     return safe if len(safe) <= width else safe[: width - 1] + "…"

@@ -72,7 +72,7 @@ class Place:
             return SQLiteLedger(self.path)
         except OSError as fault:
             raise LedgerError(
-                f"the ledger's folder {self.path.parent} cannot be made ({fault.strerror}): name another file with "
+                f"the ledger's folder {self.path.parent} cannot be created ({fault.strerror}): name another file with "
                 f"--ledger or $BIDE_LEDGER"
             ) from fault
 
@@ -91,10 +91,10 @@ def _make_private_folder(folder: Path) -> None:
 async def find_records(
     ledger: SQLiteLedger, words: Sequence[str], *, ended: bool = False
 ) -> dict[str, Record]:
-    """The record of each word that is the ticket of one, or the id of its task while that is open.
+    """The records that *words* name: each word is a ticket, or the id of a task that is still open.
 
     Args:
-        ended: find tasks that have ended by their ids, too.
+        ended: also find tasks that have ended by their ids.
 
     Raises:
         LedgerError: the ledger cannot be read.

@@ -47,7 +47,7 @@ class Display(Protocol):
         """Print a line for the user."""
 
     def pause(self) -> AbstractContextManager[None]:
-        """Stop while something else is written to the same terminal."""
+        """Hide the progress while something else is written to the same terminal."""
         ...
 
     def remove(self, ticket: str) -> None:
@@ -123,7 +123,7 @@ class Bars:
             self._add_row(task)
         if ticket in self._rows and ticket not in self._files:
             row, progress = self._rows[ticket]
-            # A poll that brings nothing but a new ETA makes no event, so read the handle.
+            # A poll that changes only the ETA makes no event, so read the handle.
             progress.newest = lambda: task if handle is None else handle.task
             self._progress.update(row, status=task.status)
 
@@ -204,7 +204,7 @@ class Lines:
             self.print_line(_saved_line(event))
 
     def print_line(self, line: str) -> None:
-        """Print it."""
+        """Print the line."""
         self._stderr.put(line)
 
     def remove(self, ticket: str) -> None:

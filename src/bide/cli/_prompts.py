@@ -37,7 +37,7 @@ def read_prompts(words: Sequence[str], file: Path | None) -> tuple[AsyncIterator
     # sys.stdin is None if the program was started with standard input closed (a service, `<&-`).
     if sys.stdin is None or (file is None and sys.stdin.isatty()):
         raise ValueError(
-            "no prompts: give them as arguments, with --file FILE (one a line), or on standard input"
+            "no prompts: give them as arguments, with --file FILE (one per line), or on standard input"
         )
     return _standard_input(), None
 
@@ -47,10 +47,10 @@ def _read_lines(file: Path) -> list[str]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as fault:
-        raise ValueError(f"{file} is no UTF-8 text: {fault}") from None
+        raise ValueError(f"{file} is not UTF-8 text: {fault}") from None
     found = [line.strip() for line in text.split("\n") if line.strip()]
     if not found:
-        raise ValueError(f"{file} has no prompts: expected one a line")
+        raise ValueError(f"{file} has no prompts: expected one per line")
     return found
 
 
@@ -63,7 +63,7 @@ async def _standard_input() -> AsyncIterator[str]:
     """Lines of standard input. A daemon thread reads them, since the next line may never come.
 
     Raises:
-        ValueError: it is no text, or has no lines.
+        ValueError: it is not text, or has no lines.
     """
     loop = asyncio.get_running_loop()
     lines: asyncio.Queue[str | ValueError | None] = asyncio.Queue()
@@ -93,4 +93,4 @@ async def _standard_input() -> AsyncIterator[str]:
             found = True
             yield prompt
     if not found:
-        raise ValueError("standard input has no prompts: expected one a line")
+        raise ValueError("standard input has no prompts: expected one per line")

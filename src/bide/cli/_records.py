@@ -55,7 +55,7 @@ async def _read(place: Place, *, everything: bool) -> tuple[list[Record], Sequen
     async with place.ledger() as ledger:
         records = await ledger.records(all=everything)
         has_driver = any(record.owner is not None and not record.task.status.is_final for record in records)
-        # A report reads the whole file, so it is made only where a record may have a driver.
+        # A report reads the whole file, so it is made only if a record may have a driver.
         owners = (await ledger.report()).owners if has_driver else ()
         return records, owners, ledger.now()
 
@@ -115,7 +115,7 @@ def _driver_json(record: Record, driver: OwnerView | None) -> dict[str, Any] | N
 
 
 def _is_overdue(record: Record, now: float) -> bool:
-    """Whether it is open for longer than any task takes, so that `bide forget` may remove it."""
+    """Whether it has been open for longer than any task takes, so that `bide forget` may remove it."""
     return not record.task.status.is_final and record.slot_until <= now
 
 
@@ -126,7 +126,7 @@ def _age(record: Record) -> str:
 
 
 def _saved(record: Record) -> str:
-    """How much of it is saved and, unless that is all, how long the rest can still be fetched."""
+    """How much of it is saved. If that is not all: also how long the rest can still be fetched."""
     count, now = len(record.files), time.time()
     if not record.unsaved:
         return f"{count} file{'s'[: count > 1]}" if count else "-"

@@ -34,7 +34,7 @@ def choose_provider(name: ServiceName | None) -> Provider:
     known: dict[str, Provider] = {"dieyuyun": Dieyuyun(), "dashscope": DashScope()}
     with_key = [each for each, provider in known.items() if any(map(os.environ.get, provider.key_variables))]
     if name is None and len(with_key) > 1:
-        raise ValueError("keys of both services are set: say --provider dieyuyun or --provider dashscope")
+        raise ValueError("keys of both services are set: choose --provider dieyuyun or --provider dashscope")
     chosen = name or (with_key[0] if with_key else None)
     if chosen is None or chosen not in with_key:
         missing = known.values() if chosen is None else [known[chosen]]

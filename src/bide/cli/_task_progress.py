@@ -1,6 +1,6 @@
 """How far a task and its files are, and the columns of a progress display that show it.
 
-A task shows the progress that its service reports. Without any, it shows an estimate that moves on with the clock.
+A task shows the progress that its service reports. Without that, it shows an estimate that rises with the time.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ MAX_ESTIMATE_PERCENT = 99.0
 class TaskProgress:
     """How far one task is, in percent. It never moves backwards. All moments are seconds of one clock, of any kind.
 
-    With each new snapshot the bar starts again from where it is, for the time that is left now. So it moves evenly as
-    long as the forecast was right, faster or slower where it was wrong, and never jumps.
+    At each new snapshot the bar stays where it is, and gets a new speed from the time that is left. So it moves evenly
+    while the forecast is right, changes its speed after a wrong forecast, and never jumps.
 
     Attributes:
         newest: returns the newest snapshot.
@@ -91,7 +91,7 @@ class TaskProgress:
 
 
 def _share_shown(share: float) -> float:
-    """The share of its way that a bar shows after this *share* of the expected time; always below 1."""
+    """The share of its length that a bar fills after this *share* of the expected time; always below 1."""
     if share < LINEAR_SHARE:
         return share
     return 1 - (1 - LINEAR_SHARE) * math.exp((LINEAR_SHARE - share) / (1 - LINEAR_SHARE))
@@ -109,12 +109,12 @@ class FilesProgress:
         self._sizes: dict[int, tuple[int, int | None]] = {}
 
     def update(self, place: int, size: int, total: int | None) -> None:
-        """Note that of the file at *place*, *size* of *total* bytes have arrived."""
+        """Note that *size* of *total* bytes of the file at *place* have arrived."""
         self._sizes[place] = (size, total)
 
     @property
     def status(self) -> str:
-        """Such as "saving", or with several files "saving 1/3": so many are complete."""
+        """Such as "saving"; with several files "saving 1/3", if one of three is complete."""
         complete = sum(size == total for size, total in self._sizes.values())
         return "saving" if self._count == 1 else f"saving {complete}/{self._count}"
 

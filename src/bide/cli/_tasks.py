@@ -29,7 +29,7 @@ MAX_TASKS_PER_PROMPT = 100
 CANCEL_SECONDS = 15.0
 """How long a cancel waits for the answer to a create under way."""
 TASK_KEPT_SECONDS = 24 * 3600.0
-"""How long after its end a service may still know a task; DashScope's documents say so of its task ids."""
+"""Seconds after its end for which a service may still know a task: DashScope's documents say this of its task ids."""
 
 
 # Creating ----------------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def generate(
     *,
     times: int = 1,
 ) -> int:
-    """Submit a request for each prompt, so many *times*, and follow it; returns the exit status.
+    """Submit *times* requests for each prompt, and follow them; returns the exit status.
 
     Raises:
         ValueError, TypeError: there are no prompts, or the options do not fit the request. Nothing was sent.
@@ -53,7 +53,7 @@ def generate(
         LedgerError: the ledger cannot be opened. Nothing was sent.
     """
     if not 1 <= times <= MAX_TASKS_PER_PROMPT:
-        raise ValueError(f"-n is from 1 to {MAX_TASKS_PER_PROMPT}, not {times}")
+        raise ValueError(f"-n must be from 1 to {MAX_TASKS_PER_PROMPT}, not {times}")
     prompts, total = read_prompts(words, file)
     for word in words or ["any"]:  # so wrong options are reported before anything is sent
         provider.create_call(request(word), "check")
@@ -164,7 +164,7 @@ async def _handle_of(client: Client, record: Record) -> TaskHandle | None:
 
 
 def _first_expiry(record: Record, now: float) -> float:
-    """When the first of its unsaved results expires that can still be fetched."""
+    """When the next of its unsaved results expires; those that have already expired do not count."""
     return min((moment for moment in record.losses if moment > now), default=math.inf)
 
 
@@ -237,7 +237,7 @@ async def _cancel_all(
         except TimeoutError:
             stderr.put(
                 f"bide: {word} is being submitted: the process that drives it cancels it once its create is answered "
-                f"({place.command('resume')} if no process drives it)"
+                f"(if no process drives it, use {place.command('resume')})"
             )
             statuses.add(FAILED)
         except (BideError, ValueError, LookupError) as error:
@@ -250,7 +250,7 @@ async def _cancel_all(
 
 def _check(words: Sequence[str]) -> None:
     if not words:
-        raise ValueError("give at least one task id, as the service gave it, or ticket")
+        raise ValueError("give at least one task id from the service, or ticket from the ledger")
 
 
 def _records_named(place: Place, words: Sequence[str], *, ended: bool = False) -> dict[str, Record]:

@@ -1,16 +1,17 @@
 """Both services emulated on this machine, to build and test clients without a key and at no cost.
 
-HTTP requests enter through sockets, and faults that a test orders through `Emulator.fault`. Answers and result files
-leave, as do the truth about each task (`Emulator.tasks`), the requests that arrived and counters.
+The emulator receives HTTP requests through sockets, and faults that a test orders through `Emulator.fault`. It sends
+answers and result files. It also returns the truth about each task (`Emulator.tasks`), the requests that arrived, and
+counters.
 
-It is written from the documents of the services and imports nothing else of bide. So a client that works here does not
-work only because both sides share a mistake. Needs the extra: `pip install 'bide[emulator]'`.
+It is written from the documents of the services and imports nothing else of bide. So it does not repeat a mistake of
+bide's adapters, and a test with it can find that mistake. It needs the extra: `pip install 'bide[emulator]'`.
 """
 
 from __future__ import annotations
 
 try:
-    import aiohttp  # noqa: F401  # imported here, so that the error below comes first
+    import aiohttp  # noqa: F401  # imported here, so that the error below is raised first
 except ImportError as _error:
     raise ImportError("the emulator needs aiohttp: pip install 'bide[emulator]'") from _error
 

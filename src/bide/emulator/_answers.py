@@ -31,7 +31,7 @@ class RefusalError(Exception):
 
 @dataclass(frozen=True)
 class Call:
-    """A request that has arrived in full. Header names are in lower case."""
+    """A request that has arrived completely. Header names are in lower case."""
 
     method: str
     path: str

@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 _PATH = re.compile(r"/(\w+)/([^/]+)/(\d{1,3})\.(png|mp4)")
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _MAX_INLINE_BYTES = 100_000_000
-"""The largest filler of a file inside JSON. A file that is sent from here may be larger."""
+"""The largest filler of a file inside JSON. A file at a URL of its own may be larger."""
 
 
 class Assets:
-    """Makes the URLs of result files, and answers them.
+    """Makes the URLs of result files, and answers the requests for them.
 
     Args:
         find: returns the task of a service and an id, or None.
-        settings: how long a URL works, whether that counts from the task's end or (fresh URLs) from each poll, and how
+        settings: how long a URL works, whether that time starts at the task's end or (fresh URLs) at each poll, and how
             many answers break off.
     """
 
@@ -71,13 +71,13 @@ class Assets:
         return b"".join(file.pieces(0, len(file)))
 
     def change(self, call: Call) -> None:
-        """Replace the file that *call* asks for by another one."""
+        """Replace the file that *call* asks for with another one."""
         match = _PATH.fullmatch(call.path)
         task = self._find(match[1], match[2]) if match else None
         if task is None:
             return
         known = self._changes.get(call.path) or _Change(0, task.ended)
-        # Two states of a file never share a second, so that their dates differ.
+        # Two versions of a file never have the same second, so their dates differ.
         self._changes[call.path] = _Change(known.number + 1, max(self._clock.now, known.moment + 1))
 
     def service_of(self, call: Call) -> str | None:
@@ -153,7 +153,7 @@ def _validators(file: ResultFile, modified: str, fault: Fault | None) -> dict[st
 
 
 def _file_answer(call: Call, file: ResultFile, validators: dict[str, str], *, ranged: bool) -> Answer:
-    """The whole file, or the one range that is asked for. Several ranges get the whole file, as RFC 9110 allows."""
+    """The whole file, or the one range in the request. For several ranges it is the whole file, as RFC 9110 allows."""
     headers = {"Content-Type": file.media_type, **validators}
     if ranged:
         headers["Accept-Ranges"] = "bytes"
@@ -177,7 +177,7 @@ def _matches_if_range(call: Call, validators: dict[str, str]) -> bool:
 
 
 def _slice_bounds(first: str, last: str, length: int) -> tuple[int, int] | None:
-    """Start and stop of a range, from the figures of its header; None if the file has no byte in it."""
+    """Start and stop of a range, from the numbers in its header; None if the file has no byte in that range."""
     if not first:
         start, stop = max(0, length - int(last)), length
     else:

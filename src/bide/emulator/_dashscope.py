@@ -81,7 +81,7 @@ _REFUSAL_STATUS = {
     "ServiceUnavailable": 503,
     "ModelUnavailable": 503,
 }
-"""HTTP status for the first part of an error code; any other is 400."""
+"""HTTP status for the first part of an error code; for any other code it is 400."""
 
 
 def word(task: EmulatedTask, now: float) -> str:
@@ -120,7 +120,7 @@ class DashScope(Service):
         """The route of *call*."""
         base = _BASE.match(call.path)
         if base is None:
-            return None  # as the real service: nothing is there without the base path
+            return None  # the real service has no path without this base either
         path = call.path[base.end() :].rstrip("/")
         if call.method == "POST" and path in _CREATES:
             return Route("create", lambda call, account: self._create(call, account, *_CREATES[path]))
@@ -135,7 +135,7 @@ class DashScope(Service):
         return None
 
     def refusal(self, refused: RefusalError) -> Answer:
-        """A refusal: code and message at the top."""
+        """A refusal: code and message at the top level of the body."""
         data = {"code": refused.code, "message": refused.message, "request_id": new_id()}
         return Answer.json(data, status=refused.status, headers=refused.headers)
 
@@ -232,7 +232,7 @@ class DashScope(Service):
         )
 
     def _chosen(self, query: Mapping[str, str], account: Account) -> list[EmulatedTask]:
-        """The tasks that a list call means, newest first."""
+        """The tasks that a list call asks for, newest first."""
         end = _moment(query, "end_time", int(self.state.clock.wall()) + 1)
         start = _moment(query, "start_time", end - 24 * 3600)
         if end - start > 24 * 3600:
@@ -296,7 +296,7 @@ def _work(body: dict[str, Any], kind: str, form: str) -> Work:
 
 
 def _default_files(model: str) -> int:
-    """The first image models make, and bill, four pictures where `n` is left out."""
+    """The first image models make, and bill, four pictures if the body has no `n`."""
     return 4 if model.startswith("wanx") else 1
 
 
@@ -340,7 +340,7 @@ def _whole(query: Mapping[str, str], name: str, default: int) -> int:
 
 
 def _moment(query: Mapping[str, str], name: str, default: int) -> int:
-    """Epoch seconds of a time like 20260605103000, which is Beijing's."""
+    """Epoch seconds of a time like 20260605103000, which is Beijing time."""
     text = query.get(name)
     if not text:
         return default

@@ -38,14 +38,14 @@ _MOST_FILES = 10
 
 @dataclass(frozen=True)
 class DieyuyunStyle:
-    """How Dieyuyun behaves where its documents are silent.
+    """How Dieyuyun behaves at each point that its documents leave open.
 
     Attributes:
         errors: HTTP errors in OpenAI's shape (`{"error": {"code", "message", "type"}}`) or flat
             (`{"error_code", "error_message"}`).
         cancel: a cancel answers with the task, with 204, or with 200 and no body.
         expired: a task that is too old answers with 200 and status `expired`, or with 404 or 410.
-        always_sync: creates answer with the result even when they ask for `"async": true`.
+        always_sync: creates answer with the result even if the request has `"async": true`.
     """
 
     errors: Literal["openai", "flat"] = "openai"
@@ -96,7 +96,7 @@ class Dieyuyun(Service):
         return None
 
     def refusal(self, refused: RefusalError) -> Answer:
-        """A refusal in the shape that the style names."""
+        """A refusal in the shape that the style sets."""
         if self._style.errors == "flat":
             data: dict[str, Any] = {"error_code": refused.code, "error_message": refused.message}
         else:

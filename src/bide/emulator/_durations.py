@@ -18,7 +18,7 @@ def sampler(duration: Duration) -> Sampler:
     """A function that draws seconds from *duration*.
 
     Raises:
-        ValueError: *duration* is none of the documented forms, or not positive and finite.
+        ValueError: *duration* has none of the documented forms, or is not positive and finite.
     """
     if isinstance(duration, str):
         name, *figures = _parts_of(duration)
@@ -52,17 +52,17 @@ def _seconds(figure: object) -> float:
     except (TypeError, ValueError):
         raise ValueError(_FORMS.format(figure)) from None
     if not math.isfinite(seconds) or seconds < 0:
-        raise ValueError(f"a duration is finite and not negative, not {figure!r}")
+        raise ValueError(f"a duration must be finite and not negative, not {figure!r}")
     return seconds
 
 
 def _uniform(low: float, high: float) -> Sampler:
     if low > high:
-        raise ValueError(f"a range goes from low to high, not from {low:g} to {high:g}")
+        raise ValueError(f"a range must go from low to high, not from {low:g} to {high:g}")
     return lambda random: random.uniform(low, high)
 
 
 def _lognormal(median: float, sigma: float) -> Sampler:
     if median <= 0:
-        raise ValueError("the median of a lognormal duration is above 0")
+        raise ValueError("the median of a lognormal duration must be above 0")
     return lambda random: random.lognormvariate(math.log(median), sigma)

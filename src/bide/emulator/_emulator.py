@@ -35,7 +35,7 @@ class RequestRecord:
     """One request that reached the emulator.
 
     Attributes:
-        time: when it had arrived in full, in seconds of the loop's clock.
+        time: when it had arrived completely, in seconds of the loop's clock.
         service: `"dieyuyun"` or `"dashscope"`; None if no service has such a path.
         on: create, query, cancel, list or asset; `"other"` for unknown paths.
         path: with the query string.
@@ -69,41 +69,43 @@ class Emulator:
         async with Emulator(video_seconds=(8, 12)) as emulator:
             ...  # a client at emulator.dashscope_url
 
-    A prompt may order what becomes of its task by magic words:
+    Magic words in a prompt order what happens to its task:
 
     - `[fail]`, `[fail CODE]`: it ends as failed, without or with a code.
     - `[part]`, `[part 2]`: one (two) of its files fail; at least one file is made.
-    - `[status SUSPENDED]`: this status word while it runs.
-    - `[seconds 4]`, `[queue 3]`: seconds from accepted to final, and how many of them in the service's queue. `speed`
-      does not divide them; `[seconds 0]` ends a task at once.
+    - `[status SUSPENDED]`: it has this status word while it runs.
+    - `[seconds 4]`, `[queue 3]`: seconds from its create to its end, and how many of them it is in the service's queue.
+      `speed` does not divide them; `[seconds 0]` ends a task at once.
     - `[expire 60]`: 60 s after its end the service forgets it, and its URLs stop working.
     - `[refuse CODE]`: the create is refused with this code.
     - `[bytes 5000000]`: each of its files has at least this size (up to 4 GB; 100 MB inside JSON).
 
     Args:
-        image_seconds, video_seconds: from accepted to final; see `Duration` for ranges and distributions.
-        queue_seconds: the share of that before a task runs.
-        cancel_seconds: how long a running task goes on after its cancel (Dieyuyun).
-        speed: divides those four. Limits, `Retry-After`, delays and expiry keep their seconds: clients depend on them.
-        seed: for durations and random failures: with one seed, the n-th task of a service always ends the same way.
+        image_seconds, video_seconds: seconds from a create to the task's end; see `Duration` for ranges and
+            distributions.
+        queue_seconds: how many of these seconds a task is in the service's queue.
+        cancel_seconds: how long a running task continues after its cancel (Dieyuyun).
+        speed: divides these four. It does not divide limits, `Retry-After`, delays and expiry: clients depend on them.
+        seed: for durations and random failures: with the same seed, the n-th task of a service always ends the same
+            way.
         failure_share: the share of tasks, from 0 to 1, that fail at random, with codes from the documents.
         dieyuyun_limits: none by default, as its documents name none.
         dashscope_limits: the documented figures by default.
         retry_after: seconds in the `Retry-After` of a create that a limit refuses; None leaves the header out.
-        keep: seconds from its end until a task is forgotten.
-        url_seconds: seconds from a task's end until its URLs answer 403; None is as long as `keep`.
+        keep: seconds after a task's end until the service forgets the task.
+        url_seconds: seconds from a task's end until its URLs answer 403; None means as long as `keep`.
         fresh_urls: each poll of an ended task (and each create that answers with the result) gives new URLs. They work
-            for `url_seconds` from that poll, though never longer than the service keeps the task. An old URL works
-            until its own end.
+            for `url_seconds` from that poll, but never longer than the service keeps the task. An old URL works
+            until its own expiry.
         cut_share: the share of asset answers, from 0 to 1, that break off at a random place in the body. `seed` decides
-            for each answer with a file, in the order of arrival; with 1 no file is ever complete.
-        dieyuyun: how Dieyuyun behaves where its documents leave that open.
+            for each answer with a file, in the order of arrival. With 1 no file is ever complete.
+        dieyuyun: how Dieyuyun behaves at each point that its documents leave open.
         api_keys: the keys that are accepted; None accepts every key.
-        host, port, asset_port: where to listen; 0 is a free port.
+        host, port, asset_port: where to listen; 0 means any free port.
 
     Raises:
         ValueError: an argument is out of its range.
-        OSError: (on entering) a port is taken.
+        OSError: a port is in use (raised on entering the context).
     """
 
     def __init__(
@@ -130,10 +132,10 @@ class Emulator:
         asset_port: int = 0,
     ) -> None:
         if not speed > 0:
-            raise ValueError(f"speed is above 0, not {speed!r}")
+            raise ValueError(f"speed must be above 0, not {speed!r}")
         for name, share in (("failure_share", failure_share), ("cut_share", cut_share)):
             if not 0 <= share <= 1:
-                raise ValueError(f"{name} is from 0 to 1, not {share!r}")
+                raise ValueError(f"{name} must be from 0 to 1, not {share!r}")
         self._settings = Settings(
             seconds={"image": sampler(image_seconds), "video": sampler(video_seconds)},
             queue_seconds=sampler(queue_seconds),
@@ -208,16 +210,17 @@ class Emulator:
         return [task for state in self._states.values() for task in state.tasks()]
 
     def requests(self) -> list[RequestRecord]:
-        """The requests since the last reset in order of arrival (the newest 100,000), control calls left out."""
+        """The requests since the last reset in order of arrival (the newest 100,000), without control calls."""
         return list(self._log)
 
     def stats(self) -> dict[str, Any]:
         """The counters, as plain data.
 
         `creates`, `queries`, `cancels`, `lists` and `asset_gets` count the calls that arrived, answered or not.
-        `creates_429` and `queries_429` (queries, lists and cancels) count the calls that a limit or an order has
-        refused with 429. `tasks` are the accepted creates and `statuses` their present status words. `max_in_flight` is
-        the most tasks at once, for each key's fingerprint and kind of work. `services` has the same for each service.
+        `creates_429` and `queries_429` (queries, lists and cancels) count the calls that a limit or an ordered fault
+        has refused with 429. `tasks` is the number of accepted creates; `statuses` counts their present status words.
+        `max_in_flight` is the most tasks at once, for each key's fingerprint and kind of work. `services` has the same
+        counters for each service.
         """
         services = {name: state.stats() for name, state in self._states.items()}
         return {**_sum(services.values()), "services": services}
@@ -244,34 +247,34 @@ class Emulator:
         bomb: int | None = None,
         unranged: bool = False,
     ) -> None:
-        """Order faults for the next calls of a kind. Several orders are carried out one after the other.
+        """Order faults for the next calls of a kind. Several orders apply one after the other.
 
         Args:
             on: the operation.
-            times: how many calls.
-            status, body: these are answered in the place of the service's own answer; the call has no effect then
-                (unless `effect`). *body* is text, bytes, or a value that is sent as JSON; left out, it is the service's
-                error body.
-            headers: added to the answer; alone, they change nothing else.
+            times: how many calls get the fault.
+            status, body: they are sent instead of the service's own answer; the call then has no effect (unless
+                `effect`). *body* is text, bytes, or a value that is sent as JSON; without it the service's error body
+                is sent.
+            headers: added to the answer. Headers alone change nothing else.
             drop: the connection is reset `"before"` the call has any effect, or `"after"` it took effect (a create is
                 accepted: a task is made and paid for).
-            delay: seconds of loop time until the answer, or the cut. The call takes effect on arrival.
-            truncate: the body breaks off after so many bytes of this answer (of the range, if one is sent), although
-                `Content-Length` promises all.
-            effect: the call takes effect, although `status` or `body` say otherwise.
+            delay: seconds of loop time until the answer or the reset. The call takes effect when it arrives.
+            truncate: the body breaks off after this many bytes of the answer (of the range, if one is sent), although
+                `Content-Length` names the full length.
+            effect: the call takes effect, although `status` or `body` replaces its answer.
             service: only for calls to this service.
             match: only for calls with this text in the path, query string or body.
-            length: `Content-Length` says so many bytes, whatever the body has. If that is more, the connection is
+            length: the value of `Content-Length`, whatever the length of the body is. If it is more, the connection is
                 closed after the body; if it is less, the rest is not sent. This argument and the following are for
                 assets only.
             changed: from this call on the file is another one of about the same size, with other bytes, another `ETag`
                 and another `Last-Modified`.
             validator: `"last-modified"` leaves out the `ETag`, `"weak"` makes it a weak one, `"none"` leaves out
                 both; `If-Range` is answered accordingly.
-            drip: the body comes in drops, at so many bytes a second of loop time.
-            redirect: 302 (or `status`) to this URL, unchanged; `"loop"` is the requested URL.
-            bomb: 200 with `Content-Encoding: gzip`, whatever the client accepts, and a small body that inflates
-                to so many bytes (up to 4 GB): the file's first 64 KiB and zeros.
+            drip: the body is sent in small pieces, at this many bytes a second of loop time.
+            redirect: 302 (or `status`) to this URL, unchanged; `"loop"` means the requested URL.
+            bomb: 200 with `Content-Encoding: gzip`, whatever the client accepts, and a small body that decompresses
+                to this many bytes (up to 4 GB): the file's first 64 KiB and zeros.
             unranged: `Range` is ignored: the answer is 200 and the whole file.
 
         Raises:
@@ -331,7 +334,7 @@ class Emulator:
     @staticmethod
     def _running(origin: str) -> str:
         if not origin:
-            raise RuntimeError("the emulator has no URL before it runs: use `async with`")
+            raise RuntimeError("the emulator has no URL before it has started: use `async with`")
         return origin
 
     async def _listen(self, decide: Handler, port: int) -> str:
@@ -389,7 +392,7 @@ class Emulator:
         refuse: Callable[[int], Answer],
         meter: Meter | None = None,
     ) -> Delivery:
-        """Carry a call out (or not, as ordered), count it, and say what goes out."""
+        """Carry a call out (or not, as ordered), count it, and return what is sent."""
         text = f"{call.target}\n{call.body.decode('utf-8', 'replace')}" if len(self._faults) else ""
         fault = self._faults.take(on, service, text)
         if fault is not None and fault.changed:
@@ -419,7 +422,7 @@ class Emulator:
 
 
 def _sum(services: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The counters of all services together; a key that is used at two services has them apart below `services`."""
+    """The counters of all services together. For a key used at two services, `services` shows them separately."""
     merged: dict[str, Any] = {}
     most: dict[str, dict[str, int]] = {}
     statuses: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""The faults that a test orders: wrong answers, cut connections, and result files that misbehave."""
+"""The faults that a test orders: wrong answers, cut connections, and wrong result files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OPERATIONS = ("create", "query", "cancel", "list", "asset")
 SERVICES = ("dieyuyun", "dashscope")
 VALIDATORS = ("last-modified", "weak", "none")
 MAX_INFLATED_BYTES = 4_000_000_000
-"""Bytes. For more, the checksum alone takes seconds."""
+"""Bytes. For a larger file the checksum alone takes seconds."""
 _ASSET_FIELDS = ("length", "changed", "validator", "drip", "redirect", "bomb", "unranged")
 
 
@@ -28,7 +28,7 @@ class Fault:
     """One ordered fault; `Emulator.fault` documents the fields.
 
     Raises:
-        ValueError: a field has not its documented form.
+        ValueError: a field does not have its documented form.
     """
 
     on: str
@@ -51,54 +51,59 @@ class Fault:
     unranged: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.on in OPERATIONS, f"on is one of {', '.join(OPERATIONS)}")
-        _require(_is_count(self.times) and self.times > 0, "times is a whole number above 0")
+        _require(self.on in OPERATIONS, f"on must be one of {', '.join(OPERATIONS)}")
+        _require(_is_count(self.times) and self.times > 0, "times must be a whole number above 0")
         _require(
             self.status is None or (_is_count(self.status) and 200 <= self.status <= 599),
-            "status is an HTTP one",
+            "status must be an HTTP status from 200 to 599",
         )
-        _require(isinstance(self.headers, Mapping), "headers is a mapping")
-        _require(self.drop in (None, "before", "after"), "drop is before or after")
-        _require(_is_seconds(self.delay), "delay is seconds, not negative")
+        _require(isinstance(self.headers, Mapping), "headers must be a mapping")
+        _require(self.drop in (None, "before", "after"), "drop must be 'before' or 'after'")
+        _require(_is_seconds(self.delay), "delay must be in seconds and not negative")
         _require(
-            self.truncate is None or (_is_count(self.truncate) and self.truncate >= 0), "truncate is bytes"
+            self.truncate is None or (_is_count(self.truncate) and self.truncate >= 0),
+            "truncate must be a number of bytes",
         )
-        _require(isinstance(self.effect, bool), "effect is true or false")
-        _require(self.service in (None, *SERVICES), f"service is one of {', '.join(SERVICES)}")
-        _require(self.match is None or isinstance(self.match, str), "match is text")
+        _require(isinstance(self.effect, bool), "effect must be true or false")
+        _require(self.service in (None, *SERVICES), f"service must be one of {', '.join(SERVICES)}")
+        _require(self.match is None or isinstance(self.match, str), "match must be text")
         self._check_asset_fields()
 
     def _check_asset_fields(self) -> None:
-        _require(self.length is None or (_is_count(self.length) and self.length >= 0), "length is bytes")
-        _require(isinstance(self.changed, bool), "changed is true or false")
-        _require(self.validator in (None, *VALIDATORS), f"validator is one of {', '.join(VALIDATORS)}")
         _require(
-            self.drip is None or (_is_seconds(self.drip) and self.drip > 0), "drip is bytes a second, above 0"
+            self.length is None or (_is_count(self.length) and self.length >= 0),
+            "length must be a number of bytes",
+        )
+        _require(isinstance(self.changed, bool), "changed must be true or false")
+        _require(self.validator in (None, *VALIDATORS), f"validator must be one of {', '.join(VALIDATORS)}")
+        _require(
+            self.drip is None or (_is_seconds(self.drip) and self.drip > 0),
+            "drip must be bytes a second, above 0",
         )
         _require(
             self.redirect is None
             or (isinstance(self.redirect, str) and self.redirect != "" and self.redirect.isprintable()),
-            "redirect is a URL or loop",
+            "redirect must be a URL or 'loop'",
         )
         _require(
             self.bomb is None or (_is_count(self.bomb) and 0 < self.bomb <= MAX_INFLATED_BYTES),
-            f"bomb is bytes, up to {MAX_INFLATED_BYTES}",
+            f"bomb must be a number of bytes, from 1 to {MAX_INFLATED_BYTES}",
         )
-        _require(isinstance(self.unranged, bool), "unranged is true or false")
+        _require(isinstance(self.unranged, bool), "unranged must be true or false")
         _require(
             self.redirect is None or self.status is None or self.status // 100 == 3,
-            "the status of a redirect is 3xx",
+            "the status of a redirect must be 3xx",
         )
         instead = [name for name in ("body", "redirect", "bomb") if getattr(self, name) is not None]
-        _require(len(instead) < 2, f"{' and '.join(instead)} do not go together")
+        _require(len(instead) < 2, f"{' and '.join(instead)} cannot be combined")
         given = {name: getattr(self, name) for name in _ASSET_FIELDS}
         odd = [name for name, value in given.items() if value is not None and value is not False]
-        _require(self.on == "asset" or not odd, f"{', '.join(odd)} only on asset")
+        _require(self.on == "asset" or not odd, f"{', '.join(odd)} only with on='asset'")
 
     @classmethod
     def from_dict(cls, data: object) -> Fault:
         """The fault that a JSON object describes."""
-        _require(isinstance(data, dict) and "on" in data, "a fault is an object with at least 'on'")
+        _require(isinstance(data, dict) and "on" in data, "a fault must be an object with at least 'on'")
         assert isinstance(data, dict)  # noqa: S101  # for the type checker; checked above
         unknown = set(data) - {each.name for each in fields(cls)}
         _require(not unknown, f"no such field: {', '.join(sorted(map(str, unknown)))}")
@@ -133,7 +138,7 @@ class Fault:
 
 
 def _merge_headers(own: Mapping[str, str], ordered: Mapping[str, str]) -> dict[str, str]:
-    """The *ordered* headers, and those of *own* that they do not replace (names of headers ignore case)."""
+    """The *ordered* headers, and those of *own* that they do not replace (upper and lower case are the same)."""
     replaced = {name.lower() for name in ordered}
     kept = {name: value for name, value in own.items() if name.lower() not in replaced}
     return kept | {name: str(value) for name, value in ordered.items()}
@@ -159,7 +164,7 @@ def _encode(body: Any) -> bytes:
 
 
 class Faults:
-    """The faults that are still to come, in the order in which they were ordered."""
+    """The ordered faults that no call has received yet, oldest first."""
 
     def __init__(self) -> None:
         self._waiting: list[Fault] = []
@@ -169,7 +174,7 @@ class Faults:
         self._waiting.append(fault)
 
     def take(self, on: str, service: str | None, text: str) -> Fault | None:
-        """The fault for a call, whose `times` goes down by one; None if there is none."""
+        """The fault for a call, or None. Reduces its `times` by one."""
         for place, fault in enumerate(self._waiting):
             if fault.matches(on, service, text):
                 if fault.times > 1:
@@ -194,12 +199,12 @@ _BOMB_START_BYTES = 64 * 1024
 
 
 def mislead(call: Call, own: Answer, fault: Fault, origin: str) -> Answer:
-    """The redirect or bomb that the *fault* orders; the origin's *own* answer if it orders neither."""
+    """The redirect or bomb that the *fault* orders; the *own* answer of the origin if it orders neither."""
     if fault.redirect is not None:
         target = f"{origin}{call.target}" if fault.redirect == "loop" else fault.redirect
         return Answer(302, b"", {"Location": target})
     if fault.bomb is not None:
-        # The file's own first bytes come first: otherwise their wrong format would already stop the client.
+        # The body begins with the file's own bytes: otherwise the client would stop at once, as the format is wrong.
         start = b"".join(own.pieces(min(_BOMB_START_BYTES, fault.bomb))) if own.status < 300 else b""
         kept = {name: value for name, value in own.headers.items() if name in ("Content-Type", "ETag")}
         return Answer(200, _bomb(start, fault.bomb), {**kept, "Content-Encoding": "gzip"})
@@ -208,7 +213,7 @@ def mislead(call: Call, own: Answer, fault: Fault, origin: str) -> Answer:
 
 @lru_cache(maxsize=4)
 def _bomb(start: bytes, size: int) -> bytes:
-    """A valid gzip file, a thousandth of *size*, that inflates to *start* and zeros, *size* bytes together.
+    """A valid gzip file that decompresses to *size* bytes: *start*, then zeros. It has a thousandth of that size.
 
     The compressed zeros end at a byte boundary (a full flush), so the same piece can be repeated.
     """
@@ -230,7 +235,7 @@ def _deflate(data: bytes, flush: int) -> bytes:
 
 
 class RandomCuts:
-    """Draws where answers break off at random. With one seed, the n-th answer always breaks off at the same share."""
+    """Chooses at random where answers break off. With the same seed, the n-th answer always ends at the same share."""
 
     def __init__(self, share: float, seed: int) -> None:
         self._share = share

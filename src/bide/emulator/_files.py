@@ -1,4 +1,4 @@
-"""The files that tasks result in: pictures made when they are needed, and one short clip.
+"""The result files of tasks: pictures made when they are needed, and one short clip.
 
 They are made block by block, so that a large file is never in memory as a whole.
 """
@@ -23,10 +23,10 @@ _COUNTER = 8
 
 
 class ResultFile:
-    """A small picture or clip, with filler before its tail that brings it to the size that was ordered.
+    """A small picture or clip. Filler before its tail gives it the ordered size.
 
-    No two blocks of filler are equal, in one file or in two. So a download that continued at a wrong place, or with
-    another file, is found out.
+    No two blocks of filler are equal, in one file or in two. So a test can detect that a download continued at a wrong
+    place, or with another file.
 
     Args:
         name: distinguishes the file from all others.
@@ -119,7 +119,7 @@ def _noise(name: str) -> bytes:
 # Pictures and clips --------------------------------------------------------------------------------------------
 
 LONGEST_SIDE = 4096
-"""Pixels. The services allow about 2048; a larger size is refused before it takes memory."""
+"""Pixels. The services allow about 2048. A longer side is refused before a picture takes memory."""
 
 _TILES = 8
 _END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
@@ -152,7 +152,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 def _pixels(text: str, width: int, height: int) -> bytes:
     """The picture's rows, compressed: tiles in three colours, mirrored from left to right.
 
-    Only the first row of a band is drawn. The others repeat it by the "up" filter (zeros), so that even a large picture
+    Only the first row of a band is drawn. The others repeat it with PNG's "up" filter (zeros), so even a large picture
     takes little time.
     """
     seed = hashlib.sha256(text.encode()).digest()

@@ -11,11 +11,11 @@ PerKind = Mapping[str, int | None] | int | None
 
 @dataclass(frozen=True)
 class ServiceLimits:
-    """What a service allows one key; None is no limit.
+    """What a service allows one key; None means no limit.
 
     Attributes:
-        concurrency: tasks in flight (accepted and not final), as one figure for each kind of work or as a mapping
-            from kind (`"image"`, `"video"`) to figure. A kind that is left out has no limit.
+        concurrency: tasks in flight (accepted and not final): one number that applies to every kind of work, or a
+            mapping from kind (`"image"`, `"video"`) to number. A kind that is not in the mapping has no limit.
         creates_per_minute: accepted creates in any rolling minute, in the same two forms.
         queries_per_second: queries, lists and cancels together in any rolling second.
     """
@@ -40,7 +40,7 @@ def _of_kind(limit: PerKind, kind: str) -> int | None:
 DOCUMENTED_DASHSCOPE = ServiceLimits(
     concurrency={"video": 3}, creates_per_minute={"image": 30}, queries_per_second=20
 )
-"""The figures of DashScope's documents: 3 videos in flight a key, 30 images a minute, 20 queries a second."""
+"""The figures of DashScope's documents: for each key 3 videos in flight, 30 images a minute, 20 queries a second."""
 
 UNLIMITED = ServiceLimits()
 """Dieyuyun documents no figures."""
@@ -55,7 +55,7 @@ class Window:
         self._events: deque[float] = deque()
 
     def is_full(self, now: float) -> bool:
-        """Whether one more event *now* would be one too many."""
+        """Whether one more event *now* would exceed the limit."""
         if self._limit is None:
             return False
         # The microsecond is for rounding: two events exactly one window apart are not in one window.

@@ -1,4 +1,4 @@
-"""Magic words in a prompt that order what becomes of its task; the emulator's docstring lists them."""
+"""Magic words in a prompt that order what happens to its task; the emulator's docstring lists them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _MOST_BYTES = 4_000_000_000
 
 @dataclass(frozen=True)
 class Orders:
-    """What a prompt orders. For None and False the emulator's settings hold.
+    """What a prompt orders. Where it orders nothing (None or False), the emulator's settings apply.
 
     Attributes:
         fails: the task ends as failed, with `failure_code` (None: the service gives no code).
-        failed_parts: so many of the task's files fail (always fewer than all).
+        failed_parts: how many of the task's files fail (always fewer than all).
         status_word: the status word while the task runs.
-        seconds: from accepted to ended (`speed` does not divide them).
-        queue_seconds: the share of these before the task runs.
-        expire_seconds: how long after its end the task is forgotten.
+        seconds: from the create to the end (`speed` does not divide them).
+        queue_seconds: how many of these seconds the task is in the service's queue.
+        expire_seconds: how long after its end the service forgets the task.
         refusal_code: the create is refused with this code.
-        file_bytes: the least size of each file.
+        file_bytes: the minimum size of each file.
     """
 
     fails: bool = False
@@ -36,7 +36,7 @@ class Orders:
 
 
 def orders_in(prompt: str) -> Orders:
-    """The orders in a *prompt*. A word with a senseless argument is plain text."""
+    """The orders in a *prompt*. A word with an argument that makes no sense is plain text."""
     words = dict(_WORD.findall(prompt))
     return Orders(
         fails="fail" in words,

@@ -27,12 +27,12 @@ _KEPT_ALIVE = 24 * 3600.0
 
 _BODILESS = (204, 304)
 _DRIP_SECONDS = 0.1
-"""Seconds between two drops, unless a drop would be less than a byte."""
+"""Seconds between two pieces of a drip, unless a piece would be less than a byte."""
 
 
 @dataclass
 class Meter:
-    """The bytes of one answer's body that went into the socket so far."""
+    """The number of bytes of one answer's body that went into the socket so far."""
 
     sent: int = 0
 
@@ -41,7 +41,7 @@ class Delivery:
     """What the network does with an answer.
 
     Args:
-        meter: counts the body as it goes out, piece by piece; without it, it goes out at once.
+        meter: counts the bytes of the body, which is then sent piece by piece. Without a meter it is sent at once.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ Handler = Callable[[Call], Delivery]
 
 
 class Listener:
-    """One origin: a listening socket, and the function that decides what each request gets."""
+    """One origin: a listening socket, and the function that decides how each request is answered."""
 
     def __init__(self, decide: Handler, clock: Clock) -> None:
         self._decide = decide
@@ -73,7 +73,7 @@ class Listener:
             access_log=None,
             keepalive_timeout=_KEPT_ALIVE,
             shutdown_timeout=0.5,
-            # A client that hangs up ends the wait of its own request (a delay may be hours). The effect that the
+            # A client that disconnects ends the wait of its own request (a delay may be hours). The effect that the
             # request has had by then stays.
             handler_cancellation=True,
         )
@@ -109,13 +109,13 @@ class Listener:
     async def _stream(
         self, request: web.Request, delivery: Delivery, answer: Answer, headers: dict[str, str]
     ) -> web.StreamResponse:
-        """Promise a length and send the body piece by piece. If it ends before that length, close the connection."""
+        """Announce a length and send the body piece by piece. If it ends before that length, close the connection."""
         promised = answer.length if delivery.length is None else delivery.length
         most = min(promised, answer.length if delivery.truncate is None else delivery.truncate)
         response = web.StreamResponse(status=answer.status, headers=headers)
         response.content_length = promised
-        if request.transport is not None:  # pragma: no branch  # gone only if the client was quicker
-            # A write ends when the socket has taken all of it: the counted bytes have left.
+        if request.transport is not None:  # pragma: no branch  # None only if the client has already left
+            # A write returns when the socket has taken all its bytes, so the counted bytes were really sent.
             request.transport.set_write_buffer_limits(high=0)
         await response.prepare(request)
         if request.method == "HEAD" or answer.status in _BODILESS:
@@ -153,8 +153,8 @@ async def _call(request: web.Request) -> Call:
 
 
 def _cut(request: web.Request) -> web.Response:
-    """Abort the connection with a reset, so that no client takes it for an empty answer."""
-    if request.transport is not None:  # pragma: no branch  # gone only if the client was quicker
+    """Abort the connection with a reset, so that a client cannot read it as an empty answer."""
+    if request.transport is not None:  # pragma: no branch  # None only if the client has already left
         raw = request.transport.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         request.transport.abort()
@@ -162,7 +162,7 @@ def _cut(request: web.Request) -> web.Response:
 
 
 def _drops(pieces: Iterable[bytes], rate: float | None) -> Iterator[tuple[float, bytes]]:
-    """The *pieces* unchanged, or as drops at a *rate* in bytes a second; each with its second from the start."""
+    """The *pieces* unchanged, or smaller pieces at a *rate* in bytes a second; each with the second to send it at."""
     if rate is None:
         yield from ((0.0, piece) for piece in pieces)
         return

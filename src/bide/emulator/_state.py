@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bide.emulator._settings import Clock, Settings
 
 GIVEN_UP_AFTER = 3 * 3600.0
-"""Seconds after which DashScope gives a task up as `InternalError.Timeout`; taken for both services."""
+"""Seconds after which DashScope ends a task with `InternalError.Timeout`. Both emulated services do so."""
 
 _COUNTERS = {
     "create": "creates",
@@ -31,7 +31,7 @@ _COUNTERS = {
 
 
 class _InFlight:
-    """The open tasks of one key and kind: counted in O(log n), though they end by the clock alone."""
+    """The open tasks of one key and kind. Counting takes O(log n), although tasks end by the clock alone."""
 
     def __init__(self) -> None:
         self._open: set[str] = set()
@@ -49,7 +49,7 @@ class _InFlight:
         self.most = max(self.most, self.count(task.created))
 
     def move(self, task: EmulatedTask) -> None:
-        """A cancelled task ends sooner; its old entry in the heap does no harm."""
+        """A cancelled task ends sooner; its old entry in the heap has no effect."""
         heapq.heappush(self._ends, (task.ended, task.id))
 
 
@@ -64,7 +64,7 @@ class Account:
         self._queries = Window(limits.queries_per_second, 1.0)
 
     def may_query(self, now: float) -> bool:
-        """Count a query, unless it is one too many. What is refused does not count."""
+        """Count a query and return True; if it would exceed the limit, return False and do not count it."""
         if self._queries.is_full(now):
             return False
         self._queries.add(now)
@@ -76,7 +76,7 @@ class Account:
         return most is None or self._in_flight[kind].count(now) < most
 
     def may_create(self, kind: str, now: float) -> bool:
-        """Whether the minute has room for one more create."""
+        """Whether the limit of creates a minute allows one more."""
         return not self._window(kind).is_full(now)
 
     def note_opened(self, task: EmulatedTask) -> None:
@@ -85,7 +85,7 @@ class Account:
         self._in_flight[task.kind].add(task)
 
     def note_stopped(self, task: EmulatedTask) -> None:
-        """The *task* ends earlier than planned."""
+        """Note that the *task* ends earlier than planned."""
         self._in_flight[task.kind].move(task)
 
     def most_in_flight(self) -> dict[str, int]:
@@ -149,19 +149,19 @@ class ServiceState:
         return task
 
     def find(self, task_id: str, key: str | None = None) -> EmulatedTask | None:
-        """The task with this id, if *key* has made it; with None, of any key."""
+        """The task with this id, if *key* created it; None means any key."""
         task = self._tasks.get(task_id)
         return task if task is not None and key in (None, task.key) else None
 
     def cancel(self, task: EmulatedTask) -> EmulatedTask:
-        """End a task before its time."""
+        """End a task earlier than planned."""
         stopped = task.stop(self.clock.now, self.settings.cancel_seconds)
         self._tasks[task.id] = stopped
         self.account(task.key).note_stopped(stopped)
         return stopped
 
     def tasks(self) -> Iterator[EmulatedTask]:
-        """The tasks in order of creation, each with its status of this moment."""
+        """The tasks in order of creation, each with its present status."""
         now = self.clock.now
         return (replace(task, status=self._word(task, now)) for task in self._tasks.values())
 
@@ -183,7 +183,7 @@ class ServiceState:
 
     def _plan(self, account: Account, work: Work, task_id: str) -> EmulatedTask:
         orders = orders_in(work.prompt)
-        # A generator for each task: the numbers that one task draws do not change those of the next.
+        # Each task has its own random generator, so its numbers do not change those of the next task.
         random = Random(f"{self.settings.seed}:{self.service}:{len(self._tasks)}")  # noqa: S311  # no secret depends on it
         drawn = self.settings.seconds[work.kind](random) / self.settings.speed
         queue = self.settings.queue_seconds(random) / self.settings.speed
@@ -216,5 +216,5 @@ class ServiceState:
 
 
 def new_id() -> str:
-    """An id that no other task has, of this or any other emulator."""
+    """An id that no other task has, in this or any other emulator."""
     return str(uuid.uuid4())

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Phase(Enum):
-    """The state of a task, in words of neither service."""
+    """The state of a task, in the emulator's own words."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -28,13 +28,13 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class Work:
-    """What a create call orders, for either service.
+    """What a create call orders, at either service.
 
     Attributes:
         kind: `"image"` or `"video"`.
         files: how many files it orders.
         size: width and height in pixels, of images.
-        form: how the service shapes the results (a word of the service's own).
+        form: the shape of the results, in a word that only the code of this service uses.
         body: the create call's JSON.
     """
 
@@ -64,9 +64,9 @@ class EmulatedTask:
         service: `"dieyuyun"` or `"dashscope"`.
         work: what the create call ordered; `kind`, `model`, `prompt` and `body` are its fields.
         key: fingerprint of the key that created it (`bide.emulator.fingerprint`).
-        created: when it was accepted. This and the other moments are seconds of the loop's clock.
+        created: when it was accepted. This and the other times are seconds of the loop's clock.
         started: when it left the service's queue.
-        ended: when it became final, or will.
+        ended: when it became final, or will become final.
         expires: when the service forgets it.
         status: the service's own word for its state now.
     """
@@ -127,7 +127,7 @@ class EmulatedTask:
         return min(99, int(100 * (now - self.started) / (self.ended - self.started)))
 
     def stop(self, now: float, lag: float) -> EmulatedTask:
-        """This task, cancelled *now*. If it runs, it goes on for *lag* seconds, and may still finish within them."""
+        """This task, cancelled *now*. If it runs, it continues for *lag* seconds, and may still finish in them."""
         end = now + (lag if now >= self.started else 0.0)
         if self.ended <= end:
             return self

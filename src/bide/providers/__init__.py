@@ -1,8 +1,8 @@
 """The services that bide knows, one adapter each, and the protocol for adding another.
 
-What enters: a request, a task id, or a service's HTTP reply as plain data (`Reply`). What leaves: the HTTP request to
-send (`Call`), and what a reply means: a `Task`, or one of the outcomes below, such as `Accepted`, `NotNow` or `Gone`.
-An adapter sends nothing, keeps no state, and reads any reply without raising.
+An adapter receives a request, a task id, or a service's HTTP reply as plain data (`Reply`). It returns the HTTP request
+to send (`Call`), or what a reply means: a `Task`, or one of the outcomes below, such as `Accepted`, `NotNow` or `Gone`.
+An adapter sends nothing and keeps no state. It never raises an error about a reply.
 
 To use a service, pass its adapter to `Client`: `Client(DashScope())`. To add one, implement `Provider`.
 """

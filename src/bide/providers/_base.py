@@ -23,10 +23,10 @@ class Profile:
     Attributes:
         floor: the shortest time between two polls of a task.
         typical: the documented range of durations (about the 10 % and 90 % points).
-        longest: the longest time that such a task takes; after it the task's slot counts as free.
-        unknown_hold: how long a create with an unknown outcome counts as a slot.
+        longest: the longest time that such a task takes; after that time the task's slot counts as free.
+        unknown_hold: how long a create with an unknown outcome occupies a slot.
         limits: the documented limits of a key.
-        lifetime: how long the service keeps results after a task's end; None where its documents do not say.
+        lifetime: how long the service keeps results after a task's end; None if its documents do not say.
     """
 
     floor: float
@@ -79,7 +79,7 @@ class Unclear:
 CreateOutcome: TypeAlias = Accepted | Refused | NotNow | Unclear
 
 
-# What the reply to a query can mean, besides a `Task`.
+# What the reply to a query can mean, if it is not a `Task`.
 
 
 @frozen
@@ -150,8 +150,8 @@ class Provider(Protocol):
     Attributes:
         name: the service's name in lower case, for messages and records: "dashscope".
         base_url: origin and path prefix of the API. All calls go below it, and the key is sent to its origin only.
-        key_variables: environment variables that may hold the key; the first one that is set counts.
-        queries_per_second: how many queries, lists and cancels an account may make in any second; None is no limit.
+        key_variables: environment variables that may hold the key; the client uses the first one that is set.
+        queries_per_second: how many queries, lists and cancels an account may make in any second; None means no limit.
         idempotent: whether the same create, sent twice with the same ticket, makes one task.
         lists: whether the service has a list of recent tasks.
         page_size: how many tasks `list_call` requests; 0 without a list.
@@ -179,14 +179,14 @@ class Provider(Protocol):
     def page_size(self) -> int: ...
 
     def profile(self, kind: str) -> Profile:
-        """What is known about this *kind* of work; a cautious profile for a kind that the service does not name."""
+        """What is known about this *kind* of work. For a kind that the service does not name: a cautious profile."""
         ...
 
     def create_call(self, request: Request, ticket: str) -> Call:
         """The call that makes the task; *ticket* is our id of the submission.
 
         Raises:
-            ValueError: the service cannot do what *request* asks. Nothing has been sent.
+            ValueError: the service cannot do what *request* asks for. Nothing has been sent.
         """
         ...
 
@@ -195,7 +195,7 @@ class Provider(Protocol):
         ...
 
     def knows(self, word: str) -> bool:
-        """Whether *word* is a documented task status. The client counts any other as running and warns once."""
+        """Whether *word* is a documented task status. The client treats any other word as running and warns once."""
         ...
 
     def query_call(self, task_id: str) -> Call:

@@ -20,10 +20,13 @@ _SIZE = re.compile(r"\s*(\d+)\s*[xX*×]\s*(\d+)\s*")
 
 
 def choose_base_url(given: str | None, variables: Iterable[str], default: str) -> str:
-    """The base URL: as *given*, else from the first of the environment *variables* that is set, else *default*.
+    """The base URL: *given*, else the value of the first environment variable that is set, else *default*.
+
+    Args:
+        variables: the names of the environment variables, in the order to try.
 
     Raises:
-        ValueError: it is not a URL below which calls can be made.
+        ValueError: it is not an HTTP URL to which paths can be added.
     """
     if given is not None:
         return check_base_url(given, "base_url")
@@ -38,7 +41,7 @@ def check_base_url(value: str, where: str) -> str:
 
     Raises:
         TypeError: it is not a str.
-        ValueError: it is not a URL below which calls can be made. The message shows no password and no query.
+        ValueError: it is not an HTTP URL to which paths can be added. The message shows no password and no query.
     """
     if not isinstance(value, str):
         raise TypeError(f"{where} must be a str, not {type(value).__name__}")
@@ -87,7 +90,7 @@ def format_size(size: str | None, sign: str) -> str | None:
 
 
 def int_if_whole(value: float | None) -> float | None:
-    """*value* as an int if it is a whole number, since services that expect 5 refuse 5.0."""
+    """*value* as an int if it is a whole number, since a service that expects 5 refuses 5.0."""
     return int(value) if value is not None and value == int(value) else value
 
 
@@ -107,7 +110,7 @@ def merge(
     """*own* and *extra* in one object.
 
     Raises:
-        ValueError: *extra* repeats a field of *own* or of *reserved*, so that it is unclear which one counts.
+        ValueError: *extra* repeats a field of *own* or of *reserved*: it is unclear which value to use.
     """
     clash = sorted((own.keys() | set(reserved)) & extra.keys())
     if clash:

@@ -44,7 +44,7 @@ def _frames(request: VideoRequest) -> dict[str, Any]:
             raise ValueError(f"DashScope's {request.model} accepts no last_image")
         return calls.without_none(image_url=first)
     if "kf2v" not in model and ((version := _wan_version(model)) is None or version >= (2, 7)):
-        # Wan 2.7 and later, and all other families, take one list for all kinds of media.
+        # Wan 2.7 and later, and all other families, accept one list for all kinds of media.
         frames = (("first_frame", first), ("last_frame", last))
         media = [{"type": kind, "url": url} for kind, url in frames if url is not None]
         return {"media": media} if media else {}
@@ -54,7 +54,7 @@ def _frames(request: VideoRequest) -> dict[str, Any]:
 
 
 def _image(request: ImageRequest) -> tuple[str, dict[str, Any]]:
-    # `n` is always sent: without it, the first Wan models make and bill four images.
+    # The body always has `n`: without it, the first Wan models make and bill four images.
     parameters = {
         "n": request.n,
         **calls.without_none(size=calls.format_size(request.size, "*"), seed=request.seed),

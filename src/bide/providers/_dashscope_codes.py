@@ -28,10 +28,8 @@ _CODES: Codes = {
     "throttling.allocationquota": ("rate", 429),
     "throttling.concurrency": ("slots", 429),
     "limitrequests": ("rate", 429),
-    "insufficientquota": (
-        "rate",
-        429,
-    ),  # a rate per minute or second here; at other services this code means money
+    # Here a rate per minute or second. At other services this code means that the account must pay.
+    "insufficientquota": ("rate", 429),
     "commoditynotpurchased": ("billing", 429),
     "prepaidbilloverdue": ("billing", 429),
     "postpaidbilloverdue": ("billing", 429),

@@ -40,16 +40,16 @@ Meaning: TypeAlias = Literal["refused", "billing", "slots", "rate", "capacity", 
 Codes: TypeAlias = Mapping[str, tuple[Meaning, int]]
 """A service's codes, as `normalize_code` returns them, with their meaning and their usual HTTP status.
 
-The usual status counts where a service sends an error with HTTP 200.
+The usual status is used if a service sends an error with HTTP 200.
 """
 
-# These prove that the service did nothing. 303 means that it has done the work; 300 and 304 make no sense for a create.
+# These prove that the service did nothing. 303 means that it did the work; 300 and 304 make no sense for a create.
 _REDIRECTS = frozenset({301, 302, 307, 308})
 _PASSING = frozenset({408, 425, 429})
 
 
 def normalize_code(code: str) -> str:
-    """*code* as the tables spell it: `LimitRequests` and `limit_requests` are the same code."""
+    """*code* in the spelling of the tables: `LimitRequests` and `limit_requests` are the same code."""
     return re.sub(r"[_\s-]", "", code[:200]).lower()
 
 
@@ -79,7 +79,7 @@ class FaultReader:
         title: the service's name in messages.
         key_variable: the environment variable of its key, for messages.
         codes: what its codes mean. "invalidurl" includes longer codes such as "InvalidURL.ConnectionRefused".
-        exact: codes of the table that include no longer ones.
+        exact: codes of the table that do not include longer codes.
         billing_words: parts of messages, in lower case, that mean "pay first", whatever the code is.
     """
 
@@ -101,7 +101,7 @@ class FaultReader:
             message = excerpt(reply.content, 200)
         meaning, usual = self._meaning(code, message)
         if meaning is None and self._meaning(_first_text(places, "type"), None)[0] == "billing":
-            # OpenAI's format has a code and a coarser type. A billing error must be recognised behind a new code, too.
+            # OpenAI's format has a code and a general type. If the code is new, the type still shows a billing error.
             meaning, usual = "billing", 402
         return Fault(
             status=reply.status,
@@ -135,12 +135,12 @@ class FaultReader:
     # Outcomes ----------------------------------------------------------------------------------------------
 
     def read_refused_create(self, reply: Reply, data: object) -> Refused | NotNow | Unclear:
-        """What the reply to a create means, if it accepts no task."""
+        """What the reply to a create means, if it names no created task."""
         fault = self.read(reply, data)
         error = self._build_error(fault, reply, "create")
         if fault.status in _REDIRECTS:
             return Refused(error)
-        # A proxy may send 408 although the service behind it has read the whole request.
+        # A proxy may send 408 although the service has read the whole request.
         if fault.status < 300 or (400 <= fault.status < 500 and fault.status != 408):
             return _outcome_of_answer(fault, error)
         # With 503, only a code of the service, or a `Retry-After`, shows that the service was busy and did nothing.
@@ -257,7 +257,7 @@ def object_in(reply: Reply) -> dict[str, Any] | None:
 
 
 _SUCCESS_CODES = frozenset({"", "0", "200", "ok", "success"})
-"""Codes with which gateways report success: a task id beside one of them must not be lost."""
+"""Gateways report success with these codes. Such a reply is not an error, so its task id is not lost."""
 
 
 def has_error(data: Mapping[str, Any]) -> bool:

@@ -1,4 +1,7 @@
-"""Read a service's JSON without ever raising: a field that is missing or of the wrong type is None, or empty."""
+"""Read a service's JSON without ever raising.
+
+A field that is missing, or has the wrong type, becomes None or empty.
+"""
 
 from __future__ import annotations
 
@@ -71,13 +74,13 @@ def _number(value: object) -> float | None:
 
 
 def mapping(data: object, name: str) -> dict[str, Any]:
-    """The object in the field *name*; an empty one where there is none."""
+    """The object in the field *name*; an empty object if the field holds none."""
     value = data.get(name) if isinstance(data, Mapping) else None
     return value if isinstance(value, dict) else {}
 
 
 def sequence(data: object, name: str) -> list[Any]:
-    """The array in the field *name*; an empty one where there is none."""
+    """The array in the field *name*; an empty list if the field holds none."""
     value = data.get(name) if isinstance(data, Mapping) else None
     return value if isinstance(value, list) else []
 
@@ -102,7 +105,7 @@ def moment(data: object, *names: str, zone: tzinfo = UTC, per_second: int = 1) -
 
 
 def _written_time(value: str, zone: tzinfo) -> datetime | None:
-    # A text of digits only is a number since the epoch, although ISO 8601 would read "20260101" as a day.
+    # A text that has only digits is a number since the epoch, although "20260101" is also a day in ISO 8601.
     if value.strip().isdecimal():
         return None
     try:
@@ -114,7 +117,7 @@ def _written_time(value: str, zone: tzinfo) -> datetime | None:
 
 
 def _from_epoch(seconds: float) -> datetime | None:
-    """*seconds* since the epoch as UTC; None for a time before 2000 or after 2200, which is no time of a task."""
+    """*seconds* since the epoch as UTC; None for a time before 2000 or after 2200, which cannot be a time of a task."""
     if not _EARLIEST.timestamp() <= seconds <= _LATEST.timestamp():
         return None
     return datetime.fromtimestamp(seconds, UTC)
@@ -148,10 +151,10 @@ def file_output(
 ) -> Output:
     """The result file at *url*. A URL that is not HTTP becomes an output with an error.
 
-    So no `javascript:` or `file:` URL of a hostile reply reaches a browser or a disk.
+    So a `javascript:` or `file:` URL in a hostile reply never reaches a browser or a disk.
 
     Args:
-        kind: the kind of file, unless the suffix of *url* shows another.
+        kind: the kind of file, unless the suffix of *url* shows another kind.
         expires_at: when the URL stops working, unless its signature says so.
     """
     if not isinstance(url, str) or not _is_fetchable(url):
@@ -181,7 +184,7 @@ def _is_fetchable(url: str) -> bool:
 def signature_end(url: str) -> datetime | None:
     """When the signature in *url* expires, or None if the URL does not say; the earliest of several times.
 
-    Names of fields may be in upper or lower case. A time in the past is returned, too. The services document:
+    Names of fields may be in upper or lower case. A time in the past is returned, too. Services document these fields:
 
     - `Expires`, a time: Alibaba Cloud OSS, Amazon S3 and CloudFront, Google Cloud Storage, Huawei Cloud OBS;
     - `X-…-Date`, and the lifetime in seconds in `X-…-Expires`: the services of `_DATED_SIGNATURES`;

@@ -47,7 +47,7 @@ _STATUSES = {
 
 _MAX_PAGES = 1_000_000
 _LIFETIME_HOURS = 24.0
-"""The service keeps tasks and result URLs for this time, and a list goes back no further."""
+"""The service keeps tasks and result URLs for this time, and its list shows no older tasks."""
 
 
 @frozen(init=False)
@@ -66,17 +66,17 @@ class DashScope:
         workspace: id of a workspace; sent with each call.
         workspace_host: whether to call the workspace's own host, `{workspace}.{zone}.maas.aliyuncs.com`.
         base_url: address of the API, such as "https://dashscope.aliyuncs.com/api/v1".
-        utc_offset: hours from UTC to the service's clock, 8 unless given. The times that the service writes name no
-            zone. In Beijing they are Beijing time; for other regions the documents do not say.
-        query_path: path of a query below the base URL, with "{id}" once; likewise *cancel_path*.
+        utc_offset: hours from UTC to the service's clock, 8 unless given. The times in the service's replies name no
+            zone. In the region Beijing they are Beijing time; for other regions the documents do not say.
+        query_path: path of a query below the base URL, with "{id}" once; *cancel_path*: the same for a cancel.
         list_path: path of the list of tasks below the base URL.
         lists: whether the service has a list of recent tasks.
         page_size: tasks to request in one page of the list.
-        image_floor: shortest time between two polls of an image task, in seconds; *video_floor* likewise. The
-            documents say "every few seconds" and allow 20 queries a second.
-        longest: seconds after which a task's slot counts as free. The service gives up a task after 3 h.
-        image_unknown_hold: seconds for which an image create with an unknown outcome counts as a slot;
-            *video_unknown_hold* likewise.
+        image_floor: shortest time between two polls of an image task, in seconds; *video_floor*: the same for a video
+            task. The documents say "every few seconds" and allow 20 queries a second.
+        longest: seconds after which a task's slot counts as free. The service ends a task as failed after 3 h.
+        image_unknown_hold: seconds for which an image create with an unknown outcome occupies a slot;
+            *video_unknown_hold*: the same for a video create.
 
     Raises:
         TypeError: the base URL is not a str.
@@ -162,8 +162,8 @@ class DashScope:
     def gateway(cls, base_url: str, **settings: Any) -> Self:
         """DashScope behind a reseller's gateway, which has another path for queries and no list.
 
-        The gateway's documents show `GET /apis/v1/services/aigc/tasks?task_id={id}` and no list. We assume that creates
-        are below `/apis/v1`, too.
+        The gateway's documents show `GET /apis/v1/services/aigc/tasks?task_id={id}` and no list. We assume that the
+        paths of creates begin with `/apis/v1`, too.
 
         Args:
             base_url: the gateway's address, with or without "/apis/v1".
@@ -222,7 +222,7 @@ class DashScope:
         return calls.task_call("POST", self.cancel_path, task_id, self._headers)
 
     def list_call(self, since: datetime, until: datetime, page: int, model: str | None = None) -> Call:
-        """The call for one page of tasks. The service refuses a span over 24 h: only its last 24 h are listed."""
+        """The call for one page of tasks. The service refuses more than 24 h, so the call names the last 24 h."""
         end = until if until.microsecond == 0 else until.replace(microsecond=0) + timedelta(seconds=1)
         start = max(since.replace(microsecond=0), end - timedelta(hours=_LIFETIME_HOURS))
         query = {

@@ -79,28 +79,28 @@ _CODES: Codes = {
 _FAULTS = FaultReader(title="Dieyuyun", key_variable="DIEYUYUN_API_KEY", codes=_CODES)
 
 _TOO_LATE_WORDS = ("cancel", "status", "state", "complet", "finish", "final")
-"""Parts of the messages of a service that can no longer cancel a task. The messages are not documented."""
+"""Parts of the messages with which a service says that a cancel is too late. No document lists these messages."""
 
 
 @frozen(init=False)
 class Dieyuyun:
     """Dieyuyun, at its own address or at any other.
 
-    What the service's documents do not fix is an argument here. The base URL is *base_url*, else
+    Each point that the service's documents leave open is an argument. The base URL is *base_url*, else
     `$DIEYUYUN_BASE_URL`, else "https://open.dieyuyun.com". A request's `extra` is merged into the body unchanged.
 
     Args:
         base_url: address of the API, without "/v1".
-        image_path: path of a create for images below the base URL; likewise *video_path*.
-        query_path: path of a query below the base URL, with "{id}" once; likewise *cancel_path*.
+        image_path: path of a create for images below the base URL; *video_path*: the same for videos.
+        query_path: path of a query below the base URL, with "{id}" once; *cancel_path*: the same for a cancel.
         images_field: the field of the body for `ImageRequest.images`.
         first_frame_field: the field of the body for `VideoRequest.image`; *last_frame_field*: for `last_image`.
-        image_floor: shortest time between two polls of an image task, in seconds; *video_floor* likewise. The
-            documents advise 3 to 5.
-        image_longest: seconds after which an image task's slot counts as free; *video_longest* likewise. The documents
-            name no such time.
-        image_unknown_hold: seconds for which an image create with an unknown outcome counts as a slot;
-            *video_unknown_hold* likewise.
+        image_floor: shortest time between two polls of an image task, in seconds; *video_floor*: the same for a video
+            task. The documents advise 3 to 5.
+        image_longest: seconds after which an image task's slot counts as free; *video_longest*: the same for a video
+            task. The documents name no such time.
+        image_unknown_hold: seconds for which an image create with an unknown outcome occupies a slot;
+            *video_unknown_hold*: the same for a video create.
 
     Raises:
         TypeError: the base URL is not a str.
@@ -184,7 +184,10 @@ class Dieyuyun:
         return 0
 
     def profile(self, kind: str) -> Profile:
-        """Images take 10 to 30 s, videos 1 to 5 minutes. Other kinds have the times of videos, but may take 10 s."""
+        """Images take 10 to 30 s, videos 1 to 5 minutes, other kinds 10 s to 5 minutes.
+
+        Other kinds have the floor, the longest time and the hold of videos.
+        """
         if kind == "image":
             return Profile(
                 floor=self.image_floor,
@@ -214,7 +217,7 @@ class Dieyuyun:
         return Call("POST", path, body=calls.merge(own, request.extra, "extra", calls.field_names(request)))
 
     def _image(self, request: ImageRequest) -> dict[str, Any]:
-        # `n` is always sent: no document says how many images a model makes and bills without it.
+        # The body always has `n`: no document says how many images a model makes and bills without it.
         own = {"model": request.model, "prompt": request.prompt, "n": request.n, "async": True}
         more = calls.without_none(size=calls.format_size(request.size, "x"), seed=request.seed)
         return own | more | ({self.images_field: list(request.images)} if request.images else {})
@@ -310,7 +313,7 @@ def _created_task(data: Mapping[str, Any], request: Request) -> Task | None:
     if task_id is not None and not is_task_id(task_id):
         return None
     if word is None and read.sequence(data, "data") and not has_error(data):
-        # A synchronous reply is the result alone; a task has it in the field "result".
+        # A synchronous reply is only the result. A reply about a task has the result in its field "result".
         task = _task({**data, "status": "completed", "result": data}, task_id)
         task = evolve(task, raw_status=None, raw=data)
     elif word is None and has_error(data):

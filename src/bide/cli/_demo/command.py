@@ -31,7 +31,7 @@ def run(directory: Path, *, speed: float) -> int:
         OSError: *directory* cannot be created.
     """
     if not MIN_SPEED <= speed <= MAX_SPEED:
-        raise ValueError(f"the speed is from {MIN_SPEED:g} to {MAX_SPEED:g}, not {speed:g}")
+        raise ValueError(f"the speed must be from {MIN_SPEED:g} to {MAX_SPEED:g}, not {speed:g}")
     directory.mkdir(parents=True, exist_ok=True)
     silence_log()
     print(f"{IMAGES} images from Dieyuyun and {VIDEOS} videos from DashScope, {SLOTS} of each at a time:\n")

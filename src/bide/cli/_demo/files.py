@@ -1,4 +1,4 @@
-"""Whether a PNG or MP4 file is complete: the checks of a reader, from the specifications of the formats."""
+"""Whether a PNG or MP4 file is complete: checks from the specifications of the formats."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def is_mp4(data: bytes) -> bool:
-    """Whether *data* is a complete MP4: boxes up to the last byte, a duration, and media where its tables say.
+    """Whether *data* is a complete MP4: boxes up to the last byte, a duration, and media at the place in its tables.
 
     Raises:
         struct.error: it is not.

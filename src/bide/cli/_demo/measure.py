@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 IMAGES, VIDEOS, SLOTS = 12, 6, 3
 IMAGE_SECONDS, VIDEO_SECONDS = (3.0, 5.0), (7.0, 9.0)
 MAX_POLL_SECONDS = 5.0
-"""Between two polls; for tasks that short it is the default."""
+"""The most seconds between two polls; for tasks so short it is the default."""
 SUBJECTS = ("a lighthouse", "a fox", "an old tram", "a paper boat", "a teapot", "a glacier")
 MOODS = ("in fog", "at noon")
 
@@ -39,12 +39,12 @@ class Figures:
     Attributes:
         title: the service and the kind of tasks.
         submitted: how many tasks there were.
-        most_in_flight: the most at once; `SLOTS` are allowed.
+        most_in_flight: the most tasks at once; `SLOTS` are allowed.
         polls: queries and lists.
         readable: files on disk that are complete.
         lag: the detection delay in seconds, on average.
         wall: seconds until the last file was on disk.
-        ideal: the same if each slot were refilled at the moment that it is free.
+        ideal: the same, if each slot were filled again at the moment that it becomes free.
     """
 
     title: str
@@ -84,7 +84,7 @@ async def measure(directory: Path, *, speed: float, display: Display) -> list[Fi
         dieyuyun_limits=ServiceLimits(concurrency=SLOTS),
     ) as emulator:
         _bypass_proxy("127.0.0.1")
-        # In proportion: at a higher speed each second of delay costs more.
+        # In proportion to the speed: at a higher speed each second of delay costs more.
         pace = Pace(price=Pace().price / speed, cap=MAX_POLL_SECONDS / speed)
         images = _Batch("Dieyuyun, images", _dieyuyun(emulator, speed), image_requests(), pace)
         videos = _Batch("DashScope, videos", _dashscope(emulator, speed), video_requests(), pace)
@@ -176,7 +176,7 @@ class _Batch:
 
 
 def _ideal(tasks: Iterable[EmulatedTask]) -> float:
-    """Seconds that *tasks* take in their order, if each slot is refilled at the moment that it is free."""
+    """Seconds that *tasks* take in their order, if each slot is filled again at the moment that it becomes free."""
     slots = [0.0] * SLOTS
     for task in sorted(tasks, key=lambda task: task.created):
         heapq.heapreplace(slots, slots[0] + task.ended - task.created)

@@ -198,7 +198,7 @@ async def test_ctrl_c_leaves_the_tasks_and_what_waits_on_record() -> None:
             terminal.kill()
         listed = await piped(emulator, "ls", "--json")
 
-        assert waiting in terminal.shown
+        assert waiting in listed.out
         assert "to continue: bide resume --provider dashscope" in terminal.shown
         assert [json.loads(line)["status"] for line in listed.lines] == ["running", "waiting"]
         assert statuses(emulator) == ["RUNNING"]

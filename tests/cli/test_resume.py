@@ -191,14 +191,14 @@ async def test_ctrl_c_leaves_the_tasks_and_what_waits_on_record() -> None:
         waiting = await left_behind(emulator)
         terminal = Terminal(emulator, "resume", "--concurrency", "1")
         try:
-            await terminal.shows("running")
+            await terminal.shows("[seconds 60]")  # its row has this name once both are followed
             terminal.press_ctrl_c()
             assert await terminal.ends() == 130
         finally:
             terminal.kill()
         listed = await piped(emulator, "ls", "--json")
 
-        assert waiting in listed.out
+        assert waiting in terminal.shown
         assert "to continue: bide resume --provider dashscope" in terminal.shown
         assert [json.loads(line)["status"] for line in listed.lines] == ["running", "waiting"]
         assert statuses(emulator) == ["RUNNING"]

@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import sys
 import tempfile
+import termios
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -220,6 +221,9 @@ class Terminal:
             os.execve(command[0], command, env)
         os.close(report)
         os.close(leash)
+        modes = termios.tcgetattr(self._file)
+        modes[3] |= termios.NOFLSH  # else the driver throws away at Ctrl-C what nobody has read yet
+        termios.tcsetattr(self._file, termios.TCSANOW, modes)
         self._pid = int.from_bytes(os.read(self._report, 4), "big")
         self._is_open = self._is_alive = True
         asyncio.get_running_loop().add_reader(self._file, self._read)

@@ -282,7 +282,8 @@ class Client:
         It takes a request from *requests* only while it is itself awaited, and holds at most *window* open handles, so
         *requests* may be endless. `handle.task.status` shows how a task has ended; `handle.result()` returns the task
         or raises its error. A caller that leaves the loop does not want the rest any more: what was not sent is
-        withdrawn as soon as Python drops the iterator, or at once by `await iterator.aclose()`.
+        withdrawn as soon as Python drops the iterator, 5 s after a cancelled step without a further one, or at once
+        by `await iterator.aclose()`.
 
         Raises:
             BideError: while iterated: an error that does not end the task, such as `AuthenticationError`. Iterate again

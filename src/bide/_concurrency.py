@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import anyio
 
@@ -15,10 +15,16 @@ from bide.errors import ClientClosedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from concurrent.futures import Executor
+    from types import TracebackType
 
 log = logging.getLogger("bide")
 
 _T = TypeVar("_T")
+
+LATE_SECONDS = 0.5
+"""A timer that is later than this shows that the loop did not run."""
+MOMENT_SECONDS, MOST_MOMENTS = 1.0, 3
+"""What a late timeout gives to the tasks that wait, and how often: a loop that is always late must end, too."""
 
 
 class Background:
@@ -105,6 +111,49 @@ class Background:
                 "this client belongs to another event loop: use it in the loop that it was first used in, or make one "
                 "Client for each loop"
             )
+
+
+class lived_timeout:  # noqa: N801 - used like `asyncio.timeout`
+    """`asyncio.timeout` for a process that may be stopped, or whose loop may be blocked.
+
+    Such a loop wakes with its timers due, before the tasks that wait have read what has arrived meanwhile. So a timeout
+    that is late gives them a moment first.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._scope = asyncio.timeout(None)
+        self._timer: asyncio.TimerHandle | None = None
+        self._moments = MOST_MOMENTS
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        await self._scope.__aenter__()
+        if self._seconds is not None:
+            self._set(self._seconds)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._scope.__aexit__(kind, error, trace)
+
+    def expired(self) -> bool:
+        """Whether the time has run out."""
+        return self._scope.expired()
+
+    def _set(self, seconds: float) -> None:
+        when = self._loop.time() + seconds
+        self._timer = self._loop.call_at(when, self._run_out, when)
+
+    def _run_out(self, when: float) -> None:
+        if self._loop.time() - when > LATE_SECONDS and self._moments:
+            self._moments -= 1
+            self._set(MOMENT_SECONDS)
+        else:
+            self._scope.reschedule(self._loop.time())
 
 
 async def in_thread(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Self
+from weakref import ref
 
 from bide import _outcomes
+from bide._concurrency import lived_timeout
 from bide._downloads.paths import check_output, folder_of
 from bide._submissions import Completions
 from bide.errors import BideError, ClientClosedError
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from bide._submissions import Submission
     from bide.ledgers import Record
     from bide.models import Request, SavedFile, Task
+
+
+LEFT_SECONDS = 5.0
+"""Seconds after a cancelled step of `as_completed`, within which its caller takes the next one, or has left."""
 
 
 class TaskHandle:
@@ -191,7 +197,7 @@ class TaskHandle:
     async def _wait(self, is_enough: Callable[[Task], bool], timeout: float | None) -> None:
         check_timeout(timeout)
         submissions = self._engine.submissions
-        scope = asyncio.timeout(timeout)
+        scope = lived_timeout(timeout)
         try:
             async with scope:
                 while not is_enough(self.task):
@@ -238,7 +244,7 @@ class AsCompleted:
     """The iterator of `client.as_completed()`: yields each handle when its task is final.
 
     It is a class and not a generator, so that a cancelled step breaks nothing: the next step goes on. When it is
-    dropped or closed, its caller has left.
+    dropped or closed, its caller has left; so it has when no step follows a cancelled one.
     """
 
     def __init__(
@@ -257,6 +263,7 @@ class AsCompleted:
         self._pulled: Request | None = None
         self._submitting: asyncio.Future[tuple[TaskHandle, Submission, Wish]] | None = None
         self._is_stepping = False
+        self._steps = 0
 
     def __aiter__(self) -> Self:
         return self
@@ -267,10 +274,20 @@ class AsCompleted:
                 "another asyncio task awaits this iterator: make an as_completed() for each task"
             )
         self._is_stepping = True
+        self._steps += 1
         try:
             return await self._step()
+        except asyncio.CancelledError:
+            # The caller may take the next step, as after a timeout of this one, or may have left the loop.
+            loop, step = asyncio.get_running_loop(), self._steps
+            loop.call_later(LEFT_SECONDS, _withdraw_if_left, ref(self), step)
+            raise
         finally:
             self._is_stepping = False
+
+    def has_taken(self, step: int) -> bool:
+        """Whether *step* is the last one, and has ended."""
+        return self._steps == step and not self._is_stepping
 
     async def aclose(self) -> None:
         """Leave: what was not sent is withdrawn. What was sent goes on."""
@@ -280,15 +297,19 @@ class AsCompleted:
         if hasattr(self, "_handles"):  # it was made
             self._leave()
 
+    def withdraw_unsent(self) -> None:
+        """Withdraw what was not sent. A caller that comes back gets these handles as cancelled, and goes on."""
+        for _, wish in self._handles.values():
+            wish.leave()
+        if self._submitting is not None:
+            self._submitting.add_done_callback(_leave_when_submitted)
+
     def _leave(self) -> None:
         self._source = None
         self._open.drop()
-        for _, wish in self._handles.values():
-            wish.leave()
+        self.withdraw_unsent()
         self._handles.clear()
-        submitting, self._submitting = self._submitting, None
-        if submitting is not None:
-            submitting.add_done_callback(_leave_when_submitted)
+        self._submitting = None
 
     async def _step(self) -> TaskHandle:
         while True:
@@ -357,6 +378,13 @@ class AsCompleted:
         except (StopIteration, StopAsyncIteration):
             self._source = None
             return None
+
+
+def _withdraw_if_left(iterator: ref[AsCompleted], step: int) -> None:
+    """*step* of the iterator was cancelled a while ago: without a later step, its caller has left."""
+    completed = iterator()
+    if completed is not None and completed.has_taken(step):
+        completed.withdraw_unsent()
 
 
 def _leave_when_submitted(submitting: asyncio.Future[tuple[TaskHandle, Submission, Wish]]) -> None:

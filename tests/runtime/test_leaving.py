@@ -335,6 +335,21 @@ async def test_a_caller_that_has_a_handle_keeps_a_request_in_the_queue() -> None
         assert (await handle.result()).status is TaskStatus.SUCCEEDED
 
 
+async def test_a_cancelled_step_of_as_completed_that_no_other_follows_is_leaving() -> None:
+    service = ToyService(queries=[RUNNING])
+    async with service.client(limits=Limits(1)) as client:
+        completed = client.as_completed([image("first"), image("second")])
+        for pause in (2, 2, 8):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(10):
+                    await anext(completed)
+            await asyncio.sleep(pause)
+            assert (await client.statistics()).waiting == (1 if pause < 5 else 0)
+
+        withdrawn = await anext(completed)  # a caller that comes back all the same goes on
+        assert (withdrawn.request, withdrawn.task.status) == (image("second"), TaskStatus.CANCELLED)
+
+
 @pytest.mark.parametrize("closes", [False, True])
 async def test_who_leaves_an_as_completed_loop_does_not_want_the_rest(closes: bool) -> None:
     service = ToyService(queries=[DONE])

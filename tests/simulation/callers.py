@@ -71,6 +71,7 @@ class Outcome:
     errors: list[str] = field(default_factory=list)
     unnamed: list[str] = field(default_factory=list)
     same_ticket: str | None = None
+    left_at: float | None = None
 
     def end(self, how: str, why: object = "") -> None:
         if self.ends is None:
@@ -103,6 +104,8 @@ class Caller:
                 await self._persist(self.outcomes[0])
         except asyncio.CancelledError:
             for outcome in self.outcomes:
+                if outcome.ends is None:
+                    outcome.left_at = self.host.world.now
                 outcome.end("left", "cancelled")
             raise
 

@@ -26,7 +26,7 @@ from simulation import world as world_module
 from simulation.callers import Caller, Outcome
 from simulation.hosts import Host
 from simulation.ledger import LedgerFate, SimulatedWorker, Steps, patched_presence
-from simulation.service import ALL_OPS, KEYS, Fate, Service
+from simulation.service import ALL_OPS, KEYS, Exchange, Fate, Service
 from simulation.world import START, EndlessError, HostLoop, OrderedTask, World
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class History:
         self.callers: list[Caller] = []
         self.idle = self.busy = 0.0
         self._last_trouble = START
-        self._idle_at: list[float] = []
+        self.closings: list[tuple[str, float]] = []
 
     # What happens ------------------------------------------------------------------------------------------
 
@@ -287,6 +287,7 @@ class History:
     def _do_close(self, misfortune: Misfortune) -> None:
         host = self.hosts[misfortune["host"]]
         if host.is_alive:
+            self.closings.append((host.name, self.world.now))
             host.close_client(
                 grace=misfortune["grace"], withdraw=misfortune["withdraw"], again_after=misfortune["seconds"]
             )
@@ -433,8 +434,39 @@ class History:
                 self._break(f"{host.name}: tasks are left over: {[_name(task) for task in left]}")
             for fault in host.loop.faults:
                 self._break(f"{host.name}: {fault}")
+        for exchange in self.service.thrown_away:
+            began, limit = exchange.began, 60.0 if exchange.op == "create" else 20.0
+            if (
+                exchange.answered is not None
+                and exchange.answered - began < limit
+                and not self._was_closing(exchange)
+            ):
+                self._break(
+                    f"{exchange.host}: the answer to its {exchange.op} had arrived and was thrown away"
+                )
         if self.service.open:
             self._break(f"exchanges are open still: {sorted(self.service.open)}")
+
+    def _check_left(self, outcome: Outcome) -> None:
+        """What a caller has left is not sent later. (A handle, a closed client or a dead host keeps it wanted.)"""
+        wish, left_at = outcome.wish, outcome.left_at
+        is_kept = (
+            wish.way in ("run with ticket", "submit", "cancel") or bool(outcome.errors) or bool(self.closings)
+        )
+        if left_at is None or is_kept or any(host.lives > 1 for host in self.hosts):
+            return
+        margin = 5.1 if wish.way == "as_completed" else 0.1
+        for exchange in self.service.exchanges:
+            if exchange.op == "create" and exchange.prompt == wish.name and exchange.began > left_at + margin:
+                self._break(
+                    f"{wish.name}: it was sent {exchange.began - left_at:.1f} s after its caller had left"
+                )
+
+    def _was_closing(self, exchange: Exchange) -> bool:
+        """Whether the host closed its client about then: a closing client gives up what takes longer than its grace."""
+        return any(
+            name == exchange.host and began <= (exchange.ended or 0.0) for name, began in self.closings
+        )
 
     def _check_truth(self) -> None:
         """No wish was paid twice, and each caller got what was made for it."""
@@ -451,6 +483,7 @@ class History:
                     self._break(f"{wish.name}: got the picture of {truth.prompt if truth else 'nobody'!r}")
                 elif not outcome.task.outputs:
                     self._break(f"{wish.name}: got a success without outputs")
+            self._check_left(outcome)
             if outcome.ends == "refused" and made:
                 self._break(f"{wish.name}: told as refused, but {len(made)} were made")
 

@@ -78,6 +78,7 @@ class Exchange:
     retry_after: float | None = None
     fate: str | None = None
     made: str | None = None
+    answered: float | None = None
 
 
 class _Clock:
@@ -140,6 +141,7 @@ class Service:
         self.fates: list[Fate] = []
         self.exchanges: list[Exchange] = []
         self.open: set[int] = set()
+        self.thrown_away: list[Exchange] = []
         self.accepted_keys = {KEYS[0]}
         self._cuts: dict[int, Callable[[], object]] = {}
         self._foreign = itertools.count(1)
@@ -252,6 +254,8 @@ class Wire(httpx.AsyncBaseTransport):
             raise
         except asyncio.CancelledError:
             self._tell(exchange, "given up")
+            if exchange.answered is not None:
+                service.thrown_away.append(exchange)
             raise
         finally:
             exchange.ended = self._world.now
@@ -300,6 +304,7 @@ class Wire(httpx.AsyncBaseTransport):
 
         def answer(status: int, headers: dict[str, str], content: bytes) -> None:
             if not is_cut:
+                exchange.answered = world.now
                 self._loop.arrive(lambda: future.done() or future.set_result((status, headers, content)))
 
         def arrive() -> None:

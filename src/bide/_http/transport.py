@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlencode, urlsplit
 import httpx
 from attrs import frozen
 
+from bide._concurrency import lived_timeout
 from bide._http.pool import (
     MAX_CONNECTIONS,
     MAX_IDLE_EXTENSION,
@@ -197,7 +198,7 @@ class Transport:
         began = time.monotonic()
         fault: BideError
         try:
-            async with asyncio.timeout(timeout):
+            async with lived_timeout(timeout):
                 if self._client is not None:
                     reply = await self._send_over_client(self._client, call, url, body, key, timeout, limit)
                 else:
@@ -223,7 +224,11 @@ class Transport:
             headers=_headers(call, key),
             content=body,
             extensions={
-                "timeout": timeouts(timeout),
+                "timeout": {
+                    **timeouts(timeout),
+                    "read": None,
+                    "write": None,
+                },  # `send` times the whole exchange
                 **({MAX_IDLE_EXTENSION: FRESH_SECONDS} if fresh else {}),
             },
         )

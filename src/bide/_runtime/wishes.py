@@ -35,31 +35,40 @@ CONFIRM_SECONDS = 5.0
 
 
 class Wish:
-    """One caller that wants a submission. Exactly one of its methods ends it."""
+    """One caller that wants a submission. The first call of a method ends it; later ones change nothing."""
 
-    __slots__ = ("_wishes", "ticket")
+    __slots__ = ("_is_over", "_wishes", "ticket")
 
     def __init__(self, wishes: Wishes, ticket: str) -> None:
         self._wishes = wishes
+        self._is_over = False
         self.ticket: str = ticket
+
+    def _is_first_end(self) -> bool:
+        was_over, self._is_over = self._is_over, True
+        return not was_over
 
     def end(self) -> None:
         """The caller has its answer."""
-        self._wishes.end(self.ticket)
+        if self._is_first_end():
+            self._wishes.end(self.ticket)
 
     def keep(self, submission: Submission) -> None:
         """The caller has got a handle: it wants the submission to its end."""
         submission.is_kept = True
-        self._wishes.end(self.ticket)
+        self.end()
 
     def leave(self) -> None:
         """The caller has left. This does not wait: the caller is being cancelled."""
-        self._wishes.leave(self.ticket)
+        if self._is_first_end():
+            self._wishes.leave(self.ticket)
 
     async def leave_with(self, error: BideError) -> BideError:
         """The caller leaves with *error*. Returns it with what the ledger confirms of the purchase."""
+        if not self._is_first_end():
+            return error
         if isinstance(error, ClientClosedError):  # `aclose` knows what to do with the requests
-            self.end()
+            self._wishes.end(self.ticket)
             return error
         return await self._wishes.leave_with(self.ticket, error)
 

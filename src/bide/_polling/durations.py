@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 ENDS_KEPT, RATIOS_KEPT = 128, 64
-"""Ended tasks that are remembered of a model, and ratios of each stage of progress: older ones are forgotten."""
+"""So many ended tasks of a model are remembered, and so many ratios of each stage of progress."""
 FEWEST_SAMPLES = 8
-"""Ratios of a stage, or tasks of a variant, from which on they are used."""
+"""A stage is used once it has so many ratios, and a variant once it has so many tasks."""
 PRIORS = 8
 LEAST_WEIGHT = 0.03
 CLEAR_SHARE, CHANCE_MARGIN = 0.8, 1.5

@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from bide.providers import ListedTask
 
 FEWEST_TASKS = 3
-"""Live tasks of a key from which on a list is considered."""
+"""A list is considered if the key has at least so many live tasks."""
 EARLIER_SECONDS = 10.0
-"""A task may have been created so many seconds before we think: its create took a while, and clocks differ."""
+"""A task can be older than it seems by so many seconds: its create took a while, and clocks differ."""
 MOST_TASKS_WEIGHED = 64
-"""Of many tasks, so many are weighed as a sample of all."""
+"""If there are more tasks, so many of them stand for all when a list is weighed."""
 LONGEST_WINDOW_SECONDS = 23 * 3600.0
 """A list spans 24 hours at most (DashScope: "Query async task list")."""
 YOUNG_SECONDS = 2.0
@@ -63,9 +63,9 @@ HOLD_SECONDS_PER_PAGE = 1.5
 """Seconds for each page, within which a list answers for the polls that fall due meanwhile."""
 LONGEST_PAUSE_SECONDS = 3600.0
 WEIGHED_FOR_SECONDS = 0.2
-"""Seconds until it is weighed again whether a list is worth it."""
+"""Seconds until the lister weighs again whether a list is worth its price."""
 ROWS_PER_TURN = 100
-"""Rows that are taken in during one turn of the event loop, which others need too."""
+"""The most rows that are taken in during one turn of the event loop, so that other work gets its turn."""
 
 
 @define(eq=False)

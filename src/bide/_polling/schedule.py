@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from bide._polling.pace import Pace
 
 DEADLINE_NEAR_SECONDS = 600.0
-"""Seconds to a deadline from which on a task keeps a place in the heap for it while it is polled."""
+"""A task that is being polled keeps a place in the heap for its deadline only if that is closer than this."""
 MOST_INVALID_PLACES = 256
-"""Places in the heap, besides twice the valid ones, from which on it is tidied."""
+"""The heap is tidied when it has twice as many places as were valid the last time, and so many more."""
 DUE_PER_TURN = 500
-"""Places that are taken from the heap in one turn of the event loop, which others need too."""
+"""The most places that are taken from the heap in one turn of the event loop, so that other work gets its turn."""
 CANDIDATES = 32
-"""Of many tasks that are due, so many that have waited longest and as many others are compared."""
+"""When many tasks are due, the schedule compares so many that have waited longest, and as many others."""
 
 
 class Schedule:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from bide.ledgers import Ledger
 
 RAISE_AFTER_SECONDS = 2.5
-"""Seconds until a larger share of the query rate is used. Other processes learn within 0.6 s that their share is
-smaller now, and what they sent before that counts for 1 s more."""
+"""Seconds until a process uses a larger share of the query rate. The other processes learn within 0.6 s that their
+share is smaller now, and the queries that they sent before that count for 1 s more."""
 MOST_REFUSAL_PAUSE_SECONDS = 30.0
 
 

@@ -90,7 +90,8 @@ class TaskHandle:
             timeout: seconds to wait at most; None is no limit.
 
         Raises:
-            APIError, TransportError: the create was refused, or no connection works. Nothing was made.
+            APIError: the create was refused. Nothing was made.
+            TransportError: the address cannot work; or no connection has worked for 30 s, and the request waits on.
             SubmissionUnknownError: the create may have arrived.
             TaskCancelledError: it was withdrawn before.
             WaitTimeoutError: *timeout* seconds passed, or `Deadlines.waiting` did.
@@ -112,7 +113,8 @@ class TaskHandle:
         Raises:
             TaskFailedError: the service reports a failure; `.code`, `.message` and `.retryable` say which.
             TaskCancelledError, TaskExpiredError: it ended without a result.
-            APIError, TransportError: the create was refused, or no connection works. Nothing was made.
+            APIError: the create was refused. Nothing was made.
+            TransportError: the address cannot work; or no connection has worked for 30 s, and the request waits on.
             AuthenticationError: the key may no longer query the task, which stays on record and is polled again.
             SubmissionUnknownError: the create may have arrived; it is unknown whether it did.
             WaitTimeoutError: *timeout* seconds passed, or a deadline did. The task goes on; call again to wait on.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -216,6 +217,27 @@ async def test_what_an_owner_drives_is_heard_of_when_another_process_changes_it(
         await until(lambda: any(isinstance(each, Record) for each in heard))
         (news,) = [each for each in heard if isinstance(each, Record)]
         assert (news.ticket, news.task.status) == ("t1", TaskStatus.CANCELLED)
+
+
+@pytest.mark.usefixtures("no_ticks")
+async def test_a_read_sees_what_another_process_has_written_before_it_was_asked_for(path: Path) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def read_slowly(backend: Any) -> None:
+        backend.store.record("none")
+        begun.set()
+        may_end.wait(A_MINUTE)
+
+    async with SQLiteLedger(path) as one, SQLiteLedger(path) as other:
+        slow = asyncio.ensure_future(in_thread(other, read_slowly))
+        await asyncio.to_thread(begun.wait, A_MINUTE)
+        await one.add(record("t1"))
+        asked = asyncio.ensure_future(other.get("t1"))
+        await asyncio.sleep(0.05)
+        may_end.set()
+
+        assert await asked is not None
+        await slow
 
 
 @pytest.mark.usefixtures("no_ticks")

@@ -153,7 +153,7 @@ class Worker(Generic[_BackendT]):
         """Take *first* and the steps that wait now in one transaction. If a step breaks it, take each in its own.
 
         Steps that arrive while other processes write join the transaction, too: the more there is to do, the less each
-        step costs.
+        step costs. A transaction that only reads takes one step: a later one must see what was written meanwhile.
         """
         steps = [first]
         has_begun = False
@@ -161,8 +161,9 @@ class Worker(Generic[_BackendT]):
             with backend.transaction(writes=first.writes, vital=first.vital):
                 has_begun = True
                 _take_one(backend, first)
-                while len(steps) < STEPS_PER_TRANSACTION and (step := self._next(wait=False)) is not None:
-                    if step.writes > first.writes or step.vital > first.vital:
+                most = STEPS_PER_TRANSACTION if first.writes else 1
+                while len(steps) < most and (step := self._next(wait=False)) is not None:
+                    if step.vital > first.vital:
                         self._deferred = step
                         break
                     steps.append(step)

@@ -18,6 +18,7 @@ from bide.providers import DashScope, Dieyuyun
 from simulation.history import happen
 from simulation.plans import Plan, draw
 
+pytestmark = pytest.mark.no_cover  # tracing makes a history four times as long
 MOST_HISTORIES = 400
 """So many histories with the right misfortunes at most, until the fault must be found."""
 

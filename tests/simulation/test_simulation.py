@@ -13,6 +13,7 @@ import pytest
 from simulation.history import happen
 from simulation.plans import draw
 
+pytestmark = pytest.mark.no_cover  # tracing makes a history four times as long
 TESTS = Path(__file__).parents[1]
 
 
@@ -22,7 +23,8 @@ def stories_of(*seeds: str) -> str:
         "import sys\nfrom simulation.history import happen\nfrom simulation.plans import draw\n"
         "for seed in sys.argv[1:]:\n    print('\\n'.join(happen(draw(seed)).story))\n"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": str(TESTS)}
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    environment = {**outer, "PYTHONHASHSEED": "0", "PYTHONPATH": str(TESTS)}
     done = subprocess.run(
         [sys.executable, "-c", program, *seeds], env=environment, capture_output=True, text=True, check=True
     )

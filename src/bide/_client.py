@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 class Client:
-    """Submits requests to one service, keeps within what its keys allow, and brings the results home.
+    """Submits requests to one service, obeys the limits of its keys, and fetches the results.
 
     Use it as `async with Client(...)`, or end it with `aclose()`. It belongs to one process, and to the event loop in
     which it is used first.
@@ -69,7 +69,7 @@ class Client:
         ledger: where records are kept; None is the running loop's own `MemoryLedger`. With a `SQLiteLedger` they
             outlive the process, and all processes that use the file share limits and tickets.
         adopt: whether this client takes over, now and later, what other clients of the key leave open on the ledger
-            when they are closed or die. Without it (for programs that run for a short while) only `resume` takes that
+            when they are closed or die. With False (for programs that run for a short while) only `resume` takes that
             over; tasks that were sent already are polled if `attach` asks for them, or while requests of this client
             wait for their slots.
         http_client: an `httpx.AsyncClient` of yours (or one with the same methods, such as httpx2's) that sends the
@@ -78,13 +78,14 @@ class Client:
         transport: an httpx transport that sends all requests, such as `httpx.MockTransport` in tests.
         proxy: URL of a proxy; None takes the environment's ($HTTPS_PROXY, $NO_PROXY).
         on_event: called in the loop with an `Event` for each thing that happens to a submission. It must return soon;
-            to do more, pass `queue.put_nowait` and read the queue elsewhere. What it raises is logged.
-        save_to: a directory to which the client saves each result as soon as it is there, since results expire. What
-            fails is tried again. Leaving the `async with` block waits for the downloads under way; `aclose` gives them
+            for longer work pass `queue.put_nowait` and read the queue elsewhere. An error that it raises is logged.
+        save_to: a directory to which the client saves each result as soon as it exists, since results expire. A
+            download that fails is tried again. Leaving the `async with` block waits for the downloads under way; `aclose` gives them
             its *grace*. On a durable ledger the client saves there what other clients have left unsaved, too.
         downloads: how many files at once, how large, from which hosts; None is `Downloads()`.
 
-    $BIDE_LOG (debug, info, warning or error) shows what happens on standard error, or in the application's own log.
+    $BIDE_LOG (debug, info, warning or error) makes bide log what happens: to standard error, or to the application's own
+    log.
 
     Raises:
         TypeError, ValueError: no key, an unusable key, or arguments of a wrong type or that exclude each other.

@@ -1,6 +1,6 @@
 """What works behind a client.
 
-In come records of requests, and news of the ledger about them. The submitter sends, the poller (`_polling`) watches,
-the canceller ends, the saver (`_downloads`) saves, and the takeover goes on with what other clients have left. Out go
-steps of the ledger, and new snapshots and errors to the submissions.
+These parts receive the records of requests, and the ledger's news about them. The submitter sends requests. The poller
+(`_polling`) polls tasks. The canceller cancels them. The saver (`_downloads`) saves their files. The takeover continues
+what other clients have left. The parts call the ledger, and pass new snapshots and errors to the submissions.
 """

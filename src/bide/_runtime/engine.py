@@ -1,4 +1,4 @@
-"""The parts that work behind a client: what each is notified of, and their orderly end."""
+"""The parts that work behind a client: what each part is notified of, and how all are closed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bide._submissions import Submission
 
 RECORDING_SECONDS = 2.0
-"""Seconds that a closing client gives its ledger at least, to put on record what callers have asked for."""
+"""A closing client gives its ledger at least this many seconds to record what callers have asked for."""
 
 
 class Engine:
@@ -100,7 +100,7 @@ class Engine:
             recording.add_done_callback(lambda _: self._end_recording(ticket, recording))
             return await wait_unless_closed(recording)
         except ClientClosedError as error:
-            # Whether the step of the ledger under way has taken effect is not known.
+            # A step of the ledger was under way. It is not known whether it has taken effect.
             raise error.about(ticket=ticket, task_id=None, bought=error.bought is not False) from None
         finally:
             self.submissions.end_recording(ticket)
@@ -119,7 +119,7 @@ class Engine:
     async def _record(
         self, record: Record, before: asyncio.Task[Submission] | None, *, again: bool
     ) -> Submission:
-        """The submission of *record*. Of two calls at once with one ticket, the first one's is recorded."""
+        """The submission of *record*. If two calls use one ticket at once, the request of the first is recorded."""
         if before is not None:
             await asyncio.wait([before])
         self.check_open()
@@ -176,7 +176,7 @@ class Engine:
         """The submission of *record*. A new one is watched, and saved if it has ended."""
         record = self.submissions.newest(record)
         if self.submissions.is_open(record.ticket):
-            self.change_record(record)  # where the ledger's news are late, this is the news
+            self.change_record(record)  # the ledger may not have reported this change yet
         submission, is_new = self.submissions.add(record)
         if is_new:
             self.saver.save_automatically(record)
@@ -264,7 +264,7 @@ class Engine:
         await self.background.close(partial(self._close, grace, withdraw=withdraw))
 
     async def _close(self, grace: float, *, withdraw: bool) -> None:
-        """Stop admission, let what is under way end, and hand over the rest. All waits fail, whatever else fails."""
+        """Stop admission, let what is under way end, and hand over the rest. All waits fail, even if another step fails."""
         left: list[Record] = []
         try:
             try:

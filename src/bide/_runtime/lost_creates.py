@@ -1,7 +1,8 @@
 """Find the task of a create whose answer was lost.
 
-Such a create is sent again only where the provider declares that harmless. Else its task is looked for in the service's
-list, and found only if exactly one task there can be it, and that task can belong to this submission alone.
+Such a create is sent again only where the provider declares that harmless. Otherwise bide looks for its task in the
+service's list. A listed task counts as found only if no other listed task fits this submission, and the task fits no
+other submission.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class LostCreates:
         start = now if since is None else since
         # A process that died long ago may have sent it, but no later than a create may take.
         latest = min(now, (record.admitted or now) + CREATE_TIMEOUT_SECONDS)
-        # Of the moments that have passed already, one look-up makes up at once.
+        # One look-up, done at once, replaces those whose moments have passed already.
         to_come = [seconds for seconds in LOOKUP_SECONDS if start + seconds > now]
         for seconds in to_come if len(to_come) == len(LOOKUP_SECONDS) else [0.0, *to_come]:
             await asyncio.sleep(start + seconds - self._ledger.now())

@@ -39,7 +39,7 @@ class Driver(Protocol):
         ...
 
     def reconcile(self, record: Record) -> None:
-        """This client owns *record*: see to it that it drives it."""
+        """This client owns *record*: make sure that it drives the record."""
         ...
 
 
@@ -106,7 +106,7 @@ class Takeover:
                     continue
                 left = [each.ticket for each in self._submissions.open() if each.record.owner is None]
                 await self.adopt(tickets=left, waiting=False)
-                if self._driver.has_waiting:  # for slots that no other client would see become free
+                if self._driver.has_waiting:  # their tasks hold slots; no other client would see those become free
                     await self.adopt(waiting=False)
             await self._catch_up()
             query_limiter = self._account.query_limiter
@@ -119,7 +119,7 @@ class Takeover:
             self._is_reading = False
 
     async def _catch_up(self) -> None:
-        """Read changes of submissions that other clients drive: news are lost if the process that sends them dies."""
+        """Read changes of submissions that other clients drive: their news is lost if the process that sends it dies."""
         others = {
             each.ticket: each.record.version
             for each in self._submissions.open()

@@ -1,4 +1,4 @@
-"""How a wait for a submission ends: the error that a final snapshot stands for, and the errors of waits that end early."""
+"""How a wait for a submission ends: the error that a final snapshot stands for, and the errors of early ends."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ class Canceller:
         return submission.task.status is TaskStatus.CANCELLED
 
     async def _is_cancelled_by_its_owner(self, submission: Submission) -> bool:
-        """The client that drives the submission cancels it once its id is known. Wait until the record shows the answer."""
+        """Another client drives the submission, and cancels it once its id is known. Wait until the record shows it."""
         with suppress(TimeoutError):
             async with asyncio.timeout(OTHER_PROCESS_SECONDS):
                 while not submission.task.status.is_final and submission.record.cancel_taken is None:

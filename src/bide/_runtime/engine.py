@@ -264,7 +264,7 @@ class Engine:
         await self.background.close(partial(self._close, grace, withdraw=withdraw))
 
     async def _close(self, grace: float, *, withdraw: bool) -> None:
-        """Stop admission, let what is under way end, and hand over the rest. All waits fail, even if another step fails."""
+        """Stop admission, let work under way end, and hand over the rest. All waits fail, even if a step here fails."""
         left: list[Record] = []
         try:
             try:

@@ -1,4 +1,4 @@
-"""One request from waiting to accepted: its admission, the one POST, and the record of what came of it.
+"""One request from waiting to accepted: its admission, its one POST, and the record of the result.
 
     waiting --admitted--> submitting --2xx with an id------------------> queued | running | (already final)
        |                     |-- certainly not sent -------------------> waiting, the lane pauses
@@ -53,7 +53,7 @@ RETRY_SECONDS = 5.0
 
 
 class Submitter:
-    """Admits requests that wait, sends them, and records what came of them.
+    """Admits requests that wait, sends them, and records the results.
 
     Args:
         poller: polls more often while requests wait for the slots of its tasks.
@@ -109,8 +109,8 @@ class Submitter:
         self._start(record, self._resolve(record, gone, since=record.admitted))
 
     def send(self, record: Record) -> None:
-        """Send *record*, an admitted one of this client, unless that is under way. (What was sent leaves its state
-        before its create ends here.)"""
+        """Send *record*, an admitted one of this client, unless that is under way. (A record that was sent
+        leaves the state `submitting` before its create ends here.)"""
         if not self._is_stopping and not self._is_sending(record.ticket):
             self._start(record, self._create(record))
 

@@ -170,8 +170,8 @@ class Submissions:
         self._durable = durable
         self._open: dict[str, Submission] = {}
         self._ended: WeakValueDictionary[str, Submission] = WeakValueDictionary()
-        # The newest records of tickets without a submission. A submission that is being made must not start with an older
-        # record.
+        # The newest records of tickets without a submission. A submission that is being made must not start with an
+        # older one.
         self._early: OrderedDict[str, Record] = OrderedDict()
         self._recording: Counter[str] = Counter()
         self._wishes: Counter[str] = Counter()  # callers that can leave, by ticket
@@ -371,8 +371,8 @@ class Submissions:
             self.announce(EventName.POLLED, submission, seconds=seconds, error=error)
 
     def announce_pause(self, ticket: str, key: str, seconds: float, error: BideError) -> None:
-        """Because of *error*, no request of the lane is created for *seconds*; or, where *ticket* is accepted
-        already, no task of the account is polled."""
+        """Because of *error*, no create of the lane is sent for *seconds*. If *ticket* is accepted already, no
+        task of the account is polled for *seconds* instead."""
         submission = self._open.get(ticket)
         if submission is not None and seconds > 0:
             self.announce(EventName.PAUSED, submission, key=key, seconds=seconds, error=error)

@@ -1,4 +1,4 @@
-"""How a wait for a submission ends: the error that a final snapshot stands for, and the errors of early ends."""
+"""How a wait for a submission ends: which error a final snapshot stands for, and which errors end a wait early."""
 
 from __future__ import annotations
 

@@ -202,9 +202,7 @@ class Engine:
         elif record.version >= submission.record.version:
             self.change_record(record)
             if record.task.status is TaskStatus.SUBMITTING:
-                self._submitter.send(
-                    record
-                )  # if it was admitted by a step that seemed to fail: it was not sent
+                self._submitter.send(record)  # if a step that seemed to fail has admitted it, it was not sent
 
     @property
     def has_waiting(self) -> bool:
@@ -229,7 +227,7 @@ class Engine:
         is_ours = record.owner == self.owner and not record.task.status.is_final
         if is_ours and not self.submissions.is_open(record.ticket) and not self.background.is_closing:
             self._submitter.notice(record)
-            self.take_up(record)  # also where the caller that has asked for it has left
+            self.take_up(record)  # even if the caller that asked for it has left
             return
         self._submitter.notice(record)
         changed = self.submissions.change_record(record)
@@ -285,7 +283,7 @@ class Engine:
             await self.account.transport.aclose()
 
     async def _wind_down(self, grace: float, *, withdraw: bool) -> None:
-        """Admit nothing more, and give what is under way its time."""
+        """Admit nothing more, and wait for the work under way, but not longer than it may take."""
         clock = self.background.clock
         until = clock() + grace
         await self._submitter.stop()

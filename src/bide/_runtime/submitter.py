@@ -118,7 +118,7 @@ class Submitter:
         return any(record.ticket == ticket for record in self._posts.values())
 
     async def stop(self) -> None:
-        """Admit nothing more. A step of the ledger under way is not cut off: what it admits is sent."""
+        """Admit nothing more. A step of the ledger under way is not stopped: the request that it admits is sent."""
         self._is_stopping = True
         self._wake.set()
         await asyncio.wait([self._loop])

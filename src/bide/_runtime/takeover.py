@@ -47,7 +47,7 @@ class Takeover:
     """How one client shares its ledger.
 
     Args:
-        adopts: whether it takes over all that other clients leave, or only what it has to.
+        adopts: whether it takes over all that other clients leave, or only what it must.
     """
 
     def __init__(

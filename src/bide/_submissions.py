@@ -201,7 +201,7 @@ class Submissions:
         return early if early.version > record.version else record
 
     def add(self, record: Record) -> tuple[Submission, bool]:
-        """The submission of *record*, and whether it was made now."""
+        """The submission of *record*, and whether this call made it."""
         there = self.get(record.ticket)
         if there is not None and not _is_reopened(there, record):
             return there, False
@@ -311,7 +311,7 @@ class Submissions:
                 submission.fault = error
 
     def fail_all(self) -> None:
-        """The client is closed: raise that in all waiters."""
+        """The client is closed: raise `ClientClosedError` in all waiters."""
         for submission in list(self._open.values()):
             submission.fail_waiters(_outcomes.client_closed(submission.record, durable=self._durable))
 

@@ -410,7 +410,7 @@ class Gathering:
         return [outcomes[record.ticket] for record in self._records]
 
     async def _leave_with(self, error: BideError) -> BideError:
-        """Leave with *error*. Returns a copy; its `bought` and `tickets` are what the ledger confirms."""
+        """Leave with *error*. Returns it with `bought` and `tickets` as the ledger confirms them."""
         left = await asyncio.gather(*(wish.leave_with(error) for wish in self._wishes))
         bought = {record.ticket: each.bought for record, each in zip(self._records, left, strict=True)}
         if isinstance(error, ClientClosedError):  # the requests were not withdrawn

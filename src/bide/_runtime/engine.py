@@ -283,7 +283,7 @@ class Engine:
             await self.account.transport.aclose()
 
     async def _wind_down(self, grace: float, *, withdraw: bool) -> None:
-        """Admit nothing more, and wait for the work under way, but not longer than it may take."""
+        """Admit nothing more. Wait for the work under way, until its time limit."""
         clock = self.background.clock
         until = clock() + grace
         await self._submitter.stop()

@@ -1,8 +1,8 @@
 """Who wants a submission, and what becomes of it when its last caller leaves.
 
 A caller of `run`, `gather` or `as_completed` wants its submission until the caller leaves. It leaves when it is
-cancelled, runs out of time, or gets the error of its own request. A caller that has got a handle from `submit` or `attach` cannot leave any more.
-Each client counts its own callers. The ledger records which clients want a submission, so a wish holds in whatever
+cancelled, runs out of time, or gets the error of its own request. A caller that has got a handle
+from `submit` or `attach` cannot leave any more. Each client counts its own callers. The ledger records which clients want a submission, so a wish holds in whatever
 state the record is, and in all processes.
 """
 
@@ -57,7 +57,7 @@ class Wish:
         self._wishes.leave(self.ticket)
 
     async def leave_with(self, error: BideError) -> BideError:
-        """The caller leaves with *error*. Returns a copy; its `bought` is what the ledger confirms."""
+        """The caller leaves with *error*. Returns it with `bought` as the ledger confirms it."""
         if isinstance(error, ClientClosedError):  # `aclose` knows what to do with the requests
             self.end()
             return error

@@ -1,9 +1,9 @@
 """Who wants a submission, and what becomes of it when its last caller leaves.
 
 A caller of `run`, `gather` or `as_completed` wants its submission until the caller leaves. It leaves when it is
-cancelled, runs out of time, or gets the error of its own request. A caller that has got a handle
-from `submit` or `attach` cannot leave any more. Each client counts its own callers. The ledger records which clients want a submission, so a wish holds in whatever
-state the record is, and in all processes.
+cancelled, runs out of time, or gets the error of its own request. A caller that has got a handle from `submit` or
+`attach` cannot leave any more. Each client counts its own callers. The ledger records which clients want a submission,
+so a wish holds in whatever state the record is, and in all processes.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 class Client:
-    """Submits requests to one service, keeps within what its keys allow, and brings the results home.
+    """Submits requests to one service, obeys the limits of its keys, and fetches the results.
 
     Use it as `async with Client(...)`, or end it with `aclose()`. It belongs to one process, and to the event loop in
     which it is used first.
@@ -69,7 +69,7 @@ class Client:
         ledger: where records are kept; None is the running loop's own `MemoryLedger`. With a `SQLiteLedger` they
             outlive the process, and all processes that use the file share limits and tickets.
         adopt: whether this client takes over, now and later, what other clients of the key leave open on the ledger
-            when they are closed or die. Without it (for programs that run for a short while) only `resume` takes that
+            when they are closed or die. With False (for programs that run for a short while) only `resume` takes that
             over; tasks that were sent already are polled if `attach` asks for them, or while requests of this client
             wait for their slots.
         http_client: an `httpx.AsyncClient` of yours (or one with the same methods, such as httpx2's) that sends the
@@ -78,13 +78,15 @@ class Client:
         transport: an httpx transport that sends all requests, such as `httpx.MockTransport` in tests.
         proxy: URL of a proxy; None takes the environment's ($HTTPS_PROXY, $NO_PROXY).
         on_event: called in the loop with an `Event` for each thing that happens to a submission. It must return soon;
-            to do more, pass `queue.put_nowait` and read the queue elsewhere. What it raises is logged.
-        save_to: a directory to which the client saves each result as soon as it is there, since results expire. What
-            fails is tried again. Leaving the `async with` block waits for the downloads under way; `aclose` gives them
-            its *grace*. On a durable ledger the client saves there what other clients have left unsaved, too.
+            for longer work pass `queue.put_nowait` and read the queue elsewhere. An error that it raises is logged.
+        save_to: a directory to which the client saves each result as soon as it exists, since results expire. A
+            download that fails is tried again. Leaving the `async with` block waits for the downloads under way;
+            `aclose` gives them its *grace*. On a durable ledger the client also saves there what other clients have
+            left unsaved.
         downloads: how many files at once, how large, from which hosts; None is `Downloads()`.
 
-    $BIDE_LOG (debug, info, warning or error) shows what happens on standard error, or in the application's own log.
+    $BIDE_LOG (debug, info, warning or error) makes bide log what happens, to standard error or to the application's
+    own log.
 
     Raises:
         TypeError, ValueError: no key, an unusable key, or arguments of a wrong type or that exclude each other.
@@ -218,7 +220,7 @@ class Client:
 
         A caller that leaves this call does not want the task any more: you cancel it, *timeout* seconds pass, or it
         raises an error. Then the request is withdrawn if it has not been sent and no other caller wants it. A create
-        under way is not cut off: the task that it makes goes on, and the error names it. After a cancel,
+        under way is not stopped: the task that it makes goes on, and the error names it. After a cancel,
         `attach(ticket=)` shows what has become of it.
 
         Args:
@@ -310,8 +312,8 @@ class Client:
         With *task_id* alone: a task that the ledger need not know; it is polled at once. With *ticket* alone: the
         submission of that ticket, here or in another process on the ledger. A task that another process drives is
         followed through the ledger and not polled: its states show here, but no progress between them. With both: the
-        submission of *ticket* ended as `unknown`, and you have found its task at the service; it is open again, and
-        polled.
+        submission of *ticket* ended as `unknown`, and you have found its task at the service. The submission is then
+        open again, and its task is polled.
 
         Args:
             task_id: the service's id.
@@ -333,7 +335,7 @@ class Client:
         if ticket is not None:
             takeover = engine.takeover
             found = takeover.follow(ticket) if task_id is None else takeover.settle(ticket, task_id)
-            # In a background task: what the ledger gives to this client, it must watch, also when this caller leaves.
+            # In a background task: this client must watch what the ledger gives to it, even if this caller leaves.
             submission = await wait_unless_closed(engine.background.spawn(found))
             submission.is_kept = True
             return TaskHandle.of(engine, submission)
@@ -399,8 +401,8 @@ class Client:
             overwrite: fetch and write the file anew, whatever is there.
 
         Raises:
-            DownloadError: a file could not be fetched or written; the others are saved all the same.
-            TypeError, ValueError: the task has no results, or *directory* or *output* is not what it should be.
+            DownloadError: a file could not be fetched or written; the others are saved nevertheless.
+            TypeError, ValueError: the task has no results, or *directory* or *output* is invalid.
             ClientClosedError: the client was closed meanwhile.
         """
         engine = await self._get_engine()
@@ -485,7 +487,7 @@ class Client:
             raise error.about(ticket=None, task_id=None, bought=False) from None
 
     async def _submit(self, engine: Engine, record: Record, wish: Wish, *, again: bool = False) -> Submission:
-        """Submit *record* for a caller with *wish*, which ends if that fails."""
+        """Submit *record* for a caller with *wish*. If that fails, the wish ends."""
         try:
             return await engine.submit(record, again=again)
         except ClientClosedError:

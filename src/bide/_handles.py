@@ -82,7 +82,7 @@ class TaskHandle:
         return self._submission.task
 
     async def accepted(self, *, timeout: float | None = None) -> Task:
-        """Wait until the service has taken the request, and so its `task_id` is known (unless it answered at once).
+        """Wait until the service has accepted the request. Its `task_id` is then known, unless the result came at once.
 
         Cancelling this stops the waiting only.
 
@@ -117,7 +117,7 @@ class TaskHandle:
             TransportError: the address cannot work; or no connection has worked for 30 s, and the request waits on.
             AuthenticationError: the key may no longer query the task, which stays on record and is polled again.
             SubmissionUnknownError: the create may have arrived; it is unknown whether it did.
-            WaitTimeoutError: *timeout* seconds passed, or a deadline did. The task goes on; call again to wait on.
+            WaitTimeoutError: *timeout* seconds or a deadline passed. The task goes on; call again to wait longer.
             ClientClosedError: the client was closed meanwhile; the message names the id.
         """
         if not self.task.status.is_final:
@@ -125,11 +125,11 @@ class TaskHandle:
         return self._result()
 
     def events(self) -> TaskEvents:
-        """An async iterator of snapshots: the one now, then every change, the last one included.
+        """An async iterator of snapshots: first the present one, then one for each change, up to the final one.
 
-        A change is a change of status, progress, outputs or error. A slow reader misses snapshots in between, never
-        the last one. While the task goes on, the iterator raises the same errors as `result` (such as
-        `AuthenticationError`). It ends after the final snapshot, also of a task that failed, and does not raise then.
+        A change is a change of status, progress, outputs or error. A slow reader may miss snapshots in between, but
+        never the last one. While the task goes on, the iterator raises the same errors as `result` (such as
+        `AuthenticationError`). It ends after the final snapshot. It does not raise then, even if the task failed.
         You may leave the loop early.
         """
         return TaskEvents(self._engine, self._submission)
@@ -182,7 +182,7 @@ class TaskHandle:
         return await self._engine.saver.save(task, directory, output=output, overwrite=overwrite)
 
     def as_curl(self, *, create: bool = False) -> str:
-        """The status query of this task as a curl command, for a support ticket. To run it costs nothing.
+        """The status query of this task as a curl command, for a support ticket. Running it costs nothing.
 
         The key is left out: the command takes it from the provider's environment variable (with several keys, set the
         one that the task was made with). Signatures in addresses, and inline files, are left out too. This sends
@@ -292,7 +292,7 @@ class AsCompleted:
         return self._steps == step and not self._is_stepping
 
     async def aclose(self) -> None:
-        """Leave: what was not sent is withdrawn. What was sent goes on."""
+        """Leave the loop: requests that were not sent are withdrawn. Tasks that were sent go on."""
         self._leave()
 
     def __del__(self) -> None:
@@ -440,7 +440,7 @@ class Gathering:
         return [outcomes[record.ticket] for record in self._records]
 
     async def _leave_with(self, error: BideError) -> BideError:
-        """Leave with *error*. Returns it with what the ledger confirms of all the purchases."""
+        """Leave with *error*. Returns it with `bought` and `tickets` as the ledger confirms them."""
         left = await asyncio.gather(*(wish.leave_with(error) for wish in self._wishes))
         bought = {record.ticket: each.bought for record, each in zip(self._records, left, strict=True)}
         if isinstance(error, ClientClosedError):  # the requests were not withdrawn
@@ -466,7 +466,7 @@ class Gathering:
 
 
 def _outcome_of(submission: Submission, error: BideError | None) -> Task | BideError:
-    """How a wait for *submission* ends: with its task or with an error, such as *error*, which its waiters get."""
+    """How a wait for *submission* ends: with its task, or with an error. *error* is the one for its waiters, if any."""
     if error is not None:
         return error
     try:

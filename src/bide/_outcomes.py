@@ -1,4 +1,4 @@
-"""How a wait for a submission ends: the error that a final snapshot stands for, and those of waits that end early."""
+"""How a wait for a submission ends: which error a final snapshot stands for, and which errors end a wait early."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def mark_unknown(task: Task, fault: BideError) -> Task:
 
 
 def wait_timeout(record: Record, task: Task, seconds: float, fault: BideError | None) -> WaitTimeoutError:
-    """The error of a wait that has lasted *seconds*; *fault* is the last one that the submission has met."""
+    """The error of a wait that has lasted *seconds*; *fault* is the last fault of the submission."""
     if task.task_id is not None:
         text = (
             f"gave up waiting for {task.task_id} after {seconds:g} s, it is {task.status}; it may still finish: "
@@ -89,7 +89,7 @@ def withdrawal(task: Task, fault: BideError | None, *, waited: str) -> WaitTimeo
 def _timed_out(text: str, task: Task, fault: BideError | None, bought: bool | None) -> WaitTimeoutError:
     if fault is not None:
         text += f". The last fault: {fault}"
-        # Without the frames that it was raised in.
+        # A copy, without the frames in which the fault was raised.
         fault = fault.about(ticket=task.ticket, task_id=task.task_id, bought=bought)
     error = WaitTimeoutError(text, task=task, fault=fault)
     return error.about(ticket=task.ticket, task_id=task.task_id, bought=bought)

@@ -31,7 +31,7 @@ def seconds_since_boot() -> float | None:
 
 
 def new_bytes(count: int) -> bytes:
-    """Bytes that cannot be guessed and do not come twice."""
+    """Random bytes: they cannot be guessed, and no two results are equal."""
     return secrets.token_bytes(count)
 
 

@@ -48,7 +48,8 @@ class Statistics:
     Attributes:
         lanes: how each key is used for each kind of work.
         open: submissions that have not ended: the sum of `waiting`, `submitting`, `queued` and `running`.
-        succeeded: submissions that have ended so; likewise `failed`, `cancelled`, `expired`, `rejected`, `unknown`.
+        succeeded: submissions that have ended with this status; likewise `failed`, `cancelled`, `expired`, `rejected`
+            and `unknown`.
         saved: files that were written.
         creates: create calls sent; the service answered `creates_429` of them with "too many".
         queries: queries sent. Queries, lists and cancels count against the query rate; the service answered

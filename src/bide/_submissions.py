@@ -38,7 +38,7 @@ class Submission:
         record: the newest one of the ledger.
         task: the newest snapshot. While the task goes on, it is newer than the record's: progress is not recorded.
         fault: the last passing fault.
-        unraised: an error for the waiters that came when there were none: the next one raises it.
+        unraised: an error for the waiters that came while there was no waiter; the next waiter raises it.
         is_kept: whether a caller has got a handle of it, and so wants it to its end.
     """
 
@@ -50,7 +50,7 @@ class Submission:
         self.fault: BideError | None = None
         self.unraised: BideError | None = None
         self.is_kept: bool = False
-        self._handle: Any = None  # once it has ended, a weak reference: a record leaves with its last handle
+        self._handle: Any = None  # once it has ended, a weak reference: dropping the last handle frees it
         self._watchers: list[Watcher] | None = None
 
     @property
@@ -60,7 +60,7 @@ class Submission:
 
     @property
     def handle(self) -> Any:
-        """What users hold of it: the one that `hold` was given, or None."""
+        """The handle that `hold` was given, or None."""
         return self._handle() if isinstance(self._handle, ref) else self._handle
 
     def hold(self, handle: object) -> None:
@@ -111,7 +111,7 @@ class Submission:
         self._watchers.append(watcher)
 
     def remove_watcher(self, watcher: Watcher) -> None:
-        """Call *watcher* no more."""
+        """Stop calling *watcher*."""
         if self._watchers is not None:
             self._watchers.remove(watcher)
             if not self._watchers:
@@ -170,7 +170,8 @@ class Submissions:
         self._durable = durable
         self._open: dict[str, Submission] = {}
         self._ended: WeakValueDictionary[str, Submission] = WeakValueDictionary()
-        # The newest records of tickets without a submission: one that is just being made must not start with an older.
+        # The newest records of tickets without a submission. A submission that is being made must not start with an
+        # older one.
         self._early: OrderedDict[str, Record] = OrderedDict()
         self._recording: Counter[str] = Counter()
         self._wishes: Counter[str] = Counter()  # callers that can leave, by ticket
@@ -200,7 +201,7 @@ class Submissions:
         return early if early.version > record.version else record
 
     def add(self, record: Record) -> tuple[Submission, bool]:
-        """The submission of *record*, and whether it was made now."""
+        """The submission of *record*, and whether this call made it."""
         there = self.get(record.ticket)
         if there is not None and not _is_reopened(there, record):
             return there, False
@@ -239,7 +240,7 @@ class Submissions:
         self._unwanted.discard(ticket)
 
     def stop_wanting(self, ticket: str) -> bool:
-        """One of these callers wants it no more. Returns whether no caller of this client does."""
+        """One of these callers no longer wants it. Returns whether no caller of this client wants it."""
         self._wishes[ticket] -= 1
         if self._wishes[ticket] > 0:
             return False
@@ -248,7 +249,7 @@ class Submissions:
         return submission is None or not submission.is_kept
 
     def mark_unwanted(self, ticket: str) -> None:
-        """The last caller has left: what was not sent is not to be sent."""
+        """The last caller has left: if the request was not sent, it must not be sent."""
         self._unwanted.add(ticket)
 
     def forget_wishes(self, ticket: str) -> None:
@@ -270,7 +271,7 @@ class Submissions:
             del self._recording[ticket]
 
     async def wait_for_callers(self, ticket: str) -> None:
-        """Wait until the callers that submit *ticket* have it, or have left."""
+        """Wait until each caller that submits *ticket* has got its submission, or has left."""
         while ticket in self._recording:  # noqa: ASYNC110 - a turn of the loop or two, not a wait
             await asyncio.sleep(0)
 
@@ -310,7 +311,7 @@ class Submissions:
                 submission.fault = error
 
     def fail_all(self) -> None:
-        """The client is closed: raise that in all waiters."""
+        """The client is closed: raise `ClientClosedError` in all waiters."""
         for submission in list(self._open.values()):
             submission.fail_waiters(_outcomes.client_closed(submission.record, durable=self._durable))
 
@@ -370,8 +371,8 @@ class Submissions:
             self.announce(EventName.POLLED, submission, seconds=seconds, error=error)
 
     def announce_pause(self, ticket: str, key: str, seconds: float, error: BideError) -> None:
-        """Because of *error*, no request of the lane is created for *seconds*; or, where *ticket* is accepted
-        already, no task of the account is polled."""
+        """Because of *error*, no create of the lane is sent for *seconds*. If *ticket* is accepted already, no
+        task of the account is polled for *seconds* instead."""
         submission = self._open.get(ticket)
         if submission is not None and seconds > 0:
             self.announce(EventName.PAUSED, submission, key=key, seconds=seconds, error=error)
@@ -428,7 +429,7 @@ class Completions:
         return None
 
     async def wait(self) -> None:
-        """Wait until `ready` has one, or `poke` was called."""
+        """Wait until `ready` has a submission to return, or until `poke` is called."""
         await self._wake.wait()
 
     def poke(self) -> None:
@@ -436,7 +437,7 @@ class Completions:
         self._wake.set()
 
     def drop(self) -> None:
-        """Wait for none of them any more."""
+        """Stop waiting for all of them."""
         for submission in self._open:
             submission.remove_watcher(self._change)
         self._open.clear()

@@ -144,7 +144,7 @@ class Output:
         media_type: such as "image/png", if the service names it.
         expires_at: when the URL stops working, UTC, if known.
         revised_prompt: the prompt that the service made from yours.
-        error: why this part failed; `url` and `data` are None then.
+        error: why this part failed. `url` and `data` are None then.
     """
 
     url: str | None = field(default=None, repr=lambda url: repr(_without_query(url)))
@@ -474,13 +474,13 @@ class Limits:
 class Deadlines:
     """How long a submission may stay in each of three phases, in seconds; None is no limit.
 
-    When a deadline passes, the waiters get a `WaitTimeoutError`. The deadline for `waiting` also withdraws the request,
-    which has not been sent. The other two change nothing at the service: the task goes on, and bide goes on polling it.
+    When a deadline passes, the waiters get a `WaitTimeoutError`. The deadline for `waiting` also withdraws the request:
+    it has not been sent. The other two change nothing at the service: the task goes on, and bide goes on polling it.
 
     Args:
         waiting: in our queue, until a slot is free.
         queued: in the service's queue, while the service is busy.
-        running: at work in the service, which may be stuck.
+        running: while the service works on it. Such a task may be stuck.
 
     Raises:
         TypeError, ValueError: a deadline is not a number, or not finite and above 0.

@@ -31,7 +31,7 @@ CANCEL_ATTEMPTS = 5
 OTHER_PROCESS_SECONDS = 15.0
 """Seconds in which another process carries out a cancel that this one has asked for."""
 RECHECK_SECONDS = 1.0
-"""Seconds until a waiting deadline is checked again that ran out while its create was under way."""
+"""If a waiting deadline passes while the create is under way, it is checked again after this many seconds."""
 
 
 class Canceller:
@@ -89,7 +89,7 @@ class Canceller:
             why = ErrorDetail(message=str(error), type=WaitTimeoutError.__name__)
             is_withdrawn = await self.withdraw(submission.ticket, why=why)
         if not is_withdrawn:
-            # It may have been admitted meanwhile, and be put back.
+            # The request may have been admitted meanwhile. It may wait again if its create makes no task.
             self.set_waiting_clock(submission, RECHECK_SECONDS)
 
     # Cancelling --------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ class Canceller:
         return submission.task.status is TaskStatus.CANCELLED
 
     async def _is_cancelled_by_its_owner(self, submission: Submission) -> bool:
-        """The client that drives the submission cancels it once its id is known. Wait until the record shows how."""
+        """Another client drives the submission, and cancels it once its id is known. Wait until the record shows it."""
         with suppress(TimeoutError):
             async with asyncio.timeout(OTHER_PROCESS_SECONDS):
                 while not submission.task.status.is_final and submission.record.cancel_taken is None:

@@ -1,4 +1,4 @@
-"""The parts that work behind a client: what each is notified of, and their orderly end."""
+"""The parts that work behind a client: what each part is notified of, and how all are closed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bide._submissions import Submission
 
 RECORDING_SECONDS = 2.0
-"""Seconds that a closing client gives its ledger at least, to put on record what callers have asked for."""
+"""A closing client gives its ledger at least this many seconds to record what callers have asked for."""
 
 
 class Engine:
@@ -100,7 +100,7 @@ class Engine:
             recording.add_done_callback(lambda _: self._end_recording(ticket, recording))
             return await wait_unless_closed(recording)
         except ClientClosedError as error:
-            # Whether the step of the ledger under way has taken effect is not known.
+            # A step of the ledger was under way. It is not known whether it has taken effect.
             raise error.about(ticket=ticket, task_id=None, bought=error.bought is not False) from None
         finally:
             self.submissions.end_recording(ticket)
@@ -119,7 +119,7 @@ class Engine:
     async def _record(
         self, record: Record, before: asyncio.Task[Submission] | None, *, again: bool
     ) -> Submission:
-        """The submission of *record*. Of two calls at once with one ticket, the first one's is recorded."""
+        """The submission of *record*. If two calls use one ticket at once, the request of the first is recorded."""
         if before is not None:
             await asyncio.wait([before])
         self.check_open()
@@ -176,7 +176,7 @@ class Engine:
         """The submission of *record*. A new one is watched, and saved if it has ended."""
         record = self.submissions.newest(record)
         if self.submissions.is_open(record.ticket):
-            self.change_record(record)  # where the ledger's news are late, this is the news
+            self.change_record(record)  # the ledger may not have reported this change yet
         submission, is_new = self.submissions.add(record)
         if is_new:
             self.saver.save_automatically(record)
@@ -202,9 +202,7 @@ class Engine:
         elif record.version >= submission.record.version:
             self.change_record(record)
             if record.task.status is TaskStatus.SUBMITTING:
-                self._submitter.send(
-                    record
-                )  # if it was admitted by a step that seemed to fail: it was not sent
+                self._submitter.send(record)  # if a step that seemed to fail has admitted it, it was not sent
 
     @property
     def has_waiting(self) -> bool:
@@ -229,7 +227,7 @@ class Engine:
         is_ours = record.owner == self.owner and not record.task.status.is_final
         if is_ours and not self.submissions.is_open(record.ticket) and not self.background.is_closing:
             self._submitter.notice(record)
-            self.take_up(record)  # also where the caller that has asked for it has left
+            self.take_up(record)  # even if the caller that asked for it has left
             return
         self._submitter.notice(record)
         changed = self.submissions.change_record(record)
@@ -264,7 +262,7 @@ class Engine:
         await self.background.close(partial(self._close, grace, withdraw=withdraw))
 
     async def _close(self, grace: float, *, withdraw: bool) -> None:
-        """Stop admission, let what is under way end, and hand over the rest. All waits fail, whatever else fails."""
+        """Stop admission, let work under way end, and hand over the rest. All waits fail, even if a step here fails."""
         left: list[Record] = []
         try:
             try:
@@ -285,7 +283,7 @@ class Engine:
             await self.account.transport.aclose()
 
     async def _wind_down(self, grace: float, *, withdraw: bool) -> None:
-        """Admit nothing more, and give what is under way its time."""
+        """Admit nothing more. Wait for the work under way, until its time limit."""
         clock = self.background.clock
         until = clock() + grace
         await self._submitter.stop()

@@ -1,7 +1,8 @@
 """Find the task of a create whose answer was lost.
 
-Such a create is sent again only where the provider declares that harmless. Else its task is looked for in the service's
-list, and found only if exactly one task there can be it, and that task can belong to this submission alone.
+Such a create is sent again only where the provider declares that harmless. Otherwise bide looks for its task in the
+service's list. A listed task counts as found only if no other listed task fits this submission, and the task fits no
+other submission.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class LostCreates:
         """The task that the create of *record* has made; if it cannot be found, the last fault: *lost*, or a later one.
 
         Args:
-            since: when the answer was lost, by the ledger's clock; None is now. However often the record changes its
-                owner, the search ends.
+            since: when the answer was lost, by the ledger's clock; None is now. It does not change with the
+                owner of the record, so the search ends.
         """
         if self._account.provider.idempotent and record.request is not None:
             repeated = await self._repeat(record, lost)
@@ -75,9 +76,9 @@ class LostCreates:
     async def _look_up(self, record: Record, since: float | None) -> Task | None:
         now = self._ledger.now()
         start = now if since is None else since
-        # A process that died long ago may have sent it, but no later than a create may take.
+        # The sender may have died long ago. It sent the create within the time limit of a create after the admission.
         latest = min(now, (record.admitted or now) + CREATE_TIMEOUT_SECONDS)
-        # Of the moments that have passed already, one look-up makes up at once.
+        # One look-up, done at once, replaces those whose moments have passed already.
         to_come = [seconds for seconds in LOOKUP_SECONDS if start + seconds > now]
         for seconds in to_come if len(to_come) == len(LOOKUP_SECONDS) else [0.0, *to_come]:
             await asyncio.sleep(start + seconds - self._ledger.now())
@@ -87,7 +88,7 @@ class LostCreates:
         return None
 
     async def _orphan(self, record: Record, latest: float) -> Task | None:
-        """The listed task that the lost create has made, sent at *latest* then; None if that is not certain."""
+        """The listed task that the lost create, sent not later than *latest*, has made; None if that is not certain."""
         key, sent = record.key or "", record.admitted or latest
         since, until = sent - CLOCK_SLACK_SECONDS, latest + CLOCK_SLACK_SECONDS
         listed = await self._account.list_tasks(key, since, until, record.task.model)
@@ -115,7 +116,7 @@ class LostCreates:
 
 
 def _could_be_confused(other: Record, record: Record, until: float) -> bool:
-    """Whether *other* lacks its task too, and that may be of the same model and time as *record*'s."""
+    """Whether *other* has no task either, and its task may have the same model and time as the task of *record*."""
     models = {each.task.model for each in (other, record)}
     if None not in models and len(models) > 1:
         return False

@@ -1,4 +1,4 @@
-"""One request from waiting to accepted: its admission, the one POST, and the record of what came of it.
+"""One request from waiting to accepted: its admission, its one POST, and the record of the result.
 
     waiting --admitted--> submitting --2xx with an id------------------> queued | running | (already final)
        |                     |-- certainly not sent -------------------> waiting, the lane pauses
@@ -43,16 +43,17 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 POSTS_SHARE = 0.3
-"""The share of the transport's places that creates may take. Each create has its place at once: one that waited for a
-place could go out after a 429 has paused its lane."""
+"""The share of the transport's places that creates may take. So each create gets its place at once. If it waited for a
+place, it could be sent after a 429 has paused its lane."""
 NEVER_CONNECTED_SECONDS = 30.0
-"""Seconds without any connection, after which the waiters get that: the address may be wrong. The requests wait on."""
+"""After this many seconds without any connection the waiters get an error: the address may be wrong. The requests go
+on waiting."""
 RETRY_SECONDS = 5.0
 """Seconds until a step is tried again after a fault of the ledger, or of an adapter."""
 
 
 class Submitter:
-    """Admits requests that wait, sends them, and records what came of them.
+    """Admits requests that wait, sends them, and records the results.
 
     Args:
         poller: polls more often while requests wait for the slots of its tasks.
@@ -108,8 +109,8 @@ class Submitter:
         self._start(record, self._resolve(record, gone, since=record.admitted))
 
     def send(self, record: Record) -> None:
-        """Send *record*, an admitted one of this client, unless that is under way. (What was sent leaves its state
-        before its create ends here.)"""
+        """Send *record*, an admitted one of this client, unless that is under way. (A record that was sent
+        leaves the state `submitting` before its create ends here.)"""
         if not self._is_stopping and not self._is_sending(record.ticket):
             self._start(record, self._create(record))
 
@@ -117,7 +118,7 @@ class Submitter:
         return any(record.ticket == ticket for record in self._posts.values())
 
     async def stop(self) -> None:
-        """Admit nothing more. A step of the ledger under way is not cut off: what it admits is sent."""
+        """Admit nothing more. A step of the ledger under way is not stopped: the request that it admits is sent."""
         self._is_stopping = True
         self._wake.set()
         await asyncio.wait([self._loop])
@@ -298,7 +299,7 @@ class Submitter:
         await self._keep(record.ticket, lambda: self._ledger.finish(record.ticket, task, owner=self._owner))
 
     async def _finish_unknown(self, record: Record, fault: BideError) -> None:
-        """It is unknown whether the task was made. The record counts as a slot for a while."""
+        """It is unknown whether the task was made. The record keeps its slot for a while."""
         task = _outcomes.mark_unknown(record.task, fault)
         hold = self._account.provider.profile(record.kind).unknown_hold
 
@@ -336,7 +337,7 @@ class Submitter:
         await self._announce_pause(record, error)
 
     async def _announce_pause(self, record: Record, error: BideError) -> None:
-        """The lane of *record* pauses because of *error*. To announce it may fail; the record is safe by now."""
+        """The lane of *record* pauses because of *error*. The announcement may fail; the change is recorded by now."""
         key, now = record.key or "", self._ledger.now()
         self._account.counters.pauses += 1
         try:

@@ -39,7 +39,7 @@ class Driver(Protocol):
         ...
 
     def reconcile(self, record: Record) -> None:
-        """This client owns *record*: see to it that it drives it."""
+        """This client owns *record*: make sure that it drives the record."""
         ...
 
 
@@ -47,7 +47,7 @@ class Takeover:
     """How one client shares its ledger.
 
     Args:
-        adopts: whether it takes over all that other clients leave, or only what it has to.
+        adopts: whether it takes over all that other clients leave, or only what it must.
     """
 
     def __init__(
@@ -106,7 +106,8 @@ class Takeover:
                     continue
                 left = [each.ticket for each in self._submissions.open() if each.record.owner is None]
                 await self.adopt(tickets=left, waiting=False)
-                if self._driver.has_waiting:  # for slots that no other client would see become free
+                # A waiting request needs the slots of such tasks, and no other client would see them become free.
+                if self._driver.has_waiting:
                     await self.adopt(waiting=False)
             await self._catch_up()
             query_limiter = self._account.query_limiter
@@ -119,7 +120,7 @@ class Takeover:
             self._is_reading = False
 
     async def _catch_up(self) -> None:
-        """Read changes of submissions that other clients drive: news are lost if the process that sends them dies."""
+        """Read changes of submissions that other clients drive: the news that a dying process sends may be lost."""
         others = {
             each.ticket: each.record.version
             for each in self._submissions.open()
@@ -150,7 +151,7 @@ class Takeover:
         adopted = await self.adopt()
         records = await self._ledger.open_records(self._account.origin, self._account.keys)
         submissions = [self._driver.open(await self.follow_record(record)) for record in records]
-        # An adopted one may have ended already: as `unknown`, where the service has no list that could show its task.
+        # An adopted submission may have ended already, as `unknown`: not every service has a list that shows its task.
         return [*(each for each in adopted if each not in submissions), *submissions]
 
     async def follow(self, ticket: str) -> Submission:

@@ -1,9 +1,9 @@
 """Who wants a submission, and what becomes of it when its last caller leaves.
 
-A caller of `run`, `gather` or `as_completed` wants its submission until it leaves: it is cancelled, runs out of time,
-or gets the error of its own request. A caller that has got a handle from `submit` or `attach` cannot leave any more.
-Each client counts its own callers. The ledger records which clients want a submission, so a wish holds in whatever
-state the record is, and in all processes.
+A caller of `run`, `gather` or `as_completed` wants its submission until the caller leaves. It leaves when it is
+cancelled, runs out of time, or gets the error of its own request. A caller that has got a handle from `submit` or
+`attach` cannot leave any more. Each client counts its own callers. The ledger records which clients want a submission,
+so a wish holds in whatever state the record is, and in all processes.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from bide.models import Task
 
 RETRY_SECONDS = 1.0
-"""Seconds until a leave is recorded again that the ledger could not record."""
+"""If the ledger could not record a leave, it is recorded again after this many seconds."""
 CONFIRM_SECONDS = 5.0
-"""Seconds within which the ledger must confirm a leave, or the error says that the task can still be made."""
+"""The ledger must confirm a leave within this many seconds. Otherwise the error says that a task can still be made."""
 
 
 class Wish:
@@ -64,7 +64,7 @@ class Wish:
             self._wishes.leave(self.ticket)
 
     async def leave_with(self, error: BideError) -> BideError:
-        """The caller leaves with *error*. Returns it with what the ledger confirms of the purchase."""
+        """The caller leaves with *error*. Returns it with `bought` as the ledger confirms it."""
         if not self._is_first_end():
             return error
         if isinstance(error, ClientClosedError):  # `aclose` knows what to do with the requests
@@ -145,7 +145,7 @@ class Wishes:
         return error.about(ticket=ticket, task_id=task_id, bought=bought)
 
     async def _record_leave(self, ticket: str) -> Record | None:
-        """Record that this client wants *ticket* no more, however long the ledger does not work. Returns the record."""
+        """Record that this client no longer wants *ticket*. Repeat until the ledger works. Returns the record."""
         recording = self._recordings.get(ticket)
         if recording is not None:
             await asyncio.wait([recording])
@@ -159,12 +159,12 @@ class Wishes:
                 text = excerpt(str(fault), 1000)
                 log_line(
                     logging.WARNING,
-                    f"{ticket}: that its caller has left could not be recorded yet: {text}",
+                    f"{ticket}: its caller has left; this could not be recorded yet: {text}",
                 )
             await asyncio.sleep(RETRY_SECONDS)
 
     async def withdraw_all(self, submissions: Iterable[Submission]) -> None:
-        """The client closes, and wants none of *submissions* any more that was not sent."""
+        """The client closes: it no longer wants those of *submissions* that were not sent."""
         closed = ErrorDetail(
             message="the client was closed before this was sent: nothing was made, submit it again",
             type=ClientClosedError.__name__,

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 class Client:
-    """Submits requests to one service, keeps within what its keys allow, and brings the results home.
+    """Submits requests to one service, keeps to the limits of its keys, and returns the results.
 
     Use it as `async with Client(...)`, or end it with `aclose()`. It belongs to one process, and to the event loop in
     which it is used first.
@@ -68,26 +68,29 @@ class Client:
             `Pace.fixed(3.0)` polls every 3 s.
         ledger: where records are kept; None is the running loop's own `MemoryLedger`. With a `SQLiteLedger` they
             outlive the process, and all processes that use the file share limits and tickets.
-        adopt: whether this client takes over, now and later, what other clients of the key leave open on the ledger
-            when they are closed or die. Without it (for programs that run for a short while) only `resume` takes that
-            over; tasks that were sent already are polled if `attach` asks for them, or while requests of this client
-            wait for their slots.
+        adopt: whether this client takes over, now and later, the open submissions that other clients of the key leave
+            on the ledger when they are closed or die. With False (for programs that run for a short time) only `resume`
+            takes all of them over. The client then polls those of their tasks that were sent already only if `attach`
+            asks for them, or while its own requests wait for slots.
         http_client: an `httpx.AsyncClient` of yours (or one with the same methods, such as httpx2's) that sends the
-            calls to the API. bide does not close it, sends at most 10 requests at once through it, and downloads
-            nothing with it: its headers could leak.
+            calls to the API. bide does not close it and sends at most 10 requests at once through it. bide downloads
+            nothing with it, since a file's server could then receive its headers.
         transport: an httpx transport that sends all requests, such as `httpx.MockTransport` in tests.
         proxy: URL of a proxy; None takes the environment's ($HTTPS_PROXY, $NO_PROXY).
         on_event: called in the loop with an `Event` for each thing that happens to a submission. It must return soon;
-            to do more, pass `queue.put_nowait` and read the queue elsewhere. What it raises is logged.
-        save_to: a directory to which the client saves each result as soon as it is there, since results expire. What
-            fails is tried again. Leaving the `async with` block waits for the downloads under way; `aclose` gives them
-            its *grace*. On a durable ledger the client saves there what other clients have left unsaved, too.
+            to do more, pass `queue.put_nowait` and read the queue elsewhere. If it raises an error, bide logs that.
+        save_to: a directory to which the client saves each result as soon as it is available, since results expire. It
+            tries again to save what it could not save. Leaving the `async with` block waits for the downloads under
+            way; `aclose` gives them its *grace*. On a durable ledger the client also saves the results that other
+            clients have left unsaved.
         downloads: how many files at once, how large, from which hosts; None is `Downloads()`.
 
-    $BIDE_LOG (debug, info, warning or error) shows what happens on standard error, or in the application's own log.
+    If $BIDE_LOG is set (to debug, info, warning or error), bide logs what happens: on standard error, or in the
+    application's own log.
 
     Raises:
-        TypeError, ValueError: no key, an unusable key, or arguments of a wrong type or that exclude each other.
+        TypeError, ValueError: there is no key, or a key cannot be used; or an argument has a wrong type, or two
+            arguments exclude each other.
 
     Example:
         async with Client(DashScope()) as client:
@@ -170,7 +173,7 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and self._engine is not None and self._engine.background.is_inherited:
-            return  # a forked child leaves the block with an error of its own; the client is its parent's
+            return  # a forked child leaves the block with an error; the client belongs to its parent
         try:
             if error is None and self._engine is not None and not self._closed:
                 await self._engine.saver.settle()
@@ -189,8 +192,8 @@ class Client:
             ticket: an id of your own (letters, digits, "." "_" "-"; it names files) that makes the call idempotent:
                 the same ticket gives the same handle, for as long as the task is open or you hold its handle (on a
                 durable ledger: in all its processes, as long as the record is kept). A ticket for which nothing was
-                bought (`BideError.bought` is False) is submitted again. So run a batch again with the same tickets:
-                what was bought is followed, and what was not is submitted.
+                bought (`BideError.bought` is False) is submitted again. So you can run a batch again with the same
+                tickets: the client follows the tasks that were bought, and submits the other requests.
             again: also submit the ticket again if its task has failed at the service, was cancelled or has expired.
                 That buys another task.
 
@@ -216,10 +219,10 @@ class Client:
     ) -> Task:
         """`submit` and `result` in one.
 
-        A caller that leaves this call does not want the task any more: you cancel it, *timeout* seconds pass, or it
-        raises an error. Then the request is withdrawn if it has not been sent and no other caller wants it. A create
-        under way is not cut off: the task that it makes goes on, and the error names it. After a cancel,
-        `attach(ticket=)` shows what has become of it.
+        A caller that leaves this call does not want the task any more: you cancel the call, *timeout* seconds pass, or
+        the call raises an error. Then the request is withdrawn if it has not been sent and no other caller wants it. A
+        create under way is not interrupted: the task that it makes goes on, and the error names it. After a cancel,
+        `attach(ticket=)` shows the state of the submission.
 
         Args:
             ticket: see `submit`; likewise *again*.
@@ -259,8 +262,8 @@ class Client:
     ) -> list[Task] | list[Task | BideError]:
         """Submit all *requests* and wait for all of them. The results have the order of the requests.
 
-        Cancelling this withdraws the requests that have not been sent. So does the first error, unless errors are
-        returned. Tasks that were sent go on; the error's notes name them.
+        Cancelling this withdraws the requests that have not been sent. So does the first error, unless
+        *return_exceptions* is true. Tasks that were sent go on; the error's notes name them.
 
         Args:
             return_exceptions: return errors in the places of results instead of raising the first one.
@@ -279,11 +282,13 @@ class Client:
     ) -> AsCompleted:
         """An async iterator that submits *requests* gradually and yields each handle when its task is final.
 
-        It takes a request from *requests* only while it is itself awaited, and holds at most *window* open handles, so
+        It takes a request from *requests* only while the caller awaits it, and holds at most *window* open handles, so
         *requests* may be endless. `handle.task.status` shows how a task has ended; `handle.result()` returns the task
-        or raises its error. A caller that leaves the loop does not want the rest any more: what was not sent is
-        withdrawn as soon as Python drops the iterator, 5 s after a cancelled step without a further one, or at once
-        by `await iterator.aclose()`.
+        or raises its error.
+
+        A caller that leaves the loop does not want the other results any more. Requests that were not sent are then
+        withdrawn: at once by `await iterator.aclose()`, else when Python drops the iterator, or 5 s after a cancelled
+        step if no further step follows.
 
         Raises:
             BideError: while iterated: an error that does not end the task, such as `AuthenticationError`. Iterate again
@@ -308,10 +313,10 @@ class Client:
         """A handle for a task that was made elsewhere, or for a submission that is on record.
 
         With *task_id* alone: a task that the ledger need not know; it is polled at once. With *ticket* alone: the
-        submission of that ticket, here or in another process on the ledger. A task that another process drives is
-        followed through the ledger and not polled: its states show here, but no progress between them. With both: the
-        submission of *ticket* ended as `unknown`, and you have found its task at the service; it is open again, and
-        polled.
+        submission of that ticket, here or in another process on the ledger. If another process drives the task, this
+        client follows it through the ledger and does not poll it: the handle shows each new state, but no progress
+        between states. With both: the submission of *ticket* ended as `unknown`, and you have found its task at the
+        service. The submission is then open again, and its task is polled.
 
         Args:
             task_id: the service's id.
@@ -322,8 +327,8 @@ class Client:
         Raises:
             ValueError: *task_id* is not a possible id; *ticket* belongs to another service or key; or, with both, the
                 submission is not `unknown`, or the task belongs to another ticket.
-            LookupError: *ticket* is on no record.
-            NotFoundError: several keys are held and none of them knows the task.
+            LookupError: the ledger has no record of *ticket*.
+            NotFoundError: the client has several keys, and none of them can see the task.
             LedgerError: records cannot be read.
             ClientClosedError: the client is closed.
         """
@@ -333,14 +338,15 @@ class Client:
         if ticket is not None:
             takeover = engine.takeover
             found = takeover.follow(ticket) if task_id is None else takeover.settle(ticket, task_id)
-            # In a background task: what the ledger gives to this client, it must watch, also when this caller leaves.
+            # In a background task: if the ledger gives a record to this client, the client must watch it, even after
+            # this caller has left.
             submission = await wait_unless_closed(engine.background.spawn(found))
             submission.is_kept = True
             return TaskHandle.of(engine, submission)
         if task_id is None:
             raise TypeError("attach takes a task id, a ticket=, or both")
         account, ticket = engine.account, _outside.new_id(10)
-        # Without a kind it is in no lane in which tasks are created, so its slot may last.
+        # Without a kind the task is in no lane in which tasks are created, so its slot needs no end.
         longest = self._settings.provider.profile(kind).longest if kind else math.inf
         record = Record(
             ticket=ticket,
@@ -349,7 +355,7 @@ class Client:
             request=None,
             keys=account.keys,
             owner=engine.owner,
-            # In a background task: a cancel of the caller must not carry frames that hold the key.
+            # In a background task: when the caller is cancelled, its CancelledError must not hold frames with the key.
             key=await wait_unless_closed(engine.background.spawn(account.key_of(task_id))),
             slot_until=account.ledger.now() + longest if longest < math.inf else math.inf,
             task=Task(ticket=ticket, task_id=task_id, status=TaskStatus.QUEUED),
@@ -360,10 +366,10 @@ class Client:
     async def resume(self) -> list[TaskHandle]:
         """The handles of all open submissions that the ledger has for the keys of this client, oldest first.
 
-        This client takes over what a closed client, or a process that died, has left: it submits what waits and polls
-        what was accepted. A create whose answer was lost is looked up in the service's list; one that is not found
-        ends as `unknown`, and its handle comes before the others. What another live process drives is followed through
-        the ledger.
+        This client takes over what a closed client, or a process that died, has left: it submits the requests that wait
+        and polls the tasks that were accepted. If the answer to a create was lost, it looks for the task in the
+        service's list. If it does not find the task, the submission ends as `unknown`, and its handle comes before the
+        others. This client follows the submissions that another live process drives through the ledger.
 
         Raises:
             LedgerError: records cannot be read or written.
@@ -388,19 +394,20 @@ class Client:
         """Write the files of a succeeded *task* to *directory* as `{ticket}-{index}.{ext}`, each whole or not at all.
 
         Outputs that failed are left out. Each file is streamed to a hidden part file, which is renamed when it is whole
-        and on disk. After a broken connection the download resumes where it broke off; if an address has stopped
-        working, the service is asked for a new one; the next `save` resumes what a cancel, a failure or a crash has
-        left. A file that was saved there before is not fetched again. The key is not sent with a download.
+        and on disk. After a broken connection the download continues from the bytes that have arrived. If an address no
+        longer works, bide asks the service for a new one. After a cancel, a failure or a crash, the next `save`
+        continues the download. A file that was saved there before is not fetched again. The key is not sent with a
+        download.
 
         Cancelling this stops the download, unless another caller waits for the same file.
 
         Args:
             output: save only this one of `task.outputs`, from 0.
-            overwrite: fetch and write the file anew, whatever is there.
+            overwrite: fetch and write the file again, even if it is there already.
 
         Raises:
-            DownloadError: a file could not be fetched or written; the others are saved all the same.
-            TypeError, ValueError: the task has no results, or *directory* or *output* is not what it should be.
+            DownloadError: a file could not be fetched or written; the others are saved.
+            TypeError, ValueError: the task has no results, or *directory* or *output* is invalid.
             ClientClosedError: the client was closed meanwhile.
         """
         engine = await self._get_engine()
@@ -413,18 +420,18 @@ class Client:
     # The end -----------------------------------------------------------------------------------------------
 
     async def aclose(self, grace: float = 10.0, *, withdraw: bool = False) -> None:
-        """End the client: admit nothing more, let creates under way finish, hand over what is open.
+        """End the client: admit no more requests, let creates under way finish, hand over open submissions.
 
         Waits fail with `ClientClosedError`. Tasks at the service go on; the logger "bide" names their ids in a warning
-        (on a durable ledger, at level INFO). Requests that were never sent are withdrawn; on a durable ledger they
-        stay, and another client that holds the key goes on with them at once. You may call this twice, and from any
-        task of the loop. A cancel does not cut it short.
+        (on a durable ledger, at level INFO). Requests that were never sent are withdrawn. On a durable ledger they stay
+        on record, and another client that holds the key continues with them at once. You may call this twice, and from
+        any task of the loop. A cancel does not end it early.
 
         Args:
             grace: seconds that the service may take to answer creates under way. After that they end as `unknown`; on
                 a durable ledger they are left for another client to look up. The downloads of `save_to` have the rest
                 of these seconds; the next `save` resumes those that are not finished by then.
-            withdraw: on a durable ledger, too, withdraw requests that were never sent.
+            withdraw: also on a durable ledger, withdraw the requests that were never sent.
         """
         self._closed = True
         if self._engine is None and self._starting is not None:
@@ -478,7 +485,7 @@ class Client:
         return Engine(settings, account, owner, self._fetcher)
 
     async def _engine_for_requests(self) -> Engine:
-        """The engine, for a call that has put nothing on record yet: it says so if it fails."""
+        """The engine, for a call that has put nothing on record yet: `bought` of its errors is False."""
         try:
             return await self._get_engine()
         except BideError as error:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 LEFT_SECONDS = 5.0
-"""Seconds after a cancelled step of `as_completed`, within which its caller takes the next one, or has left."""
+"""If the caller of `as_completed` takes no step within so many seconds after a cancelled one, it has left."""
 
 
 class TaskHandle:
@@ -93,7 +93,7 @@ class TaskHandle:
             APIError: the create was refused. Nothing was made.
             TransportError: the address cannot work; or no connection has worked for 30 s, and the request waits on.
             SubmissionUnknownError: the create may have arrived.
-            TaskCancelledError: it was withdrawn before.
+            TaskCancelledError: the request was withdrawn before that.
             WaitTimeoutError: *timeout* seconds passed, or `Deadlines.waiting` did.
         """
         await self._wait(lambda task: task.status.is_final or task.status.is_accepted, timeout)
@@ -107,8 +107,8 @@ class TaskHandle:
         Cancelling this stops the waiting, never the task: that goes on and stays on record.
 
         Args:
-            timeout: seconds that this one wait may take, a request under way included; None leaves it to the
-                client's `Deadlines`.
+            timeout: seconds that this one wait may take, a call under way included; with None only the client's
+                `Deadlines` limit it.
 
         Raises:
             TaskFailedError: the service reports a failure; `.code`, `.message` and `.retryable` say which.
@@ -117,7 +117,7 @@ class TaskHandle:
             TransportError: the address cannot work; or no connection has worked for 30 s, and the request waits on.
             AuthenticationError: the key may no longer query the task, which stays on record and is polled again.
             SubmissionUnknownError: the create may have arrived; it is unknown whether it did.
-            WaitTimeoutError: *timeout* seconds passed, or a deadline did. The task goes on; call again to wait on.
+            WaitTimeoutError: *timeout* seconds passed, or a deadline did. The task goes on; call again to wait longer.
             ClientClosedError: the client was closed meanwhile; the message names the id.
         """
         if not self.task.status.is_final:
@@ -125,12 +125,12 @@ class TaskHandle:
         return self._result()
 
     def events(self) -> TaskEvents:
-        """An async iterator of snapshots: the one now, then every change, the last one included.
+        """An async iterator of snapshots: the newest one, then each change, up to the final snapshot.
 
-        A change is a change of status, progress, outputs or error. A slow reader misses snapshots in between, never
-        the last one. While the task goes on, the iterator raises the same errors as `result` (such as
-        `AuthenticationError`). It ends after the final snapshot, also of a task that failed, and does not raise then.
-        You may leave the loop early.
+        A change is a change of status, progress, outputs or error. A slow reader may miss snapshots in between, but
+        never the final one. While the task goes on, the iterator raises the same errors as `result` (such as
+        `AuthenticationError`). After the final snapshot it ends and raises nothing, even if the task failed. You may
+        leave the loop early.
         """
         return TaskEvents(self._engine, self._submission)
 
@@ -182,14 +182,14 @@ class TaskHandle:
         return await self._engine.saver.save(task, directory, output=output, overwrite=overwrite)
 
     def as_curl(self, *, create: bool = False) -> str:
-        """The status query of this task as a curl command, for a support ticket. To run it costs nothing.
+        """The status query of this task as a curl command, for a support ticket. Running it costs nothing.
 
         The key is left out: the command takes it from the provider's environment variable (with several keys, set the
         one that the task was made with). Signatures in addresses, and inline files, are left out too. This sends
         nothing, and works after the client was closed.
 
         Args:
-            create: give the create call instead. **Running that makes, and bills, a new task.**
+            create: return the create call instead. **Running that makes, and bills, a new task.**
 
         Raises:
             ValueError: there is no task id yet; or *create* is true, and the task was made elsewhere.
@@ -245,8 +245,8 @@ class TaskEvents:
 class AsCompleted:
     """The iterator of `client.as_completed()`: yields each handle when its task is final.
 
-    It is a class and not a generator, so that a cancelled step breaks nothing: the next step goes on. When it is
-    dropped or closed, its caller has left; so it has when no step follows a cancelled one.
+    It is a class and not a generator, so that a cancelled step breaks nothing: the next step goes on. Its caller counts
+    as gone when the iterator is dropped or closed, or when no step follows a cancelled one.
     """
 
     def __init__(
@@ -292,7 +292,7 @@ class AsCompleted:
         return self._steps == step and not self._is_stepping
 
     async def aclose(self) -> None:
-        """Leave: what was not sent is withdrawn. What was sent goes on."""
+        """Leave: requests that were not sent are withdrawn. Tasks that were sent go on."""
         self._leave()
 
     def __del__(self) -> None:
@@ -300,7 +300,7 @@ class AsCompleted:
             self._leave()
 
     def withdraw_unsent(self) -> None:
-        """Withdraw what was not sent. A caller that comes back gets these handles as cancelled, and goes on."""
+        """Withdraw the requests that were not sent. A further step of the caller returns their handles."""
         for _, wish in self._handles.values():
             wish.leave()
         if self._submitting is not None:
@@ -338,7 +338,7 @@ class AsCompleted:
         self._open.add(submission)
 
     async def _fill(self) -> None:
-        """Take requests and submit them, until the window is full or the source has none at hand."""
+        """Take requests and submit them, until the window is full or the source has none ready."""
         while len(self._open) < self._window:
             if self._pulled is None:
                 self._pulled = await self._pull_one()
@@ -346,7 +346,7 @@ class AsCompleted:
                 return
             if self._submitting is None:
                 self._submitting = asyncio.ensure_future(self._submit(self._pulled))
-            # A cancel here must not touch the submission, which may be sent by now: the next step takes it.
+            # A cancel here must not cancel the submission, which may be sent already: the next step takes it.
             try:
                 submitted = await asyncio.shield(self._submitting)
             except asyncio.CancelledError:
@@ -358,7 +358,7 @@ class AsCompleted:
             self._add(*submitted)
 
     async def _pull_one(self) -> Request | None:
-        """The next request; None if the source has none at hand, or has ended."""
+        """The next request; None if the source has none ready, or has ended."""
         if self._source is None:
             return None
         if isinstance(self._source, Iterator):
@@ -366,7 +366,7 @@ class AsCompleted:
         if self._pull is None:
             self._pull = asyncio.ensure_future(anext(self._source))
             self._pull.add_done_callback(lambda _: self._open.poke())
-            # A source that has a request at hand answers within one step of the loop.
+            # A source that has a request ready returns it within one turn of the loop.
             await asyncio.sleep(0)
         if not self._pull.done():
             return None
@@ -383,7 +383,7 @@ class AsCompleted:
 
 
 def _withdraw_if_left(iterator: ref[AsCompleted], step: int) -> None:
-    """*step* of the iterator was cancelled a while ago: without a later step, its caller has left."""
+    """*step* of the iterator was cancelled some time ago: if no later step was taken, its caller has left."""
     completed = iterator()
     if completed is not None and completed.has_taken(step):
         completed.withdraw_unsent()
@@ -396,7 +396,7 @@ def _leave_when_submitted(submitting: asyncio.Future[tuple[TaskHandle, Submissio
 
 
 class Gathering:
-    """One call of `client.gather`: many requests that are submitted and waited for together."""
+    """One call of `client.gather`: it submits many requests and waits for all of them."""
 
     def __init__(self, engine: Engine, records: Sequence[Record]) -> None:
         self._engine = engine
@@ -440,11 +440,11 @@ class Gathering:
         return [outcomes[record.ticket] for record in self._records]
 
     async def _leave_with(self, error: BideError) -> BideError:
-        """Leave with *error*. Returns it with what the ledger confirms of all the purchases."""
+        """Leave with *error*. Returns it with `bought` and `tickets` as the ledger confirms them."""
         left = await asyncio.gather(*(wish.leave_with(error) for wish in self._wishes))
         bought = {record.ticket: each.bought for record, each in zip(self._records, left, strict=True)}
         if isinstance(error, ClientClosedError):  # the requests were not withdrawn
-            bought = dict.fromkeys(bought, False)  # those that were not put on record any more
+            bought = dict.fromkeys(bought, False)  # right for those that were not put on record
             bought |= {submission.ticket: submission.record.bought for submission in self._submissions}
             if error.ticket in bought and error.ticket not in {each.ticket for each in self._submissions}:
                 bought[error.ticket] = error.bought  # the one that was being put on record
@@ -466,7 +466,7 @@ class Gathering:
 
 
 def _outcome_of(submission: Submission, error: BideError | None) -> Task | BideError:
-    """How a wait for *submission* ends: with its task or with an error, such as *error*, which its waiters get."""
+    """The task or the error with which a wait for *submission* ends. *error* is the error for its waiters, or None."""
     if error is not None:
         return error
     try:

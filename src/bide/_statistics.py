@@ -48,7 +48,8 @@ class Statistics:
     Attributes:
         lanes: how each key is used for each kind of work.
         open: submissions that have not ended: the sum of `waiting`, `submitting`, `queued` and `running`.
-        succeeded: submissions that have ended so; likewise `failed`, `cancelled`, `expired`, `rejected`, `unknown`.
+        succeeded: submissions that have ended with this status; likewise `failed`, `cancelled`, `expired`, `rejected`
+            and `unknown`.
         saved: files that were written.
         creates: create calls sent; the service answered `creates_429` of them with "too many".
         queries: queries sent. Queries, lists and cancels count against the query rate; the service answered
@@ -99,8 +100,8 @@ class ModelStatistics:
         tasks: how many have ended.
         median: seconds after the create within which half of the latest tasks have ended; None if no task has ended.
         p90: the same for nine tasks out of ten.
-        lag: the detection delay: seconds from a task's end to the poll that found it, as a slow average; None if no
-            task has ended.
+        lag: the detection delay: seconds from a task's end to the poll that found it, as an average that changes
+            slowly; None if no task has ended.
         problem: why the stored durations cannot be read, or None. They are then learned again from the start.
     """
 

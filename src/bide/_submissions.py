@@ -37,9 +37,9 @@ class Submission:
     Attributes:
         record: the newest one of the ledger.
         task: the newest snapshot. While the task goes on, it is newer than the record's: progress is not recorded.
-        fault: the last passing fault.
-        unraised: an error for the waiters that came when there were none: the next one raises it.
-        is_kept: whether a caller has got a handle of it, and so wants it to its end.
+        fault: the last temporary fault.
+        unraised: an error that came while there was no waiter: the next waiter raises it.
+        is_kept: whether a caller has got its handle, and so wants the submission until it ends.
     """
 
     __slots__ = ("__weakref__", "_handle", "_watchers", "fault", "is_kept", "record", "task", "unraised")
@@ -50,7 +50,7 @@ class Submission:
         self.fault: BideError | None = None
         self.unraised: BideError | None = None
         self.is_kept: bool = False
-        self._handle: Any = None  # once it has ended, a weak reference: a record leaves with its last handle
+        self._handle: Any = None  # weak once it has ended: the submission is freed with its last handle
         self._watchers: list[Watcher] | None = None
 
     @property
@@ -60,7 +60,7 @@ class Submission:
 
     @property
     def handle(self) -> Any:
-        """What users hold of it: the one that `hold` was given, or None."""
+        """The handle that users hold: the one that `hold` was given, or None."""
         return self._handle() if isinstance(self._handle, ref) else self._handle
 
     def hold(self, handle: object) -> None:
@@ -68,7 +68,7 @@ class Submission:
         self._handle = ref(handle) if self.task.status.is_final else handle
 
     def change_record(self, record: Record) -> None:
-        """The ledger has a new record of this submission."""
+        """Take *record*, which is new on the ledger."""
         before, self.record = self.record, record
         if record.cancel_taken is not before.cancel_taken:
             self._notify(None)
@@ -111,7 +111,7 @@ class Submission:
         self._watchers.append(watcher)
 
     def remove_watcher(self, watcher: Watcher) -> None:
-        """Call *watcher* no more."""
+        """Stop calling *watcher*."""
         if self._watchers is not None:
             self._watchers.remove(watcher)
             if not self._watchers:
@@ -149,10 +149,10 @@ class Submissions:
     """All submissions of one client, by ticket.
 
     Attributes:
-        announcer: logs each event, and counts.
+        announcer: logs each event, and counts ended submissions and saved files.
 
     Args:
-        slots: how many slots there are for a kind of work, over all keys; None where that is not limited.
+        slots: returns how many slots all keys together have for a kind of work; None is no limit.
         durable: whether the ledger outlives the client.
     """
 
@@ -170,7 +170,8 @@ class Submissions:
         self._durable = durable
         self._open: dict[str, Submission] = {}
         self._ended: WeakValueDictionary[str, Submission] = WeakValueDictionary()
-        # The newest records of tickets without a submission: one that is just being made must not start with an older.
+        # The newest records of tickets that have no submission yet: one that is being made must not start with an older
+        # record.
         self._early: OrderedDict[str, Record] = OrderedDict()
         self._recording: Counter[str] = Counter()
         self._wishes: Counter[str] = Counter()  # callers that can leave, by ticket
@@ -181,7 +182,7 @@ class Submissions:
     # Finding them ------------------------------------------------------------------------------------------
 
     def open(self) -> Collection[Submission]:
-        """Those that have not ended."""
+        """The submissions that have not ended."""
         return self._open.values()
 
     def is_open(self, ticket: str) -> bool:
@@ -195,7 +196,7 @@ class Submissions:
     # What the ledger records -------------------------------------------------------------------------------
 
     def newest(self, record: Record) -> Record:
-        """*record*, or a newer one of its ticket that has come before there was a submission for it."""
+        """*record*, or a newer record of its ticket that came while there was no submission for it."""
         early = self._early.pop(record.ticket, record)
         return early if early.version > record.version else record
 
@@ -211,7 +212,7 @@ class Submissions:
 
     def change_record(self, record: Record) -> tuple[Submission, TaskStatus] | None:
         """Take in a changed *record*. Returns its submission and the status before; None if there is no open
-        submission, or if that has a newer record already."""
+        submission, or if the submission has a newer record already."""
         submission = self._open.get(record.ticket)
         if submission is None:
             if self._durable:
@@ -234,12 +235,12 @@ class Submissions:
     # Whether they are wanted -------------------------------------------------------------------------------
 
     def want(self, ticket: str) -> None:
-        """A caller of this client wants *ticket*, and can leave."""
+        """Count a caller of this client that wants *ticket*, and can leave."""
         self._wishes[ticket] += 1
         self._unwanted.discard(ticket)
 
     def stop_wanting(self, ticket: str) -> bool:
-        """One of these callers wants it no more. Returns whether no caller of this client does."""
+        """One of these callers does not want it any more. Returns whether no caller of this client wants it now."""
         self._wishes[ticket] -= 1
         if self._wishes[ticket] > 0:
             return False
@@ -248,7 +249,7 @@ class Submissions:
         return submission is None or not submission.is_kept
 
     def mark_unwanted(self, ticket: str) -> None:
-        """The last caller has left: what was not sent is not to be sent."""
+        """The last caller has left: the request must not be sent, if it was not sent yet."""
         self._unwanted.add(ticket)
 
     def forget_wishes(self, ticket: str) -> None:
@@ -264,14 +265,14 @@ class Submissions:
         self._recording[ticket] += 1
 
     def end_recording(self, ticket: str) -> None:
-        """The caller has got it, or has left."""
+        """A caller has got its submission, or has left."""
         self._recording[ticket] -= 1
         if self._recording[ticket] <= 0:
             del self._recording[ticket]
 
     async def wait_for_callers(self, ticket: str) -> None:
-        """Wait until the callers that submit *ticket* have it, or have left."""
-        while ticket in self._recording:  # noqa: ASYNC110 - a turn of the loop or two, not a wait
+        """Wait until each caller that submits *ticket* has its submission, or has left."""
+        while ticket in self._recording:  # noqa: ASYNC110 - one or two turns of the loop, no longer
             await asyncio.sleep(0)
 
     # What polls and creates report -------------------------------------------------------------------------
@@ -295,7 +296,7 @@ class Submissions:
             submission.fail_waiters(error)
 
     def fail_waiting(self, error: BideError) -> None:
-        """No request can be sent: raise *error* in the waiters of all that wait. It does not end them."""
+        """No request can be sent: raise *error* in the waiters of all that wait. It does not end the requests."""
         log_line(logging.ERROR, f"nothing can be sent: {excerpt(str(error), 1000)}")
         for submission in list(self._open.values()):
             if submission.task.status is TaskStatus.WAITING:
@@ -310,7 +311,7 @@ class Submissions:
                 submission.fault = error
 
     def fail_all(self) -> None:
-        """The client is closed: raise that in all waiters."""
+        """The client is closed: raise `ClientClosedError` in all waiters."""
         for submission in list(self._open.values()):
             submission.fail_waiters(_outcomes.client_closed(submission.record, durable=self._durable))
 
@@ -323,13 +324,13 @@ class Submissions:
                 self._create_faults[submission.record.kind] = error
 
     def fault_of(self, submission: Submission) -> BideError | None:
-        """The last fault of *submission*, or of those before it in the queue."""
+        """The last fault of *submission*, or of the requests before it in the queue."""
         if submission.task.status is TaskStatus.WAITING:
             return submission.fault or self._create_faults.get(submission.record.kind)
         return submission.fault
 
     def pressure(self, kind: str) -> float:
-        """Requests of *kind* that wait for a slot, for each slot that there is; 0 where slots are not limited."""
+        """Requests of *kind* that wait, divided by the number of slots; 0 if slots are not limited."""
         slots = self._slots(kind)
         return self._waiting[kind] / slots if slots else 0.0
 
@@ -370,8 +371,8 @@ class Submissions:
             self.announce(EventName.POLLED, submission, seconds=seconds, error=error)
 
     def announce_pause(self, ticket: str, key: str, seconds: float, error: BideError) -> None:
-        """Because of *error*, no request of the lane is created for *seconds*; or, where *ticket* is accepted
-        already, no task of the account is polled."""
+        """Announce a pause of *seconds* because of *error*. Meanwhile no request of the lane is created; or, if
+        *ticket* is accepted already, no task of the account is polled."""
         submission = self._open.get(ticket)
         if submission is not None and seconds > 0:
             self.announce(EventName.PAUSED, submission, key=key, seconds=seconds, error=error)
@@ -391,8 +392,7 @@ class Submissions:
 
 
 def _is_reopened(there: Submission, record: Record) -> bool:
-    """Whether *record* goes on after the end of *there*: its create was found to have arrived, or it is submitted
-    again."""
+    """Whether *record* opens the ended submission *there* again: its task was found, or it is submitted again."""
     before, after = there.task.status, record.task.status
     if before is TaskStatus.UNKNOWN:
         return after is not TaskStatus.UNKNOWN
@@ -400,7 +400,7 @@ def _is_reopened(there: Submission, record: Record) -> bool:
 
 
 class Completions:
-    """Submissions that are waited for together, without a task for each, in the order in which they end."""
+    """Waits for many submissions together, without an asyncio task for each. `ready` returns them as they end."""
 
     def __init__(self) -> None:
         self._open: set[Submission] = set()
@@ -428,7 +428,7 @@ class Completions:
         return None
 
     async def wait(self) -> None:
-        """Wait until `ready` has one, or `poke` was called."""
+        """Wait until `ready` has one to return, or `poke` was called."""
         await self._wake.wait()
 
     def poke(self) -> None:
@@ -436,7 +436,7 @@ class Completions:
         self._wake.set()
 
     def drop(self) -> None:
-        """Wait for none of them any more."""
+        """Stop waiting for all of them."""
         for submission in self._open:
             submission.remove_watcher(self._change)
         self._open.clear()

@@ -21,7 +21,7 @@
     └── LedgerError               the ledger could not read or write
 
 All of them can be pickled. They hold text and snapshots, never a handle, a client or an object of the HTTP library,
-whose errors hold the request and thereby the key. Wrong arguments raise `ValueError` or `TypeError` before anything
+whose errors hold the request and therefore the key. Wrong arguments raise `ValueError` or `TypeError` before anything
 is sent.
 
 A program acts on `.bought`. A caller that submits again exactly when it is False, request by request, never pays twice.
@@ -67,10 +67,10 @@ class BideError(Exception):
         ticket: our id of the submission, or None if the error concerns no submission.
         task_id: the service's id of the task, or None while it is unknown.
         bought: whether a task was made for the request. False: none was made, and no client on the ledger will make one
-            any more: you may submit the request again, under the same ticket too. True: a task exists, or can still be
-            made from the record: go on with `client.attach(ticket=error.ticket)`, or with the task id. None: it cannot
-            be said (`SubmissionUnknownError`), or the error concerns no request.
-        tickets: of an error of `gather`: the tickets of those requests for which `bought` is not False. The others may
+            any more: you may submit the request again, also under the same ticket. True: a task exists, or can still be
+            made from the record: go on with `client.attach(ticket=error.ticket)`, or with the task id. None: bide
+            does not know (`SubmissionUnknownError`), or the error concerns no request.
+        tickets: in an error of `gather`: the tickets of those requests for which `bought` is not False. The others may
             be submitted again.
     """
 
@@ -123,7 +123,7 @@ class UnexpectedReplyError(BideError):
 
 
 class APIError(BideError):
-    """The service refused a request, or failed at it.
+    """The service refused a request, or failed to process it.
 
     Attributes:
         status_code: the HTTP status.
@@ -170,7 +170,7 @@ class NotFoundError(APIError):
 
 
 class RateLimitError(APIError):
-    """Too many requests or tasks at once (HTTP 429). `retry_after` says how long to wait, if the service does."""
+    """Too many requests or tasks at once (HTTP 429). `retry_after` says how long to wait, if the service says so."""
 
 
 class ServerError(APIError):

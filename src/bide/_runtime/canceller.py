@@ -29,16 +29,16 @@ log = logging.getLogger("bide")
 
 CANCEL_ATTEMPTS = 5
 OTHER_PROCESS_SECONDS = 15.0
-"""Seconds in which another process carries out a cancel that this one has asked for."""
+"""How long this process waits until another process has carried out a cancel that this one has asked for."""
 RECHECK_SECONDS = 1.0
-"""Seconds until a waiting deadline is checked again that ran out while its create was under way."""
+"""A waiting deadline that passed while the create was under way is checked again after so many seconds."""
 
 
 class Canceller:
     """Ends the submissions of one client on request.
 
     Attributes:
-        running: the cancels under way, by ticket. They go on when the callers that asked for them leave.
+        running: the cancels under way, by ticket. They go on after the callers that asked for them have left.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Canceller:
             why = ErrorDetail(message=str(error), type=WaitTimeoutError.__name__)
             is_withdrawn = await self.withdraw(submission.ticket, why=why)
         if not is_withdrawn:
-            # It may have been admitted meanwhile, and be put back.
+            # It may have been admitted meanwhile, and may be put back later.
             self.set_waiting_clock(submission, RECHECK_SECONDS)
 
     # Cancelling --------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ class Canceller:
         return await wait_unless_closed(self.start(submission))
 
     def start(self, submission: Submission) -> asyncio.Task[bool]:
-        """Cancel in a background task, or share the one that runs."""
+        """Cancel in a background task, or return the one that runs already."""
         ticket = submission.ticket
         running = self.running.get(ticket)
         if running is None:
@@ -143,7 +143,10 @@ class Canceller:
         return submission.task.status is TaskStatus.CANCELLED
 
     async def _is_cancelled_by_its_owner(self, submission: Submission) -> bool:
-        """The client that drives the submission cancels it once its id is known. Wait until the record shows how."""
+        """Wait until the client that drives the submission has tried to cancel it. Returns whether that succeeded.
+
+        That client sends the cancel once the task id is known, and writes the answer into the record.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(OTHER_PROCESS_SECONDS):
                 while not submission.task.status.is_final and submission.record.cancel_taken is None:
@@ -163,6 +166,6 @@ def log_left(left: Sequence[Record], *, durable: bool) -> None:
     ids = [record.task.task_id or record.ticket for record in left]
     for some in lines_of_ids(ids):
         if durable:
-            log.info("closed; %d records stay for another client to go on: %s", len(ids), some)
+            log.info("closed; %d records stay for another client to continue: %s", len(ids), some)
         else:
             log.warning("closed with %d tasks left running: %s", len(ids), some)

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from bide._submissions import Submission
 
 RECORDING_SECONDS = 2.0
-"""Seconds that a closing client gives its ledger at least, to put on record what callers have asked for."""
+"""A closing client waits at least so long for its ledger to record what callers have asked for."""
 
 
 class Engine:
     """Submits, polls, cancels and saves for one client, on one event loop.
 
-    Make it inside the running loop; `aclose` ends it. It is the hub of its parts: `change_record` notifies each of them
-    that a changed record concerns.
+    Make it inside the running loop; `aclose` ends it. It connects its parts: `change_record` passes a changed record to
+    each part that it concerns.
 
     Attributes:
         owner: the name of the client on the ledger.
@@ -100,7 +100,7 @@ class Engine:
             recording.add_done_callback(lambda _: self._end_recording(ticket, recording))
             return await wait_unless_closed(recording)
         except ClientClosedError as error:
-            # Whether the step of the ledger under way has taken effect is not known.
+            # It is not known whether the step of the ledger under way has taken effect.
             raise error.about(ticket=ticket, task_id=None, bought=error.bought is not False) from None
         finally:
             self.submissions.end_recording(ticket)
@@ -119,7 +119,7 @@ class Engine:
     async def _record(
         self, record: Record, before: asyncio.Task[Submission] | None, *, again: bool
     ) -> Submission:
-        """The submission of *record*. Of two calls at once with one ticket, the first one's is recorded."""
+        """The submission of *record*. If two calls have the same ticket, the record of the first call is used."""
         if before is not None:
             await asyncio.wait([before])
         self.check_open()
@@ -167,7 +167,7 @@ class Engine:
             return
         error = await self.poller.poll_now(submission.ticket)
         if error is not None:
-            submission.take_unraised()  # the caller of this raises it now
+            submission.take_unraised()  # this call raises it now
             raise submission.error_about(error)
 
     # The hub -----------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ class Engine:
         """The submission of *record*. A new one is watched, and saved if it has ended."""
         record = self.submissions.newest(record)
         if self.submissions.is_open(record.ticket):
-            self.change_record(record)  # where the ledger's news are late, this is the news
+            self.change_record(record)  # the ledger's own news of this record may come later
         submission, is_new = self.submissions.add(record)
         if is_new:
             self.saver.save_automatically(record)
@@ -184,7 +184,7 @@ class Engine:
         return submission
 
     def take_up(self, record: Record) -> Submission:
-        """Drive *record* from now on: an owner that is gone has left it, and this client has adopted it."""
+        """Drive *record* from now on: its owner is gone, and this client has adopted it."""
         submission = self.open(record)
         self._watch(record)
         self.poller.poll_soon(record.ticket)
@@ -212,7 +212,7 @@ class Engine:
         return self._submitter.has_waiting
 
     def _notice(self, news: Record | Hint) -> None:
-        """The ledger has changed a record, of this client or of another one, or gives a hint."""
+        """Take in news of the ledger: a changed record of this or another client, or a hint."""
         if isinstance(news, Hint):
             self._submitter.wake()
             if news is Hint.FAULT:
@@ -229,7 +229,7 @@ class Engine:
         is_ours = record.owner == self.owner and not record.task.status.is_final
         if is_ours and not self.submissions.is_open(record.ticket) and not self.background.is_closing:
             self._submitter.notice(record)
-            self.take_up(record)  # also where the caller that has asked for it has left
+            self.take_up(record)  # even if the caller that asked for it has left
             return
         self._submitter.notice(record)
         changed = self.submissions.change_record(record)
@@ -264,7 +264,7 @@ class Engine:
         await self.background.close(partial(self._close, grace, withdraw=withdraw))
 
     async def _close(self, grace: float, *, withdraw: bool) -> None:
-        """Stop admission, let what is under way end, and hand over the rest. All waits fail, whatever else fails."""
+        """Stop admission, let work under way end, and hand over the rest. All waits fail, even if a step here fails."""
         left: list[Record] = []
         try:
             try:
@@ -285,7 +285,7 @@ class Engine:
             await self.account.transport.aclose()
 
     async def _wind_down(self, grace: float, *, withdraw: bool) -> None:
-        """Admit nothing more, and give what is under way its time."""
+        """Admit nothing more, and give the work under way *grace* seconds."""
         clock = self.background.clock
         until = clock() + grace
         await self._submitter.stop()

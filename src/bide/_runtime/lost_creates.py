@@ -1,7 +1,8 @@
 """Find the task of a create whose answer was lost.
 
-Such a create is sent again only where the provider declares that harmless. Else its task is looked for in the service's
-list, and found only if exactly one task there can be it, and that task can belong to this submission alone.
+bide sends such a create again only if the provider declares creates idempotent. If that shows no task, bide looks for
+the task in the service's list. It takes a task from the list only if no other task there fits the submission, and if
+that task fits no other submission.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
     from bide.providers import ListedTask
 
 LOOKUP_SECONDS = (1.0, 3.0, 8.0, 15.0)
-"""When the list is read, in seconds after the fault: a service may list a task a while after its create."""
+"""When the list is read, in seconds after the fault: a service may list a task some time after its create."""
 REPEAT_PAUSE_SECONDS = (1.0, 3.0, 8.0, 20.0)
 """Seconds before each repetition of a create that the provider declares idempotent."""
 
 
 class LostCreates:
-    """Finds out what became of creates that may have arrived."""
+    """Finds out whether creates that may have arrived have made a task."""
 
     def __init__(self, account: Account, submissions: Submissions) -> None:
         self._account = account
@@ -42,8 +43,8 @@ class LostCreates:
         """The task that the create of *record* has made; if it cannot be found, the last fault: *lost*, or a later one.
 
         Args:
-            since: when the answer was lost, by the ledger's clock; None is now. However often the record changes its
-                owner, the search ends.
+            since: when the answer was lost, by the ledger's clock; None is now. The search ends a fixed time after it,
+                even if several owners of the record search one after another.
         """
         if self._account.provider.idempotent and record.request is not None:
             repeated = await self._repeat(record, lost)
@@ -53,7 +54,7 @@ class LostCreates:
         found = await self._look_up(record, since) if self._account.provider.lists else None
         if found is None:
             return lost
-        # A list has no results: a task that has ended there is still to be polled.
+        # A list has no results, so a task that has ended there must still be polled.
         return Accepted(evolve(found, status=TaskStatus.RUNNING) if found.status.is_final else found)
 
     async def _repeat(self, record: Record, lost: BideError) -> Accepted | BideError:
@@ -75,9 +76,9 @@ class LostCreates:
     async def _look_up(self, record: Record, since: float | None) -> Task | None:
         now = self._ledger.now()
         start = now if since is None else since
-        # A process that died long ago may have sent it, but no later than a create may take.
+        # Its sender may have died long ago. It was sent within the longest time that a create may take.
         latest = min(now, (record.admitted or now) + CREATE_TIMEOUT_SECONDS)
-        # Of the moments that have passed already, one look-up makes up at once.
+        # One look-up now replaces all those whose moments have passed already.
         to_come = [seconds for seconds in LOOKUP_SECONDS if start + seconds > now]
         for seconds in to_come if len(to_come) == len(LOOKUP_SECONDS) else [0.0, *to_come]:
             await asyncio.sleep(start + seconds - self._ledger.now())
@@ -87,21 +88,21 @@ class LostCreates:
         return None
 
     async def _orphan(self, record: Record, latest: float) -> Task | None:
-        """The listed task that the lost create has made, sent at *latest* then; None if that is not certain."""
+        """The listed task that the lost create (sent at *latest* or before) has made; None if that is not certain."""
         key, sent = record.key or "", record.admitted or latest
         since, until = sent - CLOCK_SLACK_SECONDS, latest + CLOCK_SLACK_SECONDS
         listed = await self._account.list_tasks(key, since, until, record.task.model)
         if not isinstance(listed, list):
             self._submissions.note_fault(record.ticket, listed.error)
             return None
-        # Read after the list: each task in it that the ledger does not know yet belongs to one of these.
+        # Read these after the list: each listed task that the ledger does not know yet belongs to one of them.
         unsettled = await self._ledger.unsettled_records(self._account.origin, key)
         others = [each for each in unsettled if each.ticket != record.ticket]
         if any(_could_be_confused(each, record, until) for each in others):
             return None
         ids = [each.task.task_id for each in listed if each.task.task_id is not None]
         known = await self._ledger.known_task_ids(self._account.origin, ids)
-        # The list's answer may have corrected the service's clock as we know it: take the window after it.
+        # The list's answer may have corrected what we know of the service's clock: compute the window after it.
         window = (self._account.service_time(since), self._account.service_time(until))
         fits = [
             each.task
@@ -115,7 +116,7 @@ class LostCreates:
 
 
 def _could_be_confused(other: Record, record: Record, until: float) -> bool:
-    """Whether *other* lacks its task too, and that may be of the same model and time as *record*'s."""
+    """Whether the missing task of *other* may have the same model and time as the missing task of *record*."""
     models = {each.task.model for each in (other, record)}
     if None not in models and len(models) > 1:
         return False

@@ -29,7 +29,7 @@ class ClientSettings:
         limits: what each key may do, for every kind of work or by kind; None is the provider's default.
         query_rate: status queries of the account in any second; None is no limit.
         save_to: the directory to which each result is saved automatically, or None.
-        adopts: whether the client takes over all that other clients leave, or only what it has to.
+        adopts: see `adopt` of `Client`.
     """
 
     provider: Provider

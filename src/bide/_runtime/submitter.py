@@ -1,4 +1,4 @@
-"""One request from waiting to accepted: its admission, the one POST, and the record of what came of it.
+"""One request from waiting to accepted: its admission, the one POST, and the record of the outcome.
 
     waiting --admitted--> submitting --2xx with an id------------------> queued | running | (already final)
        |                     |-- certainly not sent -------------------> waiting, the lane pauses
@@ -7,7 +7,8 @@
        '-- withdrawn         '-- may have arrived: looked up --found---> queued | running
                                                              '--not----> unknown
 
-The record is written as `submitting` before the POST, and the id before anything else is done with the answer.
+The submitter writes the record as `submitting` before the POST. It writes the task id before it does anything else with
+the answer.
 A POST that may have arrived is never sent again, unless the provider declares the create idempotent.
 """
 
@@ -43,20 +44,21 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 POSTS_SHARE = 0.3
-"""The share of the transport's places that creates may take. Each create has its place at once: one that waited for a
-place could go out after a 429 has paused its lane."""
+"""The share of the transport's places that creates may take. So a create never waits for a place: while it waits, a 429
+could pause its lane, and it would be sent in spite of that."""
 NEVER_CONNECTED_SECONDS = 30.0
-"""Seconds without any connection, after which the waiters get that: the address may be wrong. The requests wait on."""
+"""Seconds without any connection, after which the waiters get an error: the address may be wrong. The requests still
+wait."""
 RETRY_SECONDS = 5.0
 """Seconds until a step is tried again after a fault of the ledger, or of an adapter."""
 
 
 class Submitter:
-    """Admits requests that wait, sends them, and records what came of them.
+    """Admits requests that wait, sends them, and records the outcomes.
 
     Args:
         poller: polls more often while requests wait for the slots of its tasks.
-        terms: the lanes that a kind of work may use, by the keys of this client.
+        terms: returns the lanes that a kind of work may use, one for each key of this client.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Submitter:
         self._kinds: dict[
             str, int
         ] = {}  # kinds of work that may wait here, with a count of the news about each
-        self._exhausted: set[str] = set()  # kinds whose requests wait for a slot, which the poller knows
+        self._exhausted: set[str] = set()  # kinds whose requests wait for a slot, as the poller knows
         self._is_stopping = False
         self._wake = asyncio.Event()
         self._posts: dict[asyncio.Task[None], Record] = {}
@@ -101,15 +103,15 @@ class Submitter:
         self._wake.set()
 
     def recover(self, record: Record) -> None:
-        """Find out what became of a create whose sender is gone."""
+        """Find out whether a create whose sender is gone has made a task."""
         if self._is_stopping or self._is_sending(record.ticket):
             return  # a closing client hands it over with the rest
         gone = TransportError("the client that sent it was gone before it was answered")
         self._start(record, self._resolve(record, gone, since=record.admitted))
 
     def send(self, record: Record) -> None:
-        """Send *record*, an admitted one of this client, unless that is under way. (What was sent leaves its state
-        before its create ends here.)"""
+        """Send *record*, which this client has admitted, unless its create is under way. (A record that was sent leaves
+        the state `submitting` before its create ends here.)"""
         if not self._is_stopping and not self._is_sending(record.ticket):
             self._start(record, self._create(record))
 
@@ -117,7 +119,7 @@ class Submitter:
         return any(record.ticket == ticket for record in self._posts.values())
 
     async def stop(self) -> None:
-        """Admit nothing more. A step of the ledger under way is not cut off: what it admits is sent."""
+        """Admit nothing more. A step of the ledger under way is not interrupted: a request that it admits is sent."""
         self._is_stopping = True
         self._wake.set()
         await asyncio.wait([self._loop])
@@ -161,7 +163,7 @@ class Submitter:
                 timer.cancel()
 
     async def _admit_all(self) -> float:
-        """Admit all that can be. Returns when to try again, by the ledger's clock."""
+        """Admit all requests that can be admitted. Returns when to try again, by the ledger's clock."""
         until = math.inf
         for kind in tuple(self._kinds):
             while len(self._posts) < self._most_posts and not self._is_stopping:
@@ -242,7 +244,7 @@ class Submitter:
                 elif kept.task.task_id != task.task_id:
                     log_line(
                         logging.ERROR,
-                        f"{ticket}: task id {task.task_id} came too late: it is {kept.task.status}",
+                        f"{ticket}: task id {task.task_id} came too late: the ticket is {kept.task.status}",
                     )
             case Refused(error):
                 await self._finish(record, _outcomes.reject(record.task, error))
@@ -251,7 +253,7 @@ class Submitter:
                 await self._put_back(record, reason, error, certain=certain, retry_after=error.retry_after)
 
     async def _record_unsent(self, record: Record, fault: TransportError) -> None:
-        """No connection was made. The request waits and is tried again, unless that can never help."""
+        """No connection was made. The request waits and is tried again, unless no further try can help."""
         if fault.permanent:
             await self._finish(record, _outcomes.reject(record.task, fault))
             return
@@ -270,7 +272,7 @@ class Submitter:
     # On record ---------------------------------------------------------------------------------------------
 
     async def _keep(self, ticket: str, step: Callable[[], Awaitable[_T]], task_id: str | None = None) -> _T:
-        """Take *step* of the ledger, repeatedly if need be: the answer of the service must not be lost."""
+        """Take *step* of the ledger, again and again until it succeeds: the answer of the service must not be lost."""
         while True:
             try:
                 return await step()
@@ -278,8 +280,8 @@ class Submitter:
                 error = fault if isinstance(fault, BideError) else LedgerError(f"the ledger failed: {fault}")
                 if task_id is not None:
                     error = LedgerError(
-                        f"the service has accepted ticket {ticket} as task {task_id}, which could not be recorded yet: "
-                        f"that is tried again, so do not submit it anew. {error}"
+                        f"the service has accepted ticket {ticket} as task {task_id}, but bide could not record that "
+                        f"yet. bide tries again, so do not submit it again. {error}"
                     )
                 log_line(logging.ERROR, f"{ticket}: could not be recorded (task id {task_id}): {error}")
                 self._submissions.note_fault(ticket, error)
@@ -298,13 +300,13 @@ class Submitter:
         await self._keep(record.ticket, lambda: self._ledger.finish(record.ticket, task, owner=self._owner))
 
     async def _finish_unknown(self, record: Record, fault: BideError) -> None:
-        """It is unknown whether the task was made. The record counts as a slot for a while."""
+        """It is unknown whether the task was made. The record keeps its slot for some time."""
         task = _outcomes.mark_unknown(record.task, fault)
         hold = self._account.provider.profile(record.kind).unknown_hold
 
         async def finish() -> None:
             now = await self._ledger.get(record.ticket)
-            # Only of this attempt: it may have been put back and admitted again meanwhile.
+            # Only if it is still this attempt: the request may have been put back and admitted again meanwhile.
             is_this = now is not None and now.admitted == record.admitted
             if is_this and now is not None and now.task.status is TaskStatus.SUBMITTING:
                 await self._ledger.finish(record.ticket, task, owner=self._owner, hold=hold)
@@ -336,7 +338,7 @@ class Submitter:
         await self._announce_pause(record, error)
 
     async def _announce_pause(self, record: Record, error: BideError) -> None:
-        """The lane of *record* pauses because of *error*. To announce it may fail; the record is safe by now."""
+        """The lane of *record* pauses because of *error*. If announcing it fails, that does no harm."""
         key, now = record.key or "", self._ledger.now()
         self._account.counters.pauses += 1
         try:

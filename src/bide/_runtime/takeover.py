@@ -31,7 +31,7 @@ class Driver(Protocol):
         ...
 
     def take_up(self, record: Record) -> Submission:
-        """Drive *record* from now on, which this client has adopted."""
+        """Drive *record*, which this client has adopted, from now on."""
         ...
 
     def change_record(self, record: Record) -> None:
@@ -39,7 +39,7 @@ class Driver(Protocol):
         ...
 
     def reconcile(self, record: Record) -> None:
-        """This client owns *record*: see to it that it drives it."""
+        """Drive *record* if that is not so yet: this client owns it."""
         ...
 
 
@@ -47,7 +47,8 @@ class Takeover:
     """How one client shares its ledger.
 
     Args:
-        adopts: whether it takes over all that other clients leave, or only what it has to.
+        adopts: whether it takes over all submissions that other clients leave. If not, it takes over only sent ones:
+            those that it follows and, while its own requests wait for slots, all.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Takeover:
         self._start_reading()
 
     def reconcile_soon(self) -> None:
-        """A step of the ledger failed, and may have given this client records to drive: read which it owns."""
+        """A step of the ledger failed, and may have given this client records to drive: read which records it owns."""
         self._has_to_reconcile = True
         self._start_reading()
 
@@ -106,7 +107,7 @@ class Takeover:
                     continue
                 left = [each.ticket for each in self._submissions.open() if each.record.owner is None]
                 await self.adopt(tickets=left, waiting=False)
-                if self._driver.has_waiting:  # for slots that no other client would see become free
+                if self._driver.has_waiting:  # else their slots may never become free
                     await self.adopt(waiting=False)
             await self._catch_up()
             query_limiter = self._account.query_limiter
@@ -119,7 +120,7 @@ class Takeover:
             self._is_reading = False
 
     async def _catch_up(self) -> None:
-        """Read changes of submissions that other clients drive: news are lost if the process that sends them dies."""
+        """Read changes of submissions that other clients drive: news is lost if the process that sends it dies."""
         others = {
             each.ticket: each.record.version
             for each in self._submissions.open()
@@ -136,7 +137,7 @@ class Takeover:
 
         Args:
             tickets: only these; None is all.
-            waiting: take over requests that wait, too, and so send them.
+            waiting: also take over requests that wait. They are then sent.
         """
         records = await self._ledger.adopt(
             self._account.origin, self._account.keys, self._owner, tickets=tickets, waiting=waiting
@@ -150,7 +151,7 @@ class Takeover:
         adopted = await self.adopt()
         records = await self._ledger.open_records(self._account.origin, self._account.keys)
         submissions = [self._driver.open(await self.follow_record(record)) for record in records]
-        # An adopted one may have ended already: as `unknown`, where the service has no list that could show its task.
+        # An adopted submission may have ended already: as `unknown`, if the service has no list that shows its task.
         return [*(each for each in adopted if each not in submissions), *submissions]
 
     async def follow(self, ticket: str) -> Submission:
@@ -177,7 +178,7 @@ class Takeover:
         return self._driver.open(await self.follow_record(record))
 
     async def settle(self, ticket: str, task_id: str) -> Submission:
-        """The submission of *ticket*, which ended as `unknown` and whose task was found to be *task_id*."""
+        """Give *ticket*, which ended as `unknown`, the task *task_id* that was found. Returns its submission."""
         self._background.check()
         record = await self._ledger.get(ticket)
         if record is not None:

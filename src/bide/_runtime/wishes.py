@@ -1,9 +1,9 @@
-"""Who wants a submission, and what becomes of it when its last caller leaves.
+"""Which callers want a submission, and what happens to it when the last one leaves.
 
 A caller of `run`, `gather` or `as_completed` wants its submission until it leaves: it is cancelled, runs out of time,
 or gets the error of its own request. A caller that has got a handle from `submit` or `attach` cannot leave any more.
-Each client counts its own callers. The ledger records which clients want a submission, so a wish holds in whatever
-state the record is, and in all processes.
+Each client counts its own callers. The ledger records which clients want a submission. So a wish is valid in each state
+of the record, and in all processes.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from bide.models import Task
 
 RETRY_SECONDS = 1.0
-"""Seconds until a leave is recorded again that the ledger could not record."""
+"""Seconds until bide tries again to record that a caller has left."""
 CONFIRM_SECONDS = 5.0
-"""Seconds within which the ledger must confirm a leave, or the error says that the task can still be made."""
+"""Within so many seconds the ledger must confirm that a caller has left. Else the error says that the task can still be
+made."""
 
 
 class Wish:
@@ -54,7 +55,7 @@ class Wish:
             self._wishes.end(self.ticket)
 
     def keep(self, submission: Submission) -> None:
-        """The caller has got a handle: it wants the submission to its end."""
+        """The caller has got a handle: it wants the submission until that ends."""
         submission.is_kept = True
         self.end()
 
@@ -64,10 +65,10 @@ class Wish:
             self._wishes.leave(self.ticket)
 
     async def leave_with(self, error: BideError) -> BideError:
-        """The caller leaves with *error*. Returns it with what the ledger confirms of the purchase."""
+        """The caller leaves with *error*. Returns it with `bought` as the ledger confirms it."""
         if not self._is_first_end():
             return error
-        if isinstance(error, ClientClosedError):  # `aclose` knows what to do with the requests
+        if isinstance(error, ClientClosedError):  # `aclose` withdraws the requests or keeps them
             self._wishes.end(self.ticket)
             return error
         return await self._wishes.leave_with(self.ticket, error)
@@ -77,7 +78,7 @@ class Wishes:
     """What the callers of one client want.
 
     Attributes:
-        leaving: the leaves that the ledger has not confirmed yet, by ticket.
+        leaving: by ticket, the tasks that record that the last caller has left.
 
     Args:
         owner: the name of the client on the ledger.
@@ -145,7 +146,7 @@ class Wishes:
         return error.about(ticket=ticket, task_id=task_id, bought=bought)
 
     async def _record_leave(self, ticket: str) -> Record | None:
-        """Record that this client wants *ticket* no more, however long the ledger does not work. Returns the record."""
+        """Record that this client does not want *ticket* any more; try until the ledger works. Returns the record."""
         recording = self._recordings.get(ticket)
         if recording is not None:
             await asyncio.wait([recording])
@@ -159,12 +160,12 @@ class Wishes:
                 text = excerpt(str(fault), 1000)
                 log_line(
                     logging.WARNING,
-                    f"{ticket}: that its caller has left could not be recorded yet: {text}",
+                    f"{ticket}: its caller has left, but this could not be recorded yet: {text}",
                 )
             await asyncio.sleep(RETRY_SECONDS)
 
     async def withdraw_all(self, submissions: Iterable[Submission]) -> None:
-        """The client closes, and wants none of *submissions* any more that was not sent."""
+        """Record that the closing client does not want those of *submissions* any more that were not sent."""
         closed = ErrorDetail(
             message="the client was closed before this was sent: nothing was made, submit it again",
             type=ClientClosedError.__name__,

@@ -27,7 +27,7 @@ def secrets_of(api_key: Any) -> tuple[Secret, ...] | None:
 
 
 def check_keys(provider: Provider, keys: tuple[Secret, ...] | None) -> tuple[Secret, ...]:
-    """*keys* without duplicates; without *keys*, the one in the environment. Each of them can be sent."""
+    """*keys* without duplicates, or the environment's key. Raises ValueError if there is none, or it cannot be sent."""
     names = provider.key_variables
     if keys is None:
         keys = secrets_of(next(filter(None, map(os.environ.get, names)), None))
@@ -45,7 +45,7 @@ def check_keys(provider: Provider, keys: tuple[Secret, ...] | None) -> tuple[Sec
 
 
 def check_limits(limits: LimitsByKind) -> LimitsByKind:
-    """*limits*, a mapping as a copy. Raises TypeError if they are not limits."""
+    """*limits*; of a mapping, a copy. Raises TypeError if they are not limits."""
     if limits is None or isinstance(limits, Limits):
         return limits
     if not isinstance(limits, Mapping):

@@ -24,7 +24,8 @@ _T = TypeVar("_T")
 LATE_SECONDS = 0.5
 """A timer that is later than this shows that the loop did not run."""
 MOMENT_SECONDS, MOST_MOMENTS = 1.0, 3
-"""What a late timeout gives to the tasks that wait, and how often: a loop that is always late must end, too."""
+"""How many seconds a late timeout gives to the tasks that wait, and how often: with a loop that is always late, the
+timeout must end, too."""
 
 
 class Background:
@@ -75,7 +76,7 @@ class Background:
         return self._has_ended or self._loop.is_closed() or self.is_inherited
 
     async def close(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
-        """Run *work* to close the client, or wait for the first call that does. A cancel does not cut it short."""
+        """Run *work* to close the client, or wait for an earlier call that does so. A cancel does not end it early."""
         if self._closing is None:
             self._closing = self._loop.create_task(work())
         with anyio.CancelScope(shield=True):
@@ -85,7 +86,7 @@ class Background:
 
     @property
     def is_inherited(self) -> bool:
-        """Whether a fork runs this code: another process than the one that made the client."""
+        """Whether this process is a fork: not the process that made the client."""
         return os.getpid() != self._process
 
     def check(self) -> None:
@@ -116,8 +117,8 @@ class Background:
 class lived_timeout:  # noqa: N801 - used like `asyncio.timeout`
     """`asyncio.timeout` for a process that may be stopped, or whose loop may be blocked.
 
-    Such a loop wakes with its timers due, before the tasks that wait have read what has arrived meanwhile. So a timeout
-    that is late gives them a moment first.
+    When such a loop runs again, its timers are due before the waiting tasks have read what has arrived meanwhile. So a
+    timeout that is late first gives these tasks some time.
     """
 
     def __init__(self, seconds: float | None) -> None:
@@ -159,7 +160,7 @@ class lived_timeout:  # noqa: N801 - used like `asyncio.timeout`
 async def in_thread(
     executor: Executor | None, work: Callable[[], _T], *, undo: Callable[[_T], object] | None = None
 ) -> _T:
-    """Run *work* in a thread. A cancel waits for its end, so that no thread writes or holds a file behind the caller.
+    """Run *work* in a thread. A cancel still waits for its end, so no thread uses a file after the caller has left.
 
     Args:
         undo: called with the return value of *work* if this wait was cancelled meanwhile.
@@ -168,7 +169,7 @@ async def in_thread(
 
 
 async def wait_to_end(job: asyncio.Future[_T], *, undo: Callable[[_T], object] | None = None) -> _T:
-    """Return the result of *job*. A cancel waits for its end, see `in_thread`."""
+    """Return the result of *job*. A cancel still waits for its end: see `in_thread`."""
     try:
         return await asyncio.shield(job)
     except asyncio.CancelledError:
@@ -180,9 +181,9 @@ async def wait_to_end(job: asyncio.Future[_T], *, undo: Callable[[_T], object] |
 
 
 async def wait_done(job: asyncio.Future[Any]) -> None:
-    """Wait until *job* is done, however often this wait is cancelled. Use it only where *job* takes moments."""
+    """Wait until *job* is done, even if this wait is cancelled several times. Use it only for a short *job*."""
     while not job.done():
-        # anyio cancels again at each await, asyncio as often as it is asked to.
+        # anyio cancels again at each await; asyncio cancels once for each call of `cancel`.
         with anyio.CancelScope(shield=True), suppress(asyncio.CancelledError):
             await asyncio.wait([job])
 

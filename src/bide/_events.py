@@ -140,7 +140,7 @@ class Event:
 
 
 class Announcer:
-    """Reports events: writes a line each to the logger "bide", and calls the hook. A hook that raises stops nothing.
+    """Reports events: writes one log line for each, and calls the hook. An error of the hook stops nothing.
 
     Attributes:
         ended: how many submissions have ended, by their last status.
@@ -212,7 +212,7 @@ class Announcer:
 
 
 def log_line(level: int, text: str, fault: BaseException | None = None) -> None:
-    """Log *text* as one line without signatures. A handler that raises must not interrupt the writing of records."""
+    """Log *text* as one line without signatures. An error of a log handler must not stop the writing to the ledger."""
     with suppress(Exception):
         log.log(level, "%s", redact(text), exc_info=fault)
 

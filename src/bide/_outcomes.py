@@ -35,7 +35,7 @@ def result_of(record: Record, task: Task) -> Task:
 
 
 def reject(task: Task, error: APIError | TransportError) -> Task:
-    """*task* as the service (or the network) refused it with *error*, which `result_of` raises again."""
+    """*task* as rejected, because of *error* of the service or the network. `result_of` raises this error again."""
     api = error if isinstance(error, APIError) else None
     return evolve(
         task,
@@ -54,7 +54,7 @@ def reject(task: Task, error: APIError | TransportError) -> Task:
 
 
 def mark_unknown(task: Task, fault: BideError) -> Task:
-    """*task* whose create may have arrived, because of *fault*."""
+    """*task* as unknown: because of *fault*, its create may have arrived."""
     api = fault if isinstance(fault, APIError) else None
     detail = ErrorDetail(
         code=api.code if api else None,
@@ -96,7 +96,7 @@ def _timed_out(text: str, task: Task, fault: BideError | None, bought: bool | No
 
 
 def client_closed(record: Record, *, durable: bool) -> ClientClosedError:
-    """The error of a wait whose client was closed. On a *durable* ledger a new client can go on with the submission."""
+    """The error of a wait whose client was closed. On a *durable* ledger a new client can continue the submission."""
     task = record.task
     if task.task_id is not None:
         text = (
@@ -106,7 +106,7 @@ def client_closed(record: Record, *, durable: bool) -> ClientClosedError:
     else:
         text = f"the client was closed while ticket {task.ticket} was {task.status}; its record stays on the ledger"
     if durable:
-        text += f", on this ledger attach(ticket={task.ticket!r}) too"
+        text += f"; on this ledger attach(ticket={task.ticket!r}) follows it"
     return ClientClosedError(text).about(ticket=task.ticket, task_id=task.task_id, bought=record.bought)
 
 

@@ -100,8 +100,8 @@ class ModelStatistics:
         tasks: how many have ended.
         median: seconds after the create within which half of the latest tasks have ended; None if no task has ended.
         p90: the same for nine tasks out of ten.
-        lag: the detection delay: seconds from a task's end to the poll that found it, as a slow average; None if no
-            task has ended.
+        lag: the detection delay: seconds from a task's end to the poll that found it, as an average that changes
+            slowly; None if no task has ended.
         problem: why the stored durations cannot be read, or None. They are then learned again from the start.
     """
 

@@ -51,7 +51,7 @@ def source(instance: object, attribute: attrs.Attribute[Any], value: object) -> 
 
 
 def sources(instance: object, attribute: attrs.Attribute[Any], value: tuple[object, ...]) -> None:
-    """A `source`, and not None, at each place of a tuple."""
+    """A tuple of which each item is a `source` and not None."""
     for each in value:
         source(instance, attribute, each if each is not None else "")
 
@@ -85,7 +85,8 @@ def _where(instance: object, attribute: attrs.Attribute[Any]) -> str:
 
 
 MAX_DEPTH = 100
-"""Levels of nesting that we accept in JSON. Data read at one place is written at others, where less stack is left."""
+"""Levels of nesting that bide accepts in JSON. The code that writes the data may have less stack left than the code
+that has read it."""
 
 
 def is_deep(data: object) -> bool:

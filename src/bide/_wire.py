@@ -1,7 +1,7 @@
 """One HTTP exchange as plain data: adapters make calls and read replies, and the transport carries them.
 
-Here are also what every adapter needs: `Retry-After` in seconds, JSON of bounded depth, and task ids that are safe in
-a path; and `Secret`, which holds an API key.
+This module also has what every adapter needs: `Retry-After` in seconds, JSON of limited depth, and task ids that are
+safe in a path. `Secret` holds an API key.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Call:
         method: such as "GET".
         path: the path below the provider's base URL, starting with "/". Ids in it are quoted already.
         query: the fields of the query string.
-        headers: headers beside those that every request has.
+        headers: headers in addition to those that every request has.
         body: the JSON object to send; None sends no body.
     """
 
@@ -67,7 +67,8 @@ class Reply:
     def json(self) -> Any:
         """The body as JSON.
 
-        `NaN`, infinities and numbers beyond a float become None: they are not JSON, and few databases store them.
+        `NaN`, infinities and numbers too large for a float become None: they are not JSON, and few databases
+        store them.
 
         Raises:
             UnexpectedReplyError: the body is not JSON, or it is nested deeper than `MAX_DEPTH`.
@@ -206,7 +207,7 @@ class Secret:
         """*text* with "***" in the place of the key, in case a service echoes it."""
         if len(self.__value) < MIN_SECRET_CHARACTERS:
             return text
-        for written in {self.__value, self.__value.replace("/", "\\/")}:  # some services write it so in JSON
+        for written in {self.__value, self.__value.replace("/", "\\/")}:  # some services escape "/" in JSON
             text = text.replace(written.encode(), b"***")
         return text
 

@@ -176,8 +176,8 @@ class Task:
         raw_status: the service's own word for the status, or None.
         progress: percent from 0 to 100, or None if the service reports none. It never decreases.
         eta: seconds from this snapshot until half of such tasks have ended. It is learned from earlier tasks, or taken
-            from the documented range while no task has ended. A new eta is no event: read `handle.task.eta`. None if
-            the task has ended, has not been polled yet, or is followed by another process.
+            from the documented range while no task has ended. A new eta causes no event: read `handle.task.eta`.
+            None if the task has ended, has not been polled yet, or is followed by another process.
         model: the name of the model, or None if it is not known.
         created_at: when the service says that it made the task, UTC; likewise `started_at` and `finished_at`.
         outputs: the results of a `succeeded` task; a part that failed has an `error`.

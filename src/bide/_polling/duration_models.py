@@ -1,7 +1,7 @@
 """What a client has learned of its tasks' durations: a copy of what the ledger keeps, and what is not recorded yet.
 
-Each end of a task goes into the copy at once, and to the ledger within a second, together with others. A poll that
-shows no end writes nothing. What other processes have learned comes back with the ledger's answer.
+When a task ends, the client changes its copy at once, and writes to the ledger within a second, together with other
+ends. A poll that shows no end writes nothing. The ledger's answer contains what other processes have learned.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FLUSH_SECONDS = 1.0
 """Seconds for which samples are gathered before they are written."""
 RETRY_SECONDS = 5.0
 REFRESH_SECONDS = 60.0
-"""Seconds until the ledger is read again: other processes may have learned meanwhile."""
+"""Seconds until the ledger is read again: other processes may have learned more meanwhile."""
 MOST_MODELS = 1000
 VARIANT_FIELDS = ("size", "resolution", "duration", "seconds", "n")
 """Fields of a request that make its task longer or shorter."""
@@ -55,7 +55,7 @@ class DurationModel:
     read_at: float | None = None
 
     def best(self) -> Durations:
-        """What to decide with: the variant's own durations where they are clearly the better guide."""
+        """The durations to decide with: the variant's own if they are clearly the better guide, else the model's."""
         if self.parent is None or self.learned.is_clearer_than(self.parent.learned):
             return self.learned
         return self.parent.learned
@@ -129,7 +129,7 @@ class DurationModels:
     async def _read(self, model: DurationModel) -> None:
         try:
             text = (await self._ledger.read_learned([model.name])).get(model.name)
-        except Exception as fault:  # noqa: BLE001 - a ledger may be the caller's own; the documented times will do
+        except Exception as fault:  # noqa: BLE001 - a ledger may be the caller's own; use the documented times
             log_line(
                 logging.DEBUG,
                 f"what was learned of {model.name} could not be read: {excerpt(str(fault), 300)}",
@@ -192,7 +192,7 @@ class DurationModels:
 
 
 def _changed_text(name: str, prior: Sequence[float], samples: Sequence[Sample], text: str | None) -> str:
-    """The new text on record, with *samples* added to the *text* there. It runs where the ledger takes its steps."""
+    """The new text for the ledger: its present *text* with *samples* added. The ledger calls this during its step."""
     learned = (None if text is None else _read_or_log(name, text)) or Durations(prior)
     for sample in samples:
         learned.learn(sample)
@@ -212,7 +212,7 @@ def _read_or_log(name: str, text: str) -> Durations | None:
 
 
 def _join(origin: str, *parts: str | None) -> str:
-    """One name from all parts. No part contains two spaces, so different parts have different names."""
+    """One name from all parts. No part contains two spaces, so different parts give different names."""
     return "  ".join([origin, *(" ".join(excerpt(part, 200).split()) if part else "-" for part in parts)])
 
 

@@ -1,7 +1,7 @@
 """How long the tasks of a model take, as ended tasks have shown, and how far their progress can be believed.
 
 There is one `Durations` for each (provider, kind, model), and for each variant of its requests. The end of a task adds
-a `Sample` to it. No clock, no I/O; as text it lives in the ledger. The pace decides with it.
+a `Sample` to it. It uses no clock and no I/O. The ledger keeps it as text. The pace uses it to decide.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 ENDS_KEPT, RATIOS_KEPT = 128, 64
 """So many ended tasks of a model are remembered, and so many ratios of each stage of progress."""
 FEWEST_SAMPLES = 8
-"""A stage is used once it has so many ratios, and a variant once it has so many tasks."""
+"""A stage is used once it has so many ratios, and a variant once it has twice as many tasks."""
 PRIORS = 8
 LEAST_WEIGHT = 0.03
 CLEAR_SHARE, CHANCE_MARGIN = 0.8, 1.5
-"""A variant is used once its durations spread by less than this share of the spread of all. Where its tasks are few,
-the share is smaller by the margin divided by the root of their number."""
+"""A variant's own durations are used once their spread is less than this share of the spread of all. If its tasks are
+few, the share is smaller: by the margin, divided by the square root of their number."""
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.05, 1e7
 STAGES = 5
 
@@ -56,10 +56,10 @@ class Durations:
     """What is known of the tasks of one provider, kind and model (and of one variant of its requests).
 
     Attributes:
-        prior: run times to start with; each task that ends takes the place of one.
+        prior: run times to start with; each task that ends replaces one.
         seen: tasks that have ended.
-        lag: a slow average of the detection delay, in seconds.
-        late: a slow average of the part that the pace has caused, in floors.
+        lag: an average of the detection delay, in seconds. It changes slowly.
+        late: the same of the part that the pace has caused, in floors.
         ends: of the last tasks, the seconds (in the queue, at work).
         rests: for each stage of progress, real remaining times divided by the promised ones.
     """
@@ -100,7 +100,7 @@ class Durations:
         """Add the *sample* of a task that has ended."""
         self.seen += 1
         self.ends.append((_bound(sample.queue, 0.0), _bound(sample.run)))
-        weight = max(LEAST_WEIGHT, 1 / (self.seen + 1))  # while there are few, all count alike
+        weight = max(LEAST_WEIGHT, 1 / (self.seen + 1))  # few tasks have equal weights
         self.lag += (_bound(sample.lag, 0.0) - self.lag) * weight
         if sample.late is not None:
             self.late += (_bound(sample.late, 0.0) - self.late) * weight
@@ -128,7 +128,7 @@ class Durations:
     def waits_and_runs(self, age: float) -> Distribution:
         """Seconds from the create to the end of tasks that are still queued at *age*."""
         waits = sorted(queue for queue, _ in self.ends if queue > age)
-        if len(waits) < len(TAIL_POINTS):  # longer than almost all before it: use a heavy tail
+        if len(waits) < len(TAIL_POINTS):  # it waits longer than almost all before it: use a heavy tail
             waits += [age + part * max(age, 1.0) for part in TAIL_POINTS]
         runs = self.runs().xs
         some = [runs[int(len(runs) * part)] for part in NINE_SHARES]
@@ -141,8 +141,8 @@ class Durations:
         return self._computed["queues"].spread(-1.0)
 
     def _priors(self) -> Iterable[float]:
-        """What is left of the prior. Values leave it from the middle and the ends alternately, so that its width
-        stays."""
+        """The values of the prior that are not replaced yet. Tasks replace values from the middle and from the ends
+        alternately, so that the width stays the same."""
         return [self.prior[i] for i in ORDER_OF_LEAVING[min(self.seen, PRIORS) :] if i < len(self.prior)]
 
     def _points(self, name: object, values: Callable[[], Iterable[float]]) -> Distribution:
@@ -177,7 +177,7 @@ class Distribution:
         return Distribution(x * factor for x in self.xs)
 
     def spread(self, beyond: float) -> float:
-        """Half the width of the middle two thirds of what lies beyond a number; infinity where that is too little."""
+        """Half the width of the middle two thirds of the points beyond a number; infinity if these are too few."""
         first = bisect_right(self.xs, beyond)
         left = len(self.xs) - first
         if left < len(KERNEL):
@@ -203,7 +203,7 @@ def smooth(numbers: Sequence[float]) -> Distribution:
     mean = math.fsum(logs) / len(logs)
     deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in logs) / len(logs))
     width = 0.9 * (min(deviation, quarter) or deviation) * len(logs) ** -0.2
-    # Five rising runs, which a sort only has to merge.
+    # The list has five sorted parts, so sorting it only has to merge them.
     return Distribution(
         number * factor for factor in [math.exp(width * z) for z in KERNEL] for number in numbers
     )

@@ -1,11 +1,12 @@
 """One list in the place of many polls, for services that list recent tasks.
 
 A list costs one query for each page, and shows which of all live tasks of a key have ended; each end costs one poll
-more, for the result. So a list is worth as much as the expected unseen ends of all these tasks together
+more, for the result. So a list is worth as much as the expected seconds of unseen ends of all these tasks together
 (`pace.next_list`).
 
 A row is a hint. A task that the list shows as ended is polled. A task that the list shows as unfinished is polled less
-often, but lists alone are never believed for long. After a list that is late, wrong or slow there is none for a while.
+often, but lists never replace its polls for long. After a list that is late, wrong or slow, the lister makes none for
+some time.
 """
 
 from __future__ import annotations
@@ -50,17 +51,17 @@ MOST_TASKS_WEIGHED = 64
 LONGEST_WINDOW_SECONDS = 23 * 3600.0
 """A list spans 24 hours at most (DashScope: "Query async task list")."""
 YOUNG_SECONDS = 2.0
-"""A service may list a task a while after its create: a younger task is not looked for in a list."""
+"""A service may list a task some time after its create: the lister does not look for a younger task in a list."""
 MOST_MISSING_LISTS = 2
-"""A task that so many lists in a row have lacked is polled until a list shows it."""
+"""If so many lists in a row lack a task, it is polled until a list shows it."""
 NEVER_LISTED = 1_000_000
-"""The same, without an end: a list has shown the task falsely."""
+"""The value of `missing_lists` after a list has shown the task falsely: from then on it is only polled."""
 CONTRADICTIONS_BEFORE_PAUSE = 2
-"""Tasks that lists have shown falsely, after which no list is made for a while."""
+"""After lists have shown so many tasks falsely, no list is made for some time."""
 POLL_AT_LEAST_EVERY_SECONDS = 180.0
 """Seconds for which lists alone may show that a task goes on; or its age at its last poll, if that is longer."""
 HOLD_SECONDS_PER_PAGE = 1.5
-"""Seconds for each page, within which a list answers for the polls that fall due meanwhile."""
+"""While a list is read, polls that become due wait for it: at most so many seconds for each page."""
 LONGEST_PAUSE_SECONDS = 3600.0
 WEIGHED_FOR_SECONDS = 0.2
 """Seconds until the lister weighs again whether a list is worth its price."""
@@ -74,15 +75,15 @@ class _ListsOfKey:
 
     Attributes:
         task: the list under way, with the work on its answer.
-        members: the tasks that it looks for, by ticket, until its answer has come.
-        hold_until: until when the polls of these wait for it.
-        planned: when the next one is planned, by the loop's clock.
+        members: the tasks that this list looks for, by ticket, until its answer has come.
+        hold_until: until when the polls of these tasks wait for the list.
+        planned: when the next list is planned, by the loop's clock.
         not_before: no list before this moment.
         failures: lists in a row that failed, or were slow, the last of them at `failed_at`.
-        contradictions: tasks that lists have shown falsely, since the last pause for that.
+        contradictions: tasks that lists have shown falsely since the last pause for this reason.
         contradiction_pauses: how many of those pauses there were.
-        weighed_at: when it was weighed last that a list is not worth it.
-        rows_per_second: tasks that the service lists for each second, of all users of the account.
+        weighed_at: when the lister last found that a list is not worth its price.
+        rows_per_second: tasks of all users of the account that the service lists, for each second of the list's time.
     """
 
     task: asyncio.Task[None] | None = None
@@ -98,7 +99,7 @@ class _ListsOfKey:
     rows_per_second: float = 0.0
 
     def note_failure(self, now: float, why: str, retry_after: float = 0.0) -> None:
-        """A list has failed: none is made for a while, which doubles each time."""
+        """A list has failed: make none during a pause, which doubles each time."""
         self.failed_at = now
         self._pause(now, why, self.failures, retry_after)
         self.failures += 1
@@ -144,7 +145,7 @@ class Lister:
         return [lists.task for lists in self._keys.values() if lists.task is not None]
 
     def takes(self, watched: WatchedTask, now: float) -> bool:
-        """Whether a list, under way or started here, makes the poll unnecessary for which *watched* is due."""
+        """Whether a list replaces the poll of *watched* that is due. The list is under way, or this call starts it."""
         if not self._provider.lists or not self._may_list(watched, now):
             return False
         lists = self._lists_of(watched.key)
@@ -160,25 +161,25 @@ class Lister:
         return False
 
     def forget_failures(self, since: float) -> None:
-        """The service did not answer at all for a while: lists that failed from *since* on say nothing about lists."""
+        """Forget the lists that failed from *since* on: the service did not answer at all, so they prove nothing."""
         for lists in self._keys.values():
             if lists.failed_at >= since:
                 lists.failures, lists.not_before = 0, -math.inf
 
     def note_contradiction(self, watched: WatchedTask) -> None:
-        """A poll has shown something else of *watched* than a list before it."""
+        """A poll of *watched* has contradicted an earlier list."""
         watched.missing_lists = NEVER_LISTED
         self._lists_of(watched.key).note_contradiction(self._clock())
 
     def _lists_of(self, key: str) -> _ListsOfKey:
         return self._keys.setdefault(key, _ListsOfKey())
 
-    # Whether it is worth it --------------------------------------------------------------------------------
+    # Whether a list is worth its price ---------------------------------------------------------------------
 
     @staticmethod
     def _may_list(watched: WatchedTask, now: float) -> bool:
-        """Whether a list may show that it goes on. If a fault has put off its poll, or a caller has asked for one, only
-        a poll may."""
+        """Whether a list may show that *watched* goes on. Only a poll may do so if a fault has delayed its poll, or if
+        a caller has asked for one."""
         unsure_for = watched.age(now) - watched.sure
         return (
             watched.is_dated
@@ -212,7 +213,8 @@ class Lister:
         """Whether the polls that the list saves are worth more than its pages and the poll for the end of *due*."""
         pages = self._pages(lists, group, now)
         if self._pace.gaps:
-            # Polls at fixed times: a list must save more polls than it has pages, and than a second lets through.
+            # Polls at fixed times: a list must save more than two polls for each of its pages, and more polls than the
+            # query rate allows in a second.
             rate = self._account.query_limiter.rate
             return rate is not None and self._schedule.backlog > max(rate, 2 * pages)
         others = [watched for watched in group if watched is not due]
@@ -229,8 +231,8 @@ class Lister:
     def _ends(
         self, group: Sequence[WatchedTask], now: float
     ) -> tuple[list[tuple[Forecast, float]], float, float]:
-        """When tasks of *group* may end, each with its age; the mean price of a poll; how many tasks each stands
-        for."""
+        """When tasks of *group* may end, each with its age; the mean price of a poll; how many tasks of *group* each of
+        these tasks stands for."""
         some = (
             group if len(group) <= MOST_TASKS_WEIGHED else _outside.chance.sample(group, MOST_TASKS_WEIGHED)
         )
@@ -253,7 +255,7 @@ class Lister:
         lists.task.add_done_callback(lambda _: self._end(key, lists))
 
     def _release(self, members: dict[str, WatchedTask]) -> None:
-        """The list takes long: the tasks that wait for it are polled."""
+        """The list takes too long: poll the tasks that wait for it."""
         for watched in members.values():
             self._schedule.push(watched)
 
@@ -261,7 +263,7 @@ class Lister:
         lists.task = None
         try:
             self._plan(key, lists)
-        except Exception as fault:  # noqa: BLE001 - polls will do
+        except Exception as fault:  # noqa: BLE001 - the tasks are polled instead
             lists.note_failure(self._clock(), f"no list could be planned: {misread(fault)}")
         self._schedule.wake()
 
@@ -279,7 +281,7 @@ class Lister:
         self._schedule.at(lists.planned, lambda: self._start_planned(key, lists))
 
     def _start_planned(self, key: str, lists: _ListsOfKey) -> None:
-        """The planned moment has come; meanwhile tasks may have ended, or a list may have been made."""
+        """Start the planned list, unless the tasks have ended or another list was made meanwhile."""
         now = self._clock()
         if lists.task is None and now >= max(lists.planned, lists.not_before):
             group = self._group(key, now)
@@ -287,12 +289,12 @@ class Lister:
                 self._start(key, lists, group)
 
     async def _list(self, key: str, lists: _ListsOfKey) -> None:
-        """Read the list. A task that it lacks keeps its own moment; a task that it shows as ended is polled at once."""
+        """Read the list. A task that it lacks is polled as planned; a task that it shows as ended is polled at once."""
         members, start = lists.members, self._clock()
         listed: dict[str, ListedTask] | None = None
         try:
             listed = await self._read(key, lists, members)
-        except Exception as fault:  # noqa: BLE001 - polls will do, and report what is wrong
+        except Exception as fault:  # noqa: BLE001 - polls replace it, and report what is wrong
             lists.note_failure(self._clock(), f"the list of tasks failed: {misread(fault)}")
         finally:
             lists.members = {}
@@ -315,7 +317,7 @@ class Lister:
     async def _read(
         self, key: str, lists: _ListsOfKey, members: dict[str, WatchedTask]
     ) -> dict[str, ListedTask] | None:
-        """The rows by their task ids; None where the service gives no list."""
+        """The rows by their task ids; None if the service returns no list."""
         until = self._account.ledger.now()
         oldest = max(watched.age(self._clock()) for watched in members.values())
         since = until - min(oldest + EARLIER_SECONDS, LONGEST_WINDOW_SECONDS)

@@ -37,11 +37,12 @@ GONE_RECHECK_SECONDS = 15.0
 RERECORD_SECONDS = 5.0
 """Seconds until a task is polled again whose state could not be recorded."""
 PLAUSIBLE_FACTOR = 4.0
-"""A task that was made elsewhere is at most so many times as old as such tasks take, or its age counts as unknown."""
+"""If a task that was made elsewhere is older than so many usual durations, its age counts as unknown."""
 MOST_CAPS_WAITED = 1.5
 """A task that could not be polled for so many caps says nothing about the quality of the pace."""
 VAGUE_START_SECONDS = 10.0
-"""Seconds (or a cap, whichever is longer) within which a task has started to run, if its end shall teach something."""
+"""The end of a task teaches something only if its start is known to within so many seconds, or to within a cap if that
+is longer."""
 
 
 class Observer:
@@ -49,7 +50,7 @@ class Observer:
 
     Args:
         owner: the name of the client on the ledger.
-        on_contradiction: called with a task of which a poll has shown something else than a list before.
+        on_contradiction: called with a task if a poll of it contradicts an earlier list.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Observer:
     async def digest(
         self, watched: WatchedTask, outcome: QueryOutcome, at: float, *, listed: bool = False
     ) -> BideError | None:
-        """Take in what a poll (or a list) has shown of the moment *at*, and plan the next poll. Returns its fault."""
+        """Take in what a poll (or a list) has shown for the moment *at*, and plan the next poll. Returns its fault."""
         now, watched.is_paced = self._clock(), False
         if isinstance(outcome, Task):
             if watched.needs_poll and not outcome.status.is_final:
@@ -111,13 +112,13 @@ class Observer:
         """What a poll has shown could not be taken in, because of *fault*."""
         if not isinstance(fault, LedgerError):
             return self.fail(watched, fault if isinstance(fault, BideError) else misread(fault))
-        # It passes. The task may have ended: its slot is used until that is recorded.
+        # It is temporary. The task may have ended: its slot stays in use until that is recorded.
         self._submissions.note_fault(watched.ticket, fault)
         watched.poll_at = self._clock() + RERECORD_SECONDS
         return fault
 
     def fail(self, watched: WatchedTask, error: BideError) -> BideError:
-        """A lasting fault: the waiters get it, and the task is polled more rarely."""
+        """A lasting fault: raise it in the waiters, and poll the task more rarely."""
         watched.poll_at = self._clock() + RECHECK_SECONDS
         self._submissions.fail_waiters(watched.ticket, error)
         return error
@@ -143,7 +144,7 @@ class Observer:
         self._submissions.advance(watched.ticket, task)
 
     async def _take_in_gone(self, watched: WatchedTask, outcome: Gone, now: float) -> None:
-        """One "no such task" proves nothing. It ends the task as expired only when it repeats over a while."""
+        """One "no such task" proves nothing. It ends the task as expired only if it repeats for some time."""
         if watched.gone_since is None:
             watched.gone_since = now
         if now - watched.gone_since >= GONE_SECONDS:
@@ -186,7 +187,7 @@ class Observer:
         return evolve(task, eta=eta(watched, watched.model.best(), watched.age(self._clock())))
 
     def _date(self, watched: WatchedTask, created_at: datetime) -> None:
-        """The first answer shows when a task was created that was made elsewhere, unless that is implausible: some
+        """Take the age of a task that was made elsewhere from the service's answer, unless it is implausible: some
         services do not document in which time zone they write."""
         age = (self._account.service_time(self._ledger.now()) - created_at).total_seconds()
         usual = max(60.0, watched.profile.typical[1], duration_of(watched.model.best(), 0.9) or 0.0)
@@ -218,12 +219,12 @@ class Observer:
     # Deadlines ---------------------------------------------------------------------------------------------
 
     def start_deadline(self, watched: WatchedTask) -> None:
-        """The task is in a new state: its deadline for that state starts."""
+        """The task is in a new state: start its deadline for that state."""
         _, seconds = self._deadline_of(watched)
         watched.deadline = math.inf if seconds is None else self._clock() + seconds
 
     def pass_deadline(self, watched: WatchedTask) -> None:
-        """The deadline of the task has passed: the waiters get that. The task goes on."""
+        """The deadline of the task has passed: raise `WaitTimeoutError` in the waiters. The task goes on."""
         watched.deadline = math.inf
         name, seconds = self._deadline_of(watched)
         self._submissions.fail_waiters(

@@ -1,4 +1,4 @@
-"""`Outage`: whether the service answers at all, for all tasks together. It sends nothing."""
+"""`Outage`: whether the service answers at all, for all tasks together. It sends no calls."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from bide.providers import TryAgain
 
 FAULTS_BEFORE_OUTAGE = 3
-"""Faults in a row, of whatever tasks, after which the service counts as not answering. Single faults pass."""
+"""After so many faults in a row, of any tasks, the service counts as not answering. Single faults do not matter."""
 RETRY_SECONDS, LATER_RETRY_SECONDS = 2.0, 10.0
 """Seconds between two tries in the first minute of faults, and after it."""
 FIRST_SECONDS = 60.0
 
 
 class Outage:
-    """While the service does not answer, one poll at a time finds out whether it does again; the others wait for it.
+    """While the service does not answer, one poll at a time tests whether it answers again. The other polls wait.
 
-    So the wait after faults belongs to the service and not to each task, and one success brings all polls back.
+    So there is one wait after faults for the service, and not one for each task. After one success all polls go on.
 
     Attributes:
         since: the moment of the first of the last faults in a row, by the loop's clock.
@@ -37,7 +37,7 @@ class Outage:
         return self._next if self._faults >= FAULTS_BEFORE_OUTAGE else -math.inf
 
     def note_answer(self) -> bool:
-        """The service has answered. Returns whether it had not before."""
+        """The service has answered. Returns whether it counted as not answering before."""
         was_out = self._faults >= FAULTS_BEFORE_OUTAGE
         self._faults = 0
         return was_out
@@ -56,7 +56,7 @@ class Outage:
 
 
 def wait_after_fault(seconds: float) -> float:
-    """How long to wait for the next try, when there have been faults alone for so many *seconds*."""
+    """Seconds to wait for the next try, after so many *seconds* in which each try failed."""
     return RETRY_SECONDS if seconds < FIRST_SECONDS else LATER_RETRY_SECONDS
 
 

@@ -11,9 +11,9 @@ A grows only where ends are likely: there are no polls while nothing can have en
 simulations with a known distribution this came within 5 to 36 % of the best possible schedule. All figures below are
 from such simulations; `benchmarks/pace.py` shows their effect in the whole client.
 
-No clock, no I/O, standard library only. `Observed` is what is known of one task, and `Durations` what is known of those
-before it; `next_poll` returns when to poll (the first time, too), and `sample_of` what an end teaches. Ages and spans
-are in seconds.
+This module uses no clock, no I/O, and only the standard library. `Observed` is what is known of one task, and
+`Durations` what is known of earlier tasks. `next_poll` returns when to poll (the first time, too), and `sample_of` what
+an end teaches. Ages and spans are in seconds.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ JITTER = 0.05
 """A gap varies by this share of itself, so that many tasks are not polled at the same moment."""
 SHORTEST_CAP_SECONDS, CAP_SHARE_OF_AGE = 5.0, 0.5
 BRAKE_PER_SECOND, LATE_FLOORS = 16.0, 1.5
-"""How much, and from how many floors of average lateness on, a model that is seen late lowers the price. With a higher
+"""The brake lowers the price for a model whose ends are seen late on average, from so many floors on. With a higher
 price, more lateness is accepted."""
 MOST_PRESSURE = 4.0
 
@@ -104,7 +104,7 @@ class PollTerms(NamedTuple):
 
     Attributes:
         floor: the least seconds between two polls.
-        pressure: requests that wait for the slots of this lane, for each of its slots.
+        pressure: requests that wait for the slots of this lane, divided by the number of slots.
         chance: a random number from 0 to 1, for the jitter.
     """
 
@@ -146,10 +146,10 @@ def price_of(pace: Pace, learned: Durations, terms: PollTerms) -> float:
 
 
 def lateness(pace: Pace, lag: float, waited: float, floor: float) -> float | None:
-    """The part of a *lag* that the learned pace has caused, in floors, since clients with other floors use it, too.
+    """The part of a *lag* that the learned pace has caused. It is in floors: clients with other floors use it, too.
 
     The time that the poll *waited* for the query rate does not count. A long lag (of a task that failed right after a
-    poll) counts as three times what is accepted: a single one must not make dozens of later tasks expensive.
+    poll) counts as three times what is accepted: one long lag must not make dozens of later tasks expensive.
     """
     if pace.gaps or pace.cap is not None:
         return None  # a caller who polls at fixed times, or rarely, has chosen to be late
@@ -159,7 +159,7 @@ def lateness(pace: Pace, lag: float, waited: float, floor: float) -> float | Non
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """When a task may end that was unfinished at *since*: points of equal weight, and a heavy tail.
+    """When a task that was unfinished at *since* may end: points of equal weight, and a heavy tail.
 
     The tail (a Lomax distribution with the median of the points) keeps the chance of an end above zero at any age, so
     that a task that takes much longer than all before it is still polled.
@@ -257,7 +257,7 @@ class Observed:
         polls: how many were answered, lists included.
         queued, running: the ages of the last poll that found it queued, and of the first that found it running.
         started: the age at which it started to run, where the service reports that.
-        progress: the last percent that was new.
+        progress: the last new progress, in percent.
         hints: the remaining times that the changes of progress have promised.
     """
 
@@ -340,11 +340,11 @@ def plausible(reported: float | None, least: float, most: float) -> float | None
 def sample_of(
     observed: Observed, age: float, started: float | None = None, ended: float | None = None
 ) -> Sample:
-    """What the end of a task teaches that a poll has shown at *age*.
+    """What the end of a task teaches. A poll has shown this end at *age*.
 
     Args:
-        started, ended: the ages that the service reports; they are used only where they can be true. Without a reported
-            end, it is taken to lie halfway between the last two polls.
+        started, ended: the ages that the service reports; they are used only if they can be true. Without a reported
+            end, the end is assumed to be halfway between the last two polls.
     """
     age = max(age, observed.seen)
     reported = plausible(ended, observed.sure, age)

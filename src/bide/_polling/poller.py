@@ -1,8 +1,8 @@
 """The one asyncio task that polls, for any number of accepted tasks.
 
-The pace says when to poll each; where more are due than the query rate lets through, the poll that is worth most goes
-first. A poll is idempotent: one that fails never fails the task, and is repeated later. An error for the waiters ("your
-key is no longer valid") does not end the task either: it is polled on, more rarely.
+The pace says when to poll each task. If more polls are due than the query rate allows, the poll that is worth most is
+sent first. A poll is idempotent: a poll that fails never fails the task, and is repeated later. An error for the
+waiters ("your key is no longer valid") does not end the task either: the poller still polls it, but more rarely.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Poller:
 
         Args:
             now: the first poll comes at once.
-            answered: its create was answered just now, and so it was made between its admission and this moment.
+            answered: its create was answered just now. So the task was made between its admission and this moment.
         """
         if record.ticket in self._schedule or record.task.task_id is None:
             return
@@ -141,7 +141,7 @@ class Poller:
         self._schedule.remove(ticket)
 
     def poll_soon(self, ticket: str) -> None:
-        """Something hints at a change: poll the task as soon as the query rate lets it through."""
+        """The task may have changed: poll it as soon as the query rate allows."""
         watched = self._schedule.get(ticket)
         if watched is not None:
             watched.poll_at, watched.is_paced = self._clock(), False
@@ -238,7 +238,7 @@ class Poller:
         self._polls.discard(poll)
         watched.poll = None
         if poll.cancelled() or poll.exception() is not None:
-            watched.poll_at = self._clock() + RECHECK_SECONDS  # it has planned no next poll
+            watched.poll_at = self._clock() + RECHECK_SECONDS  # the poll has planned no next one
         elif watched.is_asked_again and watched.is_paced:
             watched.poll_at = min(watched.poll_at, self._clock() + self._schedule.floor(watched))
         watched.is_asked_again = False

@@ -36,8 +36,8 @@ class Schedule:
     """A heap of moments and a queue of the tasks that are due, in constant or logarithmic time for each step.
 
     Args:
-        pressure: requests of a kind that wait for a slot, for each slot that there is.
-        wake: called when something may be due earlier than it was.
+        pressure: returns the requests of a kind that wait for a slot, divided by the number of slots.
+        wake: called when something may be due earlier than before.
     """
 
     def __init__(self, pace: Pace, pressure: Callable[[str], float], wake: Callable[[], None]) -> None:
@@ -80,7 +80,7 @@ class Schedule:
             self._tidy()
 
     def close(self) -> None:
-        """Poll none of them any more."""
+        """Stop polling all tasks."""
         for watched in self._tasks.values():
             watched.is_closed = True
 
@@ -97,7 +97,7 @@ class Schedule:
         terms = PollTerms(watched.profile.floor, self.pressure(watched.kind), chance)
         try:
             planned = watched.zero + next_poll(self.pace, watched, watched.model.best(), terms)
-        except Exception as fault:  # noqa: BLE001 - whatever was learned, a task that is paid for is polled
+        except Exception as fault:  # noqa: BLE001 - a task that is paid for must be polled
             log_line(
                 logging.WARNING,
                 f"{watched.ticket}: the pace failed, so the task is polled at fixed times: {misread(fault)}",
@@ -106,13 +106,13 @@ class Schedule:
         watched.poll_at, watched.is_paced = max(now, planned), True
 
     def plan_model_again(self, model: DurationModel) -> None:
-        """The ledger knew more of *model* than was known when its tasks were planned."""
+        """Plan the tasks of *model* again: the ledger knew more of it than was known when they were planned."""
         for watched in self._tasks.values():
             if model in (watched.model, watched.model.parent):
                 self._plan_again(watched)
 
     def plan_kind_again(self, kind: str) -> None:
-        """Requests of this *kind* wait for a slot from now on: the ends of its tasks are worth more."""
+        """Plan the tasks of this *kind* again: from now on requests wait for their slots, so ends are worth more."""
         for watched in self._tasks.values():
             if watched.kind == kind:
                 self._plan_again(watched)
@@ -129,8 +129,9 @@ class Schedule:
         self.wake()
 
     def push(self, watched: WatchedTask) -> None:
-        """Give the task a place in the heap for its next moment. If it has an earlier place, it moves on from there: so
-        it has one valid place, and a list that puts off many polls wakes nothing."""
+        """Give the task a place in the heap for its next moment. If it has an earlier place, it keeps that one, and
+        `pop_due` calls this again at that place. So a task has one valid place, and a list that delays many polls does
+        not wake the poller."""
         if watched.is_closed:
             return
         is_busy = watched.is_due or watched.poll is not None

@@ -28,14 +28,14 @@ class WatchedTask(Observed):
         is_dated: whether that is known. If not, no list can show the task, and its end teaches nothing.
         is_named: whether its model is known.
         poll_at: when to poll it next.
-        is_paced: whether the pace has set that moment: no fault has put it off, and no caller has asked for it.
+        is_paced: whether the pace has set that moment: no fault has delayed it, and no caller has asked for it.
         is_asked_again: whether a caller has asked for a poll while one was under way.
-        deadline: when the waiters must know that the task takes long.
+        deadline: when the waiters get the error that the task takes too long.
         in_heap_at: the moment of its valid place in the heap of the schedule.
         is_due: whether it stands in the queue of tasks that are due.
         poll: the poll under way.
-        failing_since: when the first of the polls in a row was that got no answer.
-        gone_since: when the service has answered "no such task" first, of answers in a row.
+        failing_since: when the first poll got no answer, of the last polls in a row.
+        gone_since: when the service first answered "no such task", of its last answers in a row.
         needs_poll: whether its next poll must not be a list: a list has shown its end, or lacks the task.
         missing_lists: lists in a row that lacked it.
     """

@@ -1,4 +1,4 @@
-"""`Account`: the calls to a service, each with the right key, within the query rate, by the service's clock.
+"""`Account`: the calls to a service, each with the right key and within the query rate; and the service's clock.
 
 It stands between the adapters, which know the service's words, and submission and polling, which know when to call.
 """
@@ -82,7 +82,7 @@ class Account:
         return tuple(self._secrets)
 
     async def create(self, record: Record) -> CreateOutcome:
-        """Send the create of an admitted record, once. Whatever fails after it was sent, the outcome is `Unclear`.
+        """Send the create of an admitted record, once. If anything fails after it was sent, the outcome is `Unclear`.
 
         Raises:
             TransportError: nothing was sent: no connection was made.
@@ -178,7 +178,7 @@ class Account:
         return self.transport.as_curl(call, key_variable=variable)
 
     def service_time(self, moment: float) -> datetime:
-        """A *moment* of the ledger's clock by the service's clock, as far as its answers have shown that."""
+        """A *moment* of the ledger's clock by the service's clock; by ours until an answer has shown the service's."""
         if self._offset is not None:
             return datetime.fromtimestamp(moment + self._offset, UTC)
         return datetime.fromtimestamp(_outside.wall_time() + moment - self.ledger.now(), UTC)
@@ -237,10 +237,11 @@ def origin_of(provider: Provider, transport: Transport) -> str:
 
 
 def retry_after_of(outcome: TryAgain) -> float | None:
-    """The `Retry-After` of a passing fault in seconds, or None."""
+    """The `Retry-After` of a temporary fault in seconds, or None."""
     return outcome.error.retry_after if isinstance(outcome.error, APIError) else None
 
 
 def misread(fault: Exception) -> UnexpectedReplyError:
-    """The error for an unforeseen exception, such as a bug in an adapter. It is kept as text: it may hold anything."""
+    """The error for an unforeseen exception, such as a bug in an adapter. The exception may hold anything, so only its
+    text is kept."""
     return UnexpectedReplyError(f"an answer could not be read: {type(fault).__name__}: {excerpt(str(fault))}")

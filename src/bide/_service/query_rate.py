@@ -1,4 +1,4 @@
-"""The queue in front of the account's query rate: status queries, lists and cancels share it."""
+"""The queue for the account's query rate: status queries, lists and cancels share it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class QueryLimiter:
     Attributes:
         rate: queries of the account in any second, of which this process may have a share only; None is no limit.
         window: counts the queries of this process.
-        on_free: called when a query may go again.
+        on_free: called when a query may be sent again.
     """
 
     def __init__(self, rate: float | None) -> None:
@@ -42,14 +42,14 @@ class QueryLimiter:
         self._raising: asyncio.TimerHandle | None = None
 
     def join(self, share: float) -> None:
-        """Start with a *share* of the account's rate, once the processes that had it all know that."""
+        """Start with a *share* of the account's rate. Send nothing until the processes that had it all know that."""
         if self.window.rate is not None and share < self.window.rate:
             self.window.set_rate(share)
             self.window.pause(asyncio.get_running_loop().time() + RAISE_AFTER_SECONDS)
 
     def set_share(self, share: float) -> None:
-        """Let only *share* (queries a second) through from now on. A larger one than before holds a little later: the
-        processes that have less for it may not know yet."""
+        """Let only *share* (queries a second) through from now on. A larger share than before is used a little later:
+        the processes whose shares become smaller may not know that yet."""
         now = self.window.rate
         if now is None or share <= now:
             if self._raising is not None:
@@ -60,7 +60,7 @@ class QueryLimiter:
             self._raise_to = share
             self._raising = asyncio.get_running_loop().call_later(RAISE_AFTER_SECONDS, self._raise)
         else:
-            self._raise_to = min(self._raise_to, share)  # the ledger repeats a share that is larger
+            self._raise_to = min(self._raise_to, share)  # if it is larger, the ledger reports it again
 
     def _raise(self) -> None:
         self.window.set_rate(self._raise_to)
@@ -123,7 +123,7 @@ _LIMITERS: WeakKeyDictionary[Ledger, dict[tuple[str, str], QueryLimiter]] = Weak
 def query_limiter_for(ledger: Ledger, origin: str, keys: Iterable[str], rate: float | None) -> QueryLimiter:
     """The limiter of the account that has *keys* (fingerprints): clients that have one of them in common share it.
 
-    Where two clients name different rates, the lower one holds.
+    If two clients have different rates, the lower one applies.
     """
     known = _LIMITERS.setdefault(ledger, {})
     names = [(origin, key) for key in keys]
@@ -141,8 +141,8 @@ def query_limiter_for(ledger: Ledger, origin: str, keys: Iterable[str], rate: fl
 class SlidingWindow:
     """At most *rate* queries in any second. A query counts until a second after its answer.
 
-    To count from the answer, not from the sending, keeps the limit true at the service, however long the way is: a
-    query has reached the service before its answer reaches us.
+    It counts from the answer and not from the sending, so the limit also holds at the service, however slow the network
+    is: a query reaches the service before its answer reaches us.
     """
 
     MARGIN = 1.02
@@ -162,11 +162,11 @@ class SlidingWindow:
         self._seconds = 0.0 if rate is None else max(1.0, self._most / rate) * self.MARGIN
 
     def pause(self, until: float) -> None:
-        """Let no query go before *until*."""
+        """Let no query be sent before *until*."""
         self._paused_until = max(self._paused_until, until)
 
     def free_at(self, now: float) -> float:
-        """When the next query may go: *now* or earlier if at once, infinity if an answer has to come first."""
+        """When the next query may be sent: *now* or earlier if at once, infinity if an answer has to come first."""
         while self._ends and self._ends[0] <= now - self._seconds:
             self._ends.popleft()
         at = self._paused_until
@@ -176,7 +176,7 @@ class SlidingWindow:
         return at
 
     def start(self) -> None:
-        """A query goes out; `end` must follow when it was answered or given up."""
+        """A query is sent now; `end` must follow when it is answered or given up."""
         self._running += 1
 
     def end(self, now: float) -> None:
@@ -186,16 +186,16 @@ class SlidingWindow:
             self._ends.append(now)
 
     def note_refusal(self, now: float, retry_after: float | None, chance: float) -> None:
-        """The service has answered 429 to a query: no query goes before its `Retry-After`, or before a pause that
+        """The service has answered 429 to a query: no query is sent before its `Retry-After`, or before a pause that
         doubles each time. *chance* (0 to 1) says how much of the jitter is added."""
         pause = min(MOST_REFUSAL_PAUSE_SECONDS, 2.0**self._refusals) if retry_after is None else retry_after
         self._refusals = min(self._refusals + 1, 5)
         self._paused_until = max(self._paused_until, now + pause * (1 + JITTER_SHARE * chance))
 
     def note_answer(self) -> None:
-        """The service has answered a query properly: the next 429 starts with a short pause again."""
+        """The service has answered a query without a refusal: the pause after the next 429 is short again."""
         self._refusals = 0
 
     def paused_for(self, now: float) -> float:
-        """Seconds until the next query may go after a 429; 0 if at once."""
+        """Seconds until the next query may be sent after a 429; 0 if at once."""
         return max(0.0, self._paused_until - now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 from weakref import ref
 
@@ -276,6 +277,7 @@ class AsCompleted:
                 "another asyncio task awaits this iterator: make an as_completed() for each task"
             )
         self._is_stepping = True
+        self._loop = asyncio.get_running_loop()
         self._steps += 1
         try:
             return await self._step()
@@ -296,8 +298,12 @@ class AsCompleted:
         self._leave()
 
     def __del__(self) -> None:
-        if hasattr(self, "_handles"):  # it was made
-            self._leave()
+        loop = getattr(self, "_loop", None)
+        if loop is not None and not loop.is_closed() and (self._handles or self._submitting is not None):
+            wishes = [wish for _, wish in self._handles.values()]
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                # Python may drop it in any thread.
+                loop.call_soon_threadsafe(_leave_all, wishes, self._submitting, self._open)
 
     def withdraw_unsent(self) -> None:
         """Withdraw what was not sent. A caller that comes back gets these handles as cancelled, and goes on."""
@@ -387,6 +393,19 @@ def _withdraw_if_left(iterator: ref[AsCompleted], step: int) -> None:
     completed = iterator()
     if completed is not None and completed.has_taken(step):
         completed.withdraw_unsent()
+
+
+def _leave_all(
+    wishes: Sequence[Wish],
+    submitting: asyncio.Future[tuple[TaskHandle, Submission, Wish]] | None,
+    completions: Completions,
+) -> None:
+    """The iterator was dropped: its caller has left."""
+    completions.drop()
+    for wish in wishes:
+        wish.leave()
+    if submitting is not None:
+        submitting.add_done_callback(_leave_when_submitted)
 
 
 def _leave_when_submitted(submitting: asyncio.Future[tuple[TaskHandle, Submission, Wish]]) -> None:

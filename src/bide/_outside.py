@@ -6,13 +6,16 @@ the loop's own `time`.
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from datetime import UTC, datetime
 from random import Random
 
 chance: Random = Random()  # noqa: S311 - for jitter and samples, never for a secret
-"""Draws jitter and samples."""
+"""Draws jitter and samples. A forked process draws other ones than its parent."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=chance.seed)
 
 
 def wall_time() -> float:

@@ -113,6 +113,7 @@ class Observer:
         if not isinstance(fault, LedgerError):
             return self.fail(watched, fault if isinstance(fault, BideError) else misread(fault))
         # It is temporary. The task may have ended: its slot stays in use until that is recorded.
+        log_line(logging.WARNING, f"{watched.ticket}: its state could not be recorded yet: {fault}")
         self._submissions.note_fault(watched.ticket, fault)
         watched.poll_at = self._clock() + RERECORD_SECONDS
         return fault

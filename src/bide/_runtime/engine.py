@@ -224,11 +224,6 @@ class Engine:
 
     def change_record(self, record: Record) -> None:
         """A record of this service has changed, whichever client drives it: notify each part that it concerns."""
-        is_ours = record.owner == self.owner and not record.task.status.is_final
-        if is_ours and not self.submissions.is_open(record.ticket) and not self.background.is_closing:
-            self._submitter.notice(record)
-            self.take_up(record)  # even if the caller that asked for it has left
-            return
         self._submitter.notice(record)
         changed = self.submissions.change_record(record)
         if changed is not None:

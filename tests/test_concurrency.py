@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -76,3 +79,14 @@ async def test_a_cancel_is_no_timeout() -> None:
 
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_forked_processes_draw_jitter_of_their_own() -> None:
+    program = (
+        "import os\nfrom bide import _outside\nfor _ in range(3):\n    if os.fork() == 0:\n"
+        "        os.write(1, f'{_outside.chance.random()}\\n'.encode())\n        os._exit(0)\n    os.wait()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert len(set(done.stdout.split())) == 3

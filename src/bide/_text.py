@@ -15,7 +15,7 @@ def excerpt(text: str | bytes, limit: int = MAX_EXCERPT_CHARACTERS) -> str:
         # A character takes at most 4 bytes. Keep one character more than the limit, so that the cut is marked.
         text = text[: (limit + 1) * 4].decode("utf-8", "replace")
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit])
-    return safe + ("…" if len(text) > limit else "")
+    return safe[:limit] + ("…" if max(len(text), len(safe)) > limit else "")
 
 
 _SIGNED = re.compile(r"([a-z][a-z0-9+.-]*://[^\s?\"'<>]*)\?[^\s\"'<>]*", re.IGNORECASE)

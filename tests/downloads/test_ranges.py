@@ -245,7 +245,7 @@ def test_no_answer_makes_it_raise(status: int, headers: dict[str, str], have: Pa
     assert isinstance(meaning, get_args(Meaning))
     why = getattr(meaning, "why", "")
     assert why.isprintable()
-    assert len(why) < 200
+    assert len(why) < 150
     assert not isinstance(meaning, Whole) or status == 200
     assert not isinstance(meaning, Rest) or status == 206
     assert not isinstance(meaning, Complete) or (status == 416 and have.total in (None, have.size))

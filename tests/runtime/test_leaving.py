@@ -26,6 +26,7 @@ from bide import (
     TaskStatus,
     WaitTimeoutError,
 )
+from bide.ledgers import Record
 from support.emulated import image
 from support.toy import Toy, ToyService
 from support.virtual_time import wait_for_ledgers
@@ -426,3 +427,33 @@ async def test_an_error_with_what_was_bought_holds_no_key() -> None:
         error = await raised_by(client.run(image(), ticket="one"))
 
     assert "canary" not in "".join(traceback.format_exception(error)) + repr(error.__dict__)
+
+
+async def test_a_late_record_of_a_task_that_has_ended_is_not_watched_again() -> None:
+    ledger, service = MemoryLedger(), ToyService(queries=[DONE])
+    async with service.client(ledger=ledger) as client:
+        records: list[Record] = []
+        ledger.subscribe(lambda news: records.append(news) if isinstance(news, Record) else None)
+        await client.run(image())
+        late = next(each for each in records if each.task.status.is_accepted)
+        polls = service.count("GET")
+        ledger._notify(late)
+        await asyncio.sleep(300)
+
+        assert service.count("GET") == polls
+        assert (await client.statistics()).open == 0
+
+
+async def test_an_as_completed_that_is_dropped_in_another_thread_leaves_in_its_own_loop() -> None:
+    asyncio.get_running_loop().set_debug(True)
+    service = ToyService(queries=[RUNNING])
+    async with service.client(limits=Limits(1)) as client:
+        held = [client.as_completed([image(str(number)) for number in range(4)])]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await anext(held[0])
+        gc.collect()
+        await asyncio.to_thread(held.clear)
+        await asyncio.sleep(1)
+
+        assert (await client.statistics()).waiting == 0

@@ -33,6 +33,16 @@ def has(*kinds: str) -> Callable[[Plan], bool]:
     return lambda plan: any(each.kind in kinds for each in plan.misfortunes)
 
 
+def meets(kind: str, **details: Any) -> Callable[[Plan], bool]:
+    return lambda plan: any(
+        each.kind == kind and details.items() <= dict(each.details).items() for each in plan.misfortunes
+    )
+
+
+def both(one: Callable[[Plan], bool], other: Callable[[Plan], bool]) -> Callable[[Plan], bool]:
+    return lambda plan: one(plan) and other(plan)
+
+
 def durable_with(*kinds: str) -> Callable[[Plan], bool]:
     return lambda plan: plan.durable and has(*kinds)(plan)
 
@@ -112,7 +122,10 @@ def a_task_that_was_accepted_is_not_watched(patch: Patch) -> None:
 
 MUTATIONS = [
     (an_answer_that_has_arrived_is_thrown_away, has("block", "stop")),
-    (what_is_not_wanted_waits_again_after_a_refusal, has("cancel", "close")),
+    (
+        what_is_not_wanted_waits_again_after_a_refusal,
+        both(has("cancel", "close"), meets("exchange", fate="status before", status=429)),
+    ),
     (a_caller_that_leaves_leaves_its_request_in_the_queue, has("cancel")),
     (what_a_step_that_seemed_to_fail_has_admitted_is_never_sent, durable_with("ledger")),
     (a_create_that_may_have_arrived_is_sent_again, has("exchange", "restart")),

@@ -33,7 +33,7 @@ def stories_of(*seeds: str) -> str:
 
 @pytest.mark.slow
 def test_a_seed_replays_exactly_in_another_process_and_after_other_histories() -> None:
-    seeds = [str(number) for number in range(12)]
+    seeds = [str(number) for number in range(6)]
 
     forwards = [stories_of(seed) for seed in seeds]
     together = stories_of(*reversed(seeds))
@@ -44,7 +44,7 @@ def test_a_seed_replays_exactly_in_another_process_and_after_other_histories() -
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
 def test_every_promise_holds_where_nothing_goes_wrong(part: int) -> None:
-    for number in range(part, 100, 4):
+    for number in range(part, 24, 4):
         report = happen(replace(draw(str(number)), misfortunes=()))
 
         assert not report.broken, "\n".join([f"seed {number}", *report.broken])

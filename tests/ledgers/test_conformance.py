@@ -243,7 +243,7 @@ async def test_lanes_of_kinds_and_origins_are_apart(ledger: Ledger) -> None:
 
 
 async def test_the_create_rate_holds_from_the_answers_on(world: World, ledger: Ledger) -> None:
-    lanes = terms(limits=Limits(creates_per_minute=2))
+    lanes = terms(limits=Limits(9, creates_per_minute=2))
     for number in range(3):
         await ledger.add(record(f"t{number}"))
     first, second = await admitted(ledger, lanes), await admitted(ledger, lanes)

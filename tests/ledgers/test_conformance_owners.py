@@ -232,7 +232,7 @@ async def test_two_services_may_name_their_tasks_alike(ledger: Ledger) -> None:
 
 async def test_each_step_may_be_taken_twice(ledger: Ledger) -> None:
     """Whoever did not hear the answer asks again."""
-    limits = Limits(creates_per_minute=3)
+    limits = Limits(9, creates_per_minute=3)
     for ticket in ("t1", "t2", "t3", "t4"):
         await ledger.add(record(ticket))
     first = await admitted(ledger, terms(limits=limits))
@@ -251,6 +251,7 @@ async def test_each_step_may_be_taken_twice(ledger: Ledger) -> None:
         lambda: ledger.finish("t1", done, owner="me"),
         lambda: ledger.record_files("t1", files),
         lambda: put_back(ledger, "t2", "rate", limits=limits, retry_after=1.0),
+        lambda: ledger.take_back("t2", owner="me"),
         lambda: ledger.withdraw("t3", gone),
     ):
         once, again = await step(), await step()
@@ -283,7 +284,7 @@ async def test_each_change_of_a_record_has_a_higher_version(ledger: Ledger) -> N
 
     await ledger.add(record("t1"))
     await admitted(ledger)
-    await put_back(ledger, "t1", "unreachable")
+    await put_back(ledger, "t1", "rate")
     await ledger.leave("me")
     await ledger.adopt(ORIGIN, {"k1"}, "me")
     await ledger.follow("t1", client="me")

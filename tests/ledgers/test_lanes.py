@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 
 from bide._service.query_rate import SlidingWindow
 from bide.ledgers._lanes import (
-    RAISE_EVERY_SECONDS,
+    LATEST_RELEASE_SECONDS,
+    LONGEST_PROBE_SECONDS,
     LaneLoad,
     LaneState,
     after_accept,
+    after_end,
     after_refusal,
     cap,
+    is_passed_over,
     may_start_at,
     portion,
     window,
@@ -39,10 +42,26 @@ def refuse(state: LaneState, limits: Limits, setback: str = "slots", **changes: 
     return after_refusal(state, limits, setback, **given)  # type: ignore[arg-type]
 
 
-def test_a_lane_without_limits_takes_any_number_at_once() -> None:
+def accept(state: LaneState, *, tasks: int = 1, sent: float = NOW, now: float = NOW) -> LaneState:
+    return after_accept(state, tasks=tasks, sent=sent, now=now)
+
+
+def test_a_lane_without_limits_takes_any_number_once_many_are_in_flight() -> None:
     load = LaneLoad(slots=10_000, submitting=500)
 
     assert may_start_at(LaneState(), load, Limits(), NOW) <= NOW
+
+
+@pytest.mark.parametrize(("accepted", "at_once"), [(0, 1), (1, 2), (2, 3), (3, 3), (4, 4), (40, 13)])
+def test_on_a_lane_without_a_known_cap_few_creates_wait_for_their_answers_at_once(
+    accepted: int, at_once: int
+) -> None:
+    def waits(submitting: int) -> float:
+        load = LaneLoad(slots=accepted + submitting, submitting=submitting)
+        return may_start_at(LaneState(), load, Limits(), NOW)
+
+    assert waits(at_once - 1) <= NOW
+    assert waits(at_once) == math.inf
 
 
 def test_a_full_lane_waits_for_the_first_slot_that_frees_itself() -> None:
@@ -68,7 +87,7 @@ def test_the_jitter_makes_a_pause_longer_and_never_shorter(chance: float) -> Non
 def test_without_a_retry_after_pauses_start_at_five_seconds_and_double_to_sixty() -> None:
     state, pauses, moment = LaneState(), [], NOW
     for _ in range(6):
-        state = refuse(state, Limits(3), sent=moment, now=moment + 1)
+        state = refuse(state, Limits(3), "rate", sent=moment, now=moment + 1)
         pauses.append(state.paused_until - moment - 1)
         moment = state.paused_until
 
@@ -85,50 +104,144 @@ def test_creates_that_are_refused_together_are_one_round_and_double_no_pause() -
 
 
 def test_an_accepted_create_makes_the_next_pause_short_again() -> None:
-    state = after_accept(refuse(refuse(LaneState(), Limits(3)), Limits(3)))
+    state = accept(refuse(refuse(LaneState(), Limits(3)), Limits(3)))
 
     assert not state.probing
     assert state.setbacks == 0
 
 
 def test_after_a_pause_one_create_at_a_time_is_tried() -> None:
-    state = evolve(refuse(LaneState(), Limits(9)), paused_until=NOW - 1)
+    state = evolve(refuse(LaneState(), Limits(9), "rate"), paused_until=NOW - 1)
+    load = LaneLoad(slots=1, submitting=1, last_admitted=NOW - 1)
 
     assert may_start_at(state, LaneLoad(), Limits(9), NOW) <= NOW
-    assert may_start_at(state, LaneLoad(slots=1, submitting=1), Limits(9), NOW) == math.inf
-    assert may_start_at(after_accept(state), LaneLoad(slots=1, submitting=1), Limits(9), NOW) <= NOW
+    assert may_start_at(state, load, Limits(9), NOW) == NOW + 4, "an answer may be lost"
+    assert may_start_at(accept(state), load, Limits(9), NOW) <= NOW
 
 
-def test_a_429_on_a_free_slot_teaches_a_lower_cap_that_grows_by_one_each_20_s() -> None:
+def test_a_429_on_a_free_slot_teaches_a_lower_cap_and_one_more_is_tried_within_ten_seconds() -> None:
     limits = Limits(5)
-    state = refuse(LaneState(), limits, others=2, retry_after=0.0)
+    state = refuse(LaneState(), limits, others=2)
 
-    since = state.learned_at
-    assert cap(state, limits, NOW) == cap(state, limits, since) == 2
-    assert cap(state, limits, since + RAISE_EVERY_SECONDS) == 3
-    assert cap(state, limits, since + 100 * RAISE_EVERY_SECONDS) == 5
-    assert may_start_at(state, LaneLoad(slots=3), limits, since) == since + 2 * RAISE_EVERY_SECONDS
+    probe = state.probe_at
+    assert NOW + 9 < probe < NOW + 10
+    assert cap(state, limits, NOW) == 2
+    assert state.paused_until <= NOW, "what has ended is replaced at once"
+    assert may_start_at(state, LaneLoad(slots=2), limits, NOW) == probe
+    assert cap(state, limits, probe) == cap(state, limits, probe + 1000) == 3
+
+
+def test_a_probe_that_is_accepted_is_followed_by_the_next_at_once_until_the_documented_cap() -> None:
+    limits = Limits(5)
+    state = refuse(LaneState(), limits, others=2)
+
+    for tasks in (3, 4, 5):
+        state = accept(state, tasks=tasks, now=NOW + 20)
+        assert cap(state, limits, NOW + 20) == min(5, tasks + 1)
+
+
+def test_where_others_use_the_key_there_is_one_refusal_in_ten_seconds() -> None:
+    limits, state, now, refusals = Limits(3), LaneState(), NOW, 0
+    state = refuse(state, limits, others=2)
+    state = refuse(state, limits, others=1)
+    while now < NOW + 600:
+        now = may_start_at(state, LaneLoad(slots=1), limits, now)
+        state = refuse(state, limits, others=1, sent=now, now=now)
+        refusals += 1
+
+    assert refusals <= 62
+
+
+def test_on_a_lane_of_unknown_cap_probes_come_ever_more_rarely() -> None:
+    limits, state, now, gaps = Limits(), LaneState(), NOW, []
+    for _ in range(9):
+        state = refuse(state, limits, certain=False, others=3, sent=now, now=now)
+        at = may_start_at(state, LaneLoad(slots=3), limits, now)
+        gaps.append(at - now)
+        now = at
+
+    assert gaps[:3] == pytest.approx([9.8, 19.6, 39.2])
+    assert gaps[-1] == pytest.approx(LONGEST_PROBE_SECONDS)
+
+
+def test_a_refusal_soon_after_an_end_is_tried_again_soon_and_lowers_no_cap() -> None:
+    limits = Limits(3)
+    state = after_end(LaneState(), NOW - 1)
+
+    after = refuse(state, limits, others=2, certain=False)
+
+    assert after.learned is None
+    assert NOW < after.paused_until < NOW + 0.5
+
+
+def test_a_delay_of_the_service_is_learned_from_the_first_create_that_it_accepts() -> None:
+    limits, now = Limits(3), NOW
+    state = after_end(LaneState(), now)
+    while now < NOW + 1.5:
+        state = refuse(state, limits, others=2, sent=now, now=now)
+        now = state.paused_until
+
+    state = accept(state, tasks=3, sent=now, now=now)
+
+    assert 1.3 < state.release_delay < 2.1
+    assert state.freed == ()
+
+
+def test_a_learned_delay_shrinks_while_creates_after_it_are_accepted() -> None:
+    state = evolve(LaneState(), release_delay=1.0)
+    for number in range(40):
+        state = accept(after_end(state, NOW + number), sent=NOW + number + 1, now=NOW + number + 1)
+
+    assert state.release_delay == 0
+
+
+@pytest.mark.parametrize(
+    ("freed", "sent", "others", "limits"),
+    [
+        (NOW - LATEST_RELEASE_SECONDS - 1, NOW, 2, Limits(3)),  # long after the end
+        (NOW, NOW - 1, 2, Limits(3)),  # sent before the end
+        (NOW - 1, NOW, 3, Limits(3)),  # more than ever
+        (NOW - 1, NOW, 2, Limits()),  # the cap is not known
+    ],
+)
+def test_other_refusals_are_no_sign_of_a_late_release(
+    freed: float, sent: float, others: int, limits: Limits
+) -> None:
+    state = after_end(LaneState(), freed)
+
+    assert refuse(state, limits, others=others, sent=sent).learned == others
+
+
+def test_a_refusal_after_many_tries_lowers_the_cap() -> None:
+    limits, now = Limits(3), NOW
+    state, tries = after_end(LaneState(), now), 0
+    while state.learned is None:
+        state = refuse(state, limits, others=2, sent=now, now=now)
+        now = max(now, state.paused_until)
+        tries += 1
+
+    assert state.learned == 2
+    assert tries <= 9
+
+
+@pytest.mark.parametrize(("seconds", "is_passed"), [(0, False), (1.9, False), (2, True), (1000, True)])
+def test_an_owner_that_was_offered_a_slot_two_seconds_ago_is_passed_over(
+    seconds: float, is_passed: bool
+) -> None:
+    assert is_passed_over(NOW - seconds, NOW) is is_passed
+    assert not is_passed_over(None, NOW)
 
 
 def test_the_learned_cap_is_at_least_one() -> None:
     assert cap(refuse(LaneState(), Limits(3), others=0), Limits(3), NOW) == 1
 
 
-@pytest.mark.parametrize("setback", ["rate", "capacity", "unreachable"])
+@pytest.mark.parametrize("setback", ["rate", "capacity"])
 def test_other_setbacks_pause_and_teach_nothing(setback: str) -> None:
     state = refuse(LaneState(), Limits(3), setback)
 
     assert state.learned is None
     assert state.paused_until > NOW
-
-
-def test_a_bare_429_teaches_nothing_where_no_cap_is_known() -> None:
-    assert refuse(LaneState(), Limits(), certain=False).learned is None
-    assert refuse(LaneState(), Limits(), certain=True).learned == 2
-
-
-def test_a_failed_connection_pauses_shortly() -> None:
-    assert refuse(LaneState(), Limits(3), "unreachable").paused_until == NOW + 0.5
 
 
 def test_a_full_create_rate_waits_until_the_oldest_answer_is_a_minute_old() -> None:
@@ -140,7 +253,7 @@ def test_a_full_create_rate_waits_until_the_oldest_answer_is_a_minute_old() -> N
 
 
 def test_a_create_under_way_counts_for_the_rate() -> None:
-    limits = Limits(creates_per_minute=2)
+    limits = Limits(9, creates_per_minute=2)
 
     assert may_start_at(LaneState(), LaneLoad(submitting=2), limits, NOW) == math.inf
     assert may_start_at(LaneState(), LaneLoad(submitting=1, answered=(NOW - 20,)), limits, NOW) == NOW + 40
@@ -177,7 +290,7 @@ def test_no_schedule_breaks_the_cap_or_the_rate_at_the_service(
     for number, length in enumerate(lengths):
         while True:
             running = [end for end in running if end > now]
-            load = LaneLoad(len(running), 0, tuple(answered), min(running, default=math.inf))
+            load = LaneLoad(len(running), answered=tuple(answered), next_free=min(running, default=math.inf))
             at = may_start_at(LaneState(), load, limits, now)
             if at <= now:
                 break

@@ -329,7 +329,7 @@ async def test_a_loss_of_power_is_stood_where_it_was_asked_for(
         usual.append(await in_thread(ledger, level))
         got = await admitted(ledger)
         vital.append(await in_thread(ledger, level))
-        await put_back(ledger, "t1", "unreachable")
+        await put_back(ledger, "t1", "rate")
         usual.append(await in_thread(ledger, level))
         await set_forward(ledger, 10)
         got = await admitted(ledger)

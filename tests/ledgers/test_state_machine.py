@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,9 +16,11 @@ from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from bide import _outside
 from bide.ledgers import Held, LaneTerms, Ledger, Record
+from bide.ledgers._lanes import Setback
 from bide.models import Limits, Output, SavedFile, Task, TaskStatus
-from support.ledger_model import Model, Span, Ticket
+from support.ledger_model import CHANCE, Model, Ticket
 from support.ledger_worlds import ORIGIN, MemoryWorld, SQLitePairWorld, SQLiteWorld, World, record
 
 pytestmark = pytest.mark.no_cover  # tracing doubles its time, and other tests run the same lines
@@ -31,9 +34,8 @@ KINDS = ("image", "image", "image", "image", "video")
 SETS = (frozenset({"k1"}), frozenset({"k2"}), frozenset(KEYS))
 LANES = (["k1", "k2"], ["k2", "k1"], ["k1"], ["k2"])
 CAPS, RATES = (None, 1, 2, 3), (None, None, None, 1, 2, 30)
-# No sums of these come near to the round figures of pauses and windows.
-SECONDS = (0.937, 7.313, 7.313, 23.771, 71.19, 93.377, 93.377, 311.3)
-SETBACKS = ("slots", "slots", "rate", "capacity", "unreachable")
+SECONDS = (0.25, 0.937, 2.1, 7.313, 7.313, 23.771, 71.19, 93.377, 93.377, 311.3)
+SETBACKS: tuple[Setback, ...] = ("slots", "slots", "rate", "capacity")
 ADVICE = (None, 0.0, 3.33, 90.7, 90.7)
 WHO = ("owner", "owner", "owner", "owner", "another", "gone")
 OPEN = ("submitting", "queued", "running")
@@ -42,7 +44,19 @@ ENDS_LATER = ("succeeded", "failed", "expired", "cancelled")
 SLOT_FOR, HOLD = 533.0, 47.0
 STEPS = (
     *("add", "add", "add", "add_again", "admit", "admit", "admit", "admit", "accept", "accept", "accept"),
-    *("put_back", "put_back", "update", "finish", "finish", "finish", "withdraw", "cancelling", "learn"),
+    *(
+        "put_back",
+        "put_back",
+        "take_back",
+        "confirm",
+        "update",
+        "finish",
+        "finish",
+        "finish",
+        "withdraw",
+        "cancelling",
+        "learn",
+    ),
     *("stop_wanting", "add_again"),
     *("follow_and_save", "leave", "adopt", "adopt", "settle", "settle", "forget", "pass_time", "pass_time"),
 )
@@ -57,6 +71,12 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         self._directory = Path(tempfile.mkdtemp())
         self._runner = asyncio.Runner(loop_factory=self.world_of.loop_factory)
+        self._patch = pytest.MonkeyPatch()
+        boot = _outside.seconds_since_boot()
+        self._patch.setattr(
+            _outside, "seconds_since_boot", lambda: boot
+        )  # a clock that only `pass_time` moves
+        self._patch.setattr(_outside.chance, "random", lambda: CHANCE)
         self._finals: dict[str, Record] = {}
         self._numbers = iter(range(1, 10_000))
         self._stale: list[str] = []
@@ -77,6 +97,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if hasattr(self, "world"):
             self.run(self.world.aclose())
         self._runner.close()
+        self._patch.undo()
         shutil.rmtree(self._directory)
 
     def run(self, step: Awaitable[_T]) -> _T:
@@ -89,12 +110,9 @@ class LedgerMachine(RuleBasedStateMachine):
         """Where there are several ledgers on the same records, each owner has one of them."""
         return self.world.ledgers[number % len(self.world.ledgers)]
 
-    def _timed(self, step: Awaitable[_T]) -> tuple[_T, Span]:
-        async def take() -> tuple[_T, Span]:
-            ledger = self.world.ledger
-            before = ledger.now()
-            result = await step
-            return result, Span(before - 0.001, ledger.now() + 0.001)
+    def _timed(self, step: Awaitable[_T]) -> tuple[_T, float]:
+        async def take() -> tuple[_T, float]:
+            return await step, self.world.ledger.now()
 
         return self._runner.run(take())
 
@@ -185,14 +203,13 @@ class LedgerMachine(RuleBasedStateMachine):
         me, limits = self.owners[owner], self.model.limits
         terms = [LaneTerms(key, limits, SLOT_FOR) for key in lanes]
         got, now = self._timed(self._face(owner).admit(ORIGIN, kind, me, terms))
-        answers = self.model.turn(kind, me, lanes, now)
+        turn = self.model.admit(kind, me, lanes, now)
+        assert (None if isinstance(got, Held) else (got.ticket, got.key)) == turn
         if isinstance(got, Held):
-            assert None in answers, f"it was the turn of {answers}"
             return False
-        assert (got.ticket, got.key) in answers, f"it was the turn of {answers}"
         ticket = self.model.tickets[got.ticket]
         ticket.status, ticket.key, ticket.slot_for = "submitting", got.key, SLOT_FOR
-        ticket.slot_until = now.plus(SLOT_FOR)
+        ticket.slot_until, ticket.admitted = now + SLOT_FOR, now
         self._matches(got, ticket)
         return True
 
@@ -222,10 +239,39 @@ class LedgerMachine(RuleBasedStateMachine):
         got, now = self._timed(ledger.put_back(ticket.name, setback, owner=me, **what))
         if ticket.status == "submitting" and ticket.owner == me:
             self.model.refuse(ticket, setback, now, certain=certain, retry_after=retry_after)
-            is_over = ticket.cancelling or not ticket.wanted_by
-            ticket.status = "cancelled" if is_over else "waiting"
-            ticket.key = ticket.key if is_over else None
+            self._wait_again(ticket, now)
         self._matches(got, ticket)
+
+    @staticmethod
+    def _wait_again(ticket: Ticket, now: float) -> None:
+        is_over = ticket.cancelling or not ticket.wanted_by
+        ticket.status = "cancelled" if is_over else "waiting"
+        ticket.key = ticket.key if is_over else None
+        ticket.slot_until = now if is_over else math.inf
+
+    def _take_back(self, choose: Choose) -> None:
+        ticket = self._pick(choose, "submitting")
+        if ticket is None:
+            return
+        me, ledger = self._who(choose, ticket)
+        got, now = self._timed(ledger.take_back(ticket.name, owner=me))
+        if ticket.status == "submitting" and ticket.owner == me:
+            self.model.offers[ticket.kind, me] = -math.inf
+            self._wait_again(ticket, now)
+        self._matches(got, ticket)
+
+    def _confirm(self, choose: Choose) -> None:
+        ticket = self._pick(choose, "submitting")
+        if ticket is None:
+            return
+        (me, ledger), admitted = self._who(choose, ticket), ticket.admitted - choose((0.0, 0.0, 0.0, 1.0))
+        may, now = self._timed(ledger.confirm(ticket.name, owner=me, admitted=admitted))
+        is_this = ticket.status == "submitting" and ticket.owner == me and ticket.admitted == admitted
+        is_paused = self.model.lane(ticket.kind, ticket.key or "").state.paused_until > now
+        is_over = is_this and (ticket.cancelling or not ticket.wanted_by)
+        assert may == (is_this and not is_paused and not is_over)
+        if is_this and not may:
+            self._wait_again(ticket, now)
 
     def _update(self, choose: Choose) -> None:
         ticket = self._pick(choose, "queued", "running")
@@ -253,7 +299,9 @@ class LedgerMachine(RuleBasedStateMachine):
         if ticket.is_open and ticket.owner == me:
             if ticket.status == "submitting":
                 self.model.answer(ticket, now, accepted=word in ("succeeded", "failed"))
-            ticket.status, ticket.slot_until, ticket.outputs = word, now.plus(hold), len(outputs)
+            elif word != "unknown":
+                hold = self.model.end(ticket, now, hold)
+            ticket.status, ticket.slot_until, ticket.outputs = word, now + hold, len(outputs)
         self._matches(got, ticket)
 
     def _withdraw(self, choose: Choose) -> None:
@@ -317,6 +365,7 @@ class LedgerMachine(RuleBasedStateMachine):
         me = self.owners[owner]
         mine = [each for each in self.model.tickets.values() if each.is_open and each.owner == me]
         ended = [each for each in mine if each.status == "waiting" and not each.can_be_sent]
+        self.model.offers = {where: at for where, at in self.model.offers.items() if where[1] != me}
         for each in mine:
             if each in ended:
                 each.status = "cancelled"
@@ -380,7 +429,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         got, now = self._timed(step)
         ticket.status, ticket.task_id, ticket.owner = "queued", task_id, None
-        ticket.slot_until = now.plus(ticket.slot_for)
+        ticket.slot_until = now + ticket.slot_for
         del self._finals[name]
         self._matches(got, ticket)
 
@@ -396,7 +445,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self._heard[ticket.name]()
             return
         _, now = self._timed(asyncio.sleep(0))
-        if ticket.is_open and ticket.may_hold_slot(now):
+        if ticket.is_open and ticket.holds_slot(now):
             with pytest.raises(ValueError, match=ticket.name):
                 self.run(step)
             return
@@ -445,16 +494,14 @@ class LedgerMachine(RuleBasedStateMachine):
         views, now = self._timed(self.world.ledger.lanes(ORIGIN, KEYS))
         for view in views:
             records = self.model.of_lane(view.kind, view.key)
-            least = sum(each.surely_holds_slot(now) for each in records)
-            assert least <= view.slots <= sum(each.may_hold_slot(now) for each in records)
+            assert view.slots == sum(each.holds_slot(now) for each in records)
         for key in KEYS:
             told, now = self._timed(self.world.ledger.unsettled_records(ORIGIN, key))
             of_key = [each for each in self.model.tickets.values() if each.key == key]
             submitting = {each.name for each in of_key if each.status == "submitting"}
             unknown = [each for each in of_key if each.status == "unknown"]
-            surely = {each.name for each in unknown if each.surely_holds_slot(now)}
-            may = {each.name for each in unknown if each.may_hold_slot(now)}
-            assert submitting | surely <= {each.ticket for each in told} <= submitting | may
+            held = {each.name for each in unknown if each.holds_slot(now)}
+            assert {each.ticket for each in told} == submitting | held
 
     def _agree_on_what_is_unsaved(self) -> None:
         keys = KEYS[: 1 + len(self._finals) % 2]

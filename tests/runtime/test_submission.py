@@ -99,12 +99,9 @@ async def test_a_create_that_was_certainly_not_sent_waits_and_goes_out_when_the_
 
         assert task.status is TaskStatus.SUCCEEDED
         assert service.count("POST") == 11
-        gaps = [
-            later - sooner
-            for sooner, later in zip(service.times("POST")[1:], service.times("POST")[2:], strict=False)
-        ]
-        assert all(later > 1.5 * sooner for sooner, later in itertools.pairwise(gaps) if later < 60)
-        assert max(gaps) <= 61
+        gaps = [later - sooner for sooner, later in itertools.pairwise(service.times("POST")[1:])]
+        assert all(later > 1.5 * sooner for sooner, later in itertools.pairwise(gaps[:3]))
+        assert 2 <= max(gaps) <= 2.2, "in the first minute it is tried every two seconds"
 
 
 async def test_where_no_connection_ever_works_it_is_told_within_half_a_minute_that_nothing_was_sent() -> None:
@@ -322,7 +319,7 @@ async def test_someone_else_on_the_key_teaches_a_lower_cap_that_grows_back() -> 
                 await asyncio.sleep(60)
                 assert (await client.statistics()).lanes[0].cap == 3
 
-        assert refused == 1
+        assert refused == 2, "at first, and when one more is tried about ten seconds later"
 
 
 async def test_the_create_rate_of_a_lane_is_kept() -> None:
@@ -465,7 +462,7 @@ async def test_the_same_ticket_in_another_client_of_the_loop_follows_the_first()
 async def test_creates_under_way_are_bounded_whatever_the_lane_allows() -> None:
     service = ToyService(queries=[DONE])
     service.delay["POST"] = 1
-    async with service.client() as client:
+    async with service.client(limits=Limits(1000)) as client:
         handles = [await client.submit(image(str(number))) for number in range(200)]
         await asyncio.sleep(0.5)
         assert service.count("POST") == 30
@@ -615,7 +612,7 @@ async def test_ten_creates_that_fail_together_cost_one_pause() -> None:
     """A blip of a second must not idle the lane for a minute."""
     blips = [*[httpx.ConnectError("blip")] * 10, {"status": "queued"}]
     service = ToyService(creates=[{"status": "queued"}, *blips], queries=[DONE])
-    async with service.client() as client:
+    async with service.client(limits=Limits(10)) as client:
         await client.run(image())
         service.delay["POST"] = 0.1
         before = now()

@@ -1,7 +1,7 @@
 """A ledger as plain as can be, to hold the real ones against: a dictionary of tickets, and counting.
 
-Where a moment matters the model knows it between two bounds: a pause has jitter, and a real clock goes on between two
-lines. So a lane is *surely free*, *surely full*, or in between, and then either answer is right.
+What a lane learns is computed by the same plain functions that the ledgers call, which have tests of their own. What
+the model checks is that each step of a ledger gives them what has happened, and does what they say.
 """
 
 from __future__ import annotations
@@ -10,22 +10,20 @@ import math
 
 from attrs import Factory, define
 
+from bide.ledgers._lanes import (
+    LaneLoad,
+    LaneState,
+    Setback,
+    after_accept,
+    after_end,
+    after_refusal,
+    may_start_at,
+)
 from bide.models import Limits
 
-MINUTE = 60.0
-RAISE_EVERY = 20.0
-LONGEST_PAUSE = 60.0
-
-
-@define
-class Span:
-    """A moment between two bounds."""
-
-    low: float
-    high: float
-
-    def plus(self, least: float, most: float | None = None) -> Span:
-        return Span(self.low + least, self.high + (least if most is None else most))
+CHANCE = 0.5
+"""What the ledgers draw."""
+PASS_OVER = 2.0
 
 
 @define
@@ -43,7 +41,8 @@ class Ticket:
     key: str | None = None
     task_id: str | None = None
     slot_for: float = math.inf
-    slot_until: Span = Factory(lambda: Span(math.inf, math.inf))
+    slot_until: float = math.inf
+    admitted: float = 0.0
     cancelling: bool = False
     can_be_sent: bool = True
     outputs: int = 0
@@ -64,25 +63,16 @@ class Ticket:
     def is_open(self) -> bool:
         return self.status in ("waiting", "submitting", "queued", "running")
 
-    def may_hold_slot(self, now: Span) -> bool:
-        return self._holds(self.slot_until.high, now.low)
-
-    def surely_holds_slot(self, now: Span) -> bool:
-        return self._holds(self.slot_until.low, now.high)
-
-    def _holds(self, until: float, now: float) -> bool:
-        return self.key is not None and (self.is_open or self.status == "unknown") and until > now
+    def holds_slot(self, now: float) -> bool:
+        return self.key is not None and self.slot_until > now
 
 
 @define
 class Lane:
-    """What a lane has learned, and the creates that were answered in it."""
+    """What a lane has learned, and when creates were answered in it."""
 
-    paused_until: Span = Factory(lambda: Span(-math.inf, -math.inf))
-    learned: int | None = None
-    learned_at: Span = Factory(lambda: Span(0.0, 0.0))
-    probing: bool = False
-    answered: list[Span] = Factory(list)
+    state: LaneState = Factory(LaneState)
+    answered: list[float] = Factory(list)
 
 
 @define
@@ -92,6 +82,7 @@ class Model:
     limits: Limits
     tickets: dict[str, Ticket] = Factory(dict)
     lanes: dict[tuple[str, str], Lane] = Factory(dict)
+    offers: dict[tuple[str, str], float] = Factory(dict)  # by kind and owner
 
     def lane(self, kind: str, key: str) -> Lane:
         return self.lanes.setdefault((kind, key), Lane())
@@ -113,93 +104,92 @@ class Model:
 
     # Who may start ------------------------------------------------------------------------------------------
 
-    def is_free(self, kind: str, key: str, now: Span) -> bool | None:
-        """Whether the lane surely takes one more create, surely does not (False), or may (None)."""
-        lane, records = self.lane(kind, key), self.of_lane(kind, key)
-        # A create that nobody has heard of for as long as a task may last counts for nothing any more.
-        sent = [each for each in records if each.status == "submitting"]
-        surely_sent = sum(each.surely_holds_slot(now) for each in sent)
-        may_be_sent = sum(each.may_hold_slot(now) for each in sent)
-        must = not (lane.probing and may_be_sent)
-        may = not (lane.probing and surely_sent)
-        must = must and lane.paused_until.high <= now.low
-        may = may and lane.paused_until.low <= now.high
-        least, most = self._caps(lane, now)
-        must = must and sum(each.may_hold_slot(now) for each in records) < least
-        may = may and sum(each.surely_holds_slot(now) for each in records) < most
-        if self.limits.creates_per_minute is not None:
-            whole, seconds = self.window()
-            must = must and may_be_sent + sum(e.high > now.low - seconds for e in lane.answered) < whole
-            may = may and surely_sent + sum(e.low > now.high - seconds for e in lane.answered) < whole
-        return True if must else None if may else False
+    def load(self, kind: str, key: str, now: float) -> LaneLoad:
+        slots = [each for each in self.of_lane(kind, key) if each.holds_slot(now)]
+        # A create without an answer for as long as a task may last counts for nothing any more.
+        sent = [each.admitted for each in slots if each.status == "submitting"]
+        return LaneLoad(
+            slots=len(slots),
+            submitting=len(sent),
+            last_admitted=max(sent, default=-math.inf),
+            answered=self.lane(kind, key).answered,
+            next_free=min((each.slot_until for each in slots), default=math.inf),
+        )
 
-    def window(self) -> tuple[int, float]:
-        rate = self.limits.creates_per_minute or 0.0
-        whole = max(1, int(rate))
-        return whole, MINUTE * whole / rate
+    def is_free(self, kind: str, key: str, now: float) -> bool:
+        """Whether the lane takes one more create."""
+        return may_start_at(self.lane(kind, key).state, self.load(kind, key, now), self.limits, now) <= now
 
-    def _caps(self, lane: Lane, now: Span) -> tuple[float, float]:
-        documented = math.inf if self.limits.concurrency is None else self.limits.concurrency
-        if lane.learned is None:
-            return documented, documented
-        grown = [
-            lane.learned + max(0, math.floor((moment - since) / RAISE_EVERY))
-            for moment, since in ((now.low, lane.learned_at.high), (now.high, lane.learned_at.low))
+    def admit(self, kind: str, owner: str, keys: list[str], now: float) -> tuple[str, str] | None:
+        """Whose turn it is, if it is one of *owner*: (ticket, lane)."""
+        waiting = [
+            each
+            for each in sorted(self.tickets.values(), key=lambda each: each.sequence)
+            if each.kind == kind and each.status == "waiting" and each.owner is not None
+            if not each.keys.isdisjoint(keys)
         ]
-        return min(documented, grown[0]), min(documented, grown[1])
-
-    def turn(self, kind: str, owner: str, keys: list[str], now: Span) -> list[tuple[str, str] | None]:
-        """The possible answers to *owner*: (ticket, lane), or None for nobody. One, where all lanes are sure."""
+        if not any(each.owner == owner for each in waiting):
+            return None
+        if self.is_passed_over(kind, owner, now):
+            del self.offers[kind, owner]
         heads: dict[frozenset[str], Ticket] = {}
-        for each in sorted(self.tickets.values(), key=lambda each: each.sequence):
-            waits = each.kind == kind and each.status == "waiting" and each.owner is not None
-            if waits and not each.keys.isdisjoint(keys):
+        for each in waiting:
+            if not self.is_passed_over(kind, each.owner or "", now):
                 heads.setdefault(each.keys, each)
-        states = {key: self.is_free(kind, key, now) for key in keys}
-        unsure = [key for key in keys if states[key] is None]
-        answers: list[tuple[str, str] | None] = []
-        for choice in range(2 ** len(unsure)):
-            taken = {key for number, key in enumerate(unsure) if choice >> number & 1}
-            free = [key for key in keys if states[key] or key in taken]
-            answers.append(self._first(list(heads.values()), owner, free))
-        return answers
-
-    def _first(self, heads: list[Ticket], owner: str, free: list[str]) -> tuple[str, str] | None:
-        for head in heads:
+        free = [key for key in keys if self.is_free(kind, key, now)]
+        for head in sorted(heads.values(), key=lambda each: each.sequence):
             key = next((each for each in free if each in head.keys), None)
             if key is None:
                 continue
             if head.owner == owner:
+                self.offers.pop((kind, owner), None)
                 return head.name, key
-            free = [each for each in free if each != key]
+            free.remove(key)
+            self.offers.setdefault((kind, head.owner or ""), now)
         return None
+
+    def is_passed_over(self, kind: str, owner: str, now: float) -> bool:
+        offered = self.offers.get((kind, owner))
+        return offered is not None and now - offered >= PASS_OVER
 
     # What changes a lane ------------------------------------------------------------------------------------
 
-    def answer(self, ticket: Ticket, now: Span, *, accepted: bool) -> None:
+    def answer(self, ticket: Ticket, now: float, *, accepted: bool) -> None:
         """The create of *ticket* has its answer."""
         lane = self.lane(ticket.kind, ticket.key or "")
         lane.answered.append(now)
         if accepted:
-            lane.probing = False
+            in_flight = [
+                each
+                for each in self.of_lane(ticket.kind, ticket.key or "")
+                if each.holds_slot(now) and each.status != "submitting"
+            ]
+            tasks = len(in_flight) + ticket.holds_slot(now) if lane.state.learned is not None else 1
+            lane.state = after_accept(lane.state, tasks=tasks, sent=ticket.admitted, now=now)
+
+    def end(self, ticket: Ticket, now: float, hold: float) -> float:
+        """The accepted task of *ticket* has ended. Returns how long its slot stays in use."""
+        lane = self.lane(ticket.kind, ticket.key or "")
+        delay = lane.state.release_delay
+        if ticket.slot_until > now:
+            lane.state = after_end(lane.state, now)
+        return max(hold, delay)
 
     def refuse(
-        self, ticket: Ticket, setback: str, now: Span, *, certain: bool, retry_after: float | None
+        self, ticket: Ticket, setback: Setback, now: float, *, certain: bool, retry_after: float | None
     ) -> None:
         """The create of *ticket* was refused for now."""
         self.answer(ticket, now, accepted=False)
         lane = self.lane(ticket.kind, ticket.key or "")
-        least = retry_after or (0.5 if setback == "unreachable" or retry_after == 0 else 5.0)
-        most = max(retry_after or 0.0, LONGEST_PAUSE) + 1
-        pause = now.plus(least, most)
-        lane.paused_until = Span(
-            max(lane.paused_until.low, pause.low), max(lane.paused_until.high, pause.high)
+        others = [each for each in self.of_lane(ticket.kind, ticket.key or "") if each is not ticket]
+        lane.state = after_refusal(
+            lane.state,
+            self.limits,
+            setback,
+            certain=certain,
+            retry_after=retry_after,
+            others=sum(each.holds_slot(now) for each in others),
+            sent=ticket.admitted,
+            now=now,
+            chance=CHANCE,
         )
-        lane.probing = True
-        if setback == "slots" and (certain or self.limits.concurrency is not None):
-            others = [each for each in self.of_lane(ticket.kind, ticket.key or "") if each is not ticket]
-            surely = sum(each.surely_holds_slot(now) for each in others)
-            assert surely == sum(each.may_hold_slot(now) for each in others), (
-                "no moment of the model is so near"
-            )
-            lane.learned, lane.learned_at = max(1, surely), pause

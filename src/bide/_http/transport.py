@@ -13,11 +13,11 @@ import shlex
 import ssl
 import time
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from urllib.parse import unquote, urlencode, urlsplit
 
 import httpx
-from attrs import frozen
+from attrs import field, frozen
 
 from bide._concurrency import lived_timeout
 from bide._http.pool import (
@@ -34,9 +34,11 @@ from bide._wire import Reply
 from bide.errors import BideError, TransportError, UnexpectedReplyError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from bide._wire import Call, Secret
+
+    MayBeSent: TypeAlias = Callable[[], Awaitable[bool]]
 
 MAX_BODY_BYTES = 64 * 2**20
 """Bytes of a reply that are read at most."""
@@ -57,6 +59,7 @@ NOT_SENT = {
     "UnsupportedProtocol": "an address that cannot be called",
     "InvalidURL": "an address that cannot be called",
     "SetupError": "no connection can be made with these settings",
+    "HeldBackError": "held back when its connection stood",
 }
 MAY_HAVE_ARRIVED = {
     "ReadTimeout": "no reply in time",
@@ -85,6 +88,10 @@ PERMANENT_ERRORS = {"UnsupportedProtocol", "InvalidURL", "SetupError"}
 log = logging.getLogger("bide")
 
 
+class HeldBackError(Exception):
+    """The caller of `Transport.send` did not want the request to be sent any more when its connection stood."""
+
+
 class HTTPClient(Protocol):
     """The part of a caller's HTTP client that we use. `httpx.AsyncClient` has it, and so has httpx2's."""
 
@@ -100,6 +107,30 @@ class HTTPClient(Protocol):
     ) -> AbstractAsyncContextManager[Any]:
         """Send one request; the timeouts are for connecting, reading, writing, and waiting for a connection."""
         ...
+
+
+@frozen
+class _Exchange:
+    """One call, ready to be sent: see `Transport.send`."""
+
+    call: Call
+    url: str
+    body: bytes | None = field(repr=False)
+    key: Secret = field(repr=False)
+    timeout: float
+    fresh: bool
+    limit: int
+    may_be_sent: MayBeSent | None
+
+    async def check(self) -> None:
+        """Raise unless the call may still be sent."""
+        if self.may_be_sent is not None and not await self.may_be_sent():
+            raise HeldBackError
+
+    async def trace(self, event: str, _: Mapping[str, Any]) -> None:
+        """httpcore calls this with each step of an exchange. The connection stands when it starts to send headers."""
+        if event.endswith(".send_request_headers.started"):
+            await self.check()
 
 
 @frozen
@@ -179,7 +210,14 @@ class Transport:
     # Calls -------------------------------------------------------------------------------------------------
 
     async def send(
-        self, call: Call, *, key: Secret, timeout: float, fresh: bool = False, limit: int = MAX_BODY_BYTES
+        self,
+        call: Call,
+        *,
+        key: Secret,
+        timeout: float,
+        fresh: bool = False,
+        limit: int = MAX_BODY_BYTES,
+        may_be_sent: MayBeSent | None = None,
     ) -> Reply:
         """Send *call* once and return the reply, whatever its status.
 
@@ -187,6 +225,8 @@ class Transport:
             timeout: seconds for the whole exchange.
             fresh: use no connection that has been idle for more than a second (a caller's client decides on its own).
             limit: bytes of the body that are read at most.
+            may_be_sent: called when the connection stands, before the first byte is sent (on a caller's client: before
+                its connection is made). If it returns False or raises, nothing is sent.
 
         Raises:
             TransportError: no usable reply; `may_have_arrived` says whether the service can have read the call.
@@ -199,10 +239,11 @@ class Transport:
         fault: BideError
         try:
             async with lived_timeout(timeout):
+                exchange = _Exchange(call, url, body, key, timeout, fresh, limit, may_be_sent)
                 if self._client is not None:
-                    reply = await self._send_over_client(self._client, call, url, body, key, timeout, limit)
+                    reply = await self._send_over_client(self._client, exchange)
                 else:
-                    reply = await self._send_over_stack(call, url, body, key, timeout, fresh, limit)
+                    reply = await self._send_over_stack(exchange)
             _log_call(call, url, f"HTTP {reply.status}", began)
             return reply
         except UnexpectedReplyError as error:
@@ -215,39 +256,29 @@ class Transport:
         # Raised outside the `except` block: the library's error contains the key and must not become the context.
         raise fault
 
-    async def _send_over_stack(
-        self, call: Call, url: str, body: bytes | None, key: Secret, timeout: float, fresh: bool, limit: int
-    ) -> Reply:
+    async def _send_over_stack(self, exchange: _Exchange) -> Reply:
+        extensions: dict[str, Any] = {
+            # `send` times the whole exchange
+            "timeout": {**timeouts(exchange.timeout), "read": None, "write": None},
+        }
+        if exchange.fresh:
+            extensions[MAX_IDLE_EXTENSION] = FRESH_SECONDS
+        if exchange.may_be_sent is not None:
+            extensions["trace"] = exchange.trace
         request = httpx.Request(
-            call.method,
-            url,
-            headers=_headers(call, key),
-            content=body,
-            extensions={
-                "timeout": {
-                    **timeouts(timeout),
-                    "read": None,
-                    "write": None,
-                },  # `send` times the whole exchange
-                **({MAX_IDLE_EXTENSION: FRESH_SECONDS} if fresh else {}),
-            },
+            exchange.call.method,
+            exchange.url,
+            headers=_headers(exchange.call, exchange.key),
+            content=exchange.body,
+            extensions=extensions,
         )
         response = await self._api.handle_async_request(request)
         self.connected = True
-        return await self._reply(response, limit, key)
+        return await self._reply(response, exchange.limit, exchange.key)
 
-    async def _send_over_client(
-        self,
-        client: HTTPClient,
-        call: Call,
-        url: str,
-        body: bytes | None,
-        key: Secret,
-        timeout: float,
-        limit: int,
-    ) -> Reply:
+    async def _send_over_client(self, client: HTTPClient, exchange: _Exchange) -> Reply:
         """Send over a caller's *client*, with plain values: so any client with the same methods works."""
-        times = timeouts(timeout)
+        times = timeouts(exchange.timeout)
         try:
             async with asyncio.timeout(times["pool"]):
                 await self._gate.acquire()
@@ -256,16 +287,17 @@ class Transport:
                 f"{MAX_REQUESTS_ON_CALLERS_CLIENT} requests are under way on the client"
             ) from None
         try:
+            await exchange.check()
             async with client.stream(
-                call.method,
-                url,
-                headers=_headers(call, key),
-                content=body,
+                exchange.call.method,
+                exchange.url,
+                headers=_headers(exchange.call, exchange.key),
+                content=exchange.body,
                 timeout=(times["connect"], times["read"], times["write"], times["pool"] / 2),
                 follow_redirects=False,
             ) as response:
                 self.connected = True
-                return await self._reply(response, limit, key)
+                return await self._reply(response, exchange.limit, exchange.key)
         finally:
             self._gate.release()
 

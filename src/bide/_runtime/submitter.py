@@ -1,7 +1,7 @@
 """One request from waiting to accepted: its admission, its one POST, and the record of the result.
 
     waiting --admitted--> submitting --2xx with an id------------------> queued | running | (already final)
-       |                     |-- certainly not sent -------------------> waiting, the lane pauses
+       |                     |-- certainly not sent -------------------> waiting, this client pauses
        |                     |-- refused for now ----------------------> waiting, the lane pauses
        |                     |-- refused ------------------------------> rejected
        '-- withdrawn         '-- may have arrived: looked up --found---> queued | running
@@ -24,6 +24,7 @@ from attrs import evolve
 from bide import _outcomes
 from bide._events import log_line
 from bide._runtime.lost_creates import LostCreates
+from bide._runtime.reach import Reach
 from bide._service.account import misread
 from bide.errors import BideError, LedgerError, TransportError, UnexpectedReplyError
 from bide.ledgers import Held, Record
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from bide.ledgers import LaneTerms, Ledger
     from bide.ledgers._lanes import Setback
     from bide.models import Task
+    from bide.providers import CreateOutcome
 
 _T = TypeVar("_T")
 
@@ -48,6 +50,8 @@ place, it could be sent after a 429 has paused its lane."""
 NEVER_CONNECTED_SECONDS = 30.0
 """After this many seconds without any connection the waiters get an error: the address may be wrong. The requests go
 on waiting."""
+CONNECTING_SECONDS = 0.1
+"""A create whose connection took longer than this is checked again on the ledger before it is sent."""
 RETRY_SECONDS = 5.0
 """Seconds until a step is tried again after a fault of the ledger, or of an adapter."""
 
@@ -83,6 +87,8 @@ class Submitter:
         self._is_stopping = False
         self._wake = asyncio.Event()
         self._posts: dict[asyncio.Task[None], Record] = {}
+        self._reach = Reach(account.ledger.now)
+        self._sending: set[str] = set()  # the tickets whose creates are under way
         self._first_post: float | None = None
         self._loop = asyncio.create_task(self._run(), name="bide submitter")
 
@@ -112,7 +118,7 @@ class Submitter:
         """Send *record*, an admitted one of this client, unless that is under way. (A record that was sent
         leaves the state `submitting` before its create ends here.)"""
         if not self._is_stopping and not self._is_sending(record.ticket):
-            self._start(record, self._create(record))
+            self._start_create(record)
 
     def _is_sending(self, ticket: str) -> bool:
         return any(record.ticket == ticket for record in self._posts.values())
@@ -166,6 +172,12 @@ class Submitter:
         until = math.inf
         for kind in tuple(self._kinds):
             while len(self._posts) < self._most_posts and not self._is_stopping:
+                if self._reach.is_lost:
+                    if self._sending:
+                        break  # it shows whether there is a connection again
+                    if self._reach.next_try > self._ledger.now():
+                        until = min(until, self._reach.next_try)
+                        break
                 news = self._kinds[kind]
                 admitted = await self._ledger.admit(
                     self._account.origin, kind, self._owner, self._terms(kind)
@@ -174,7 +186,7 @@ class Submitter:
                     until = min(until, admitted.until)
                     self._note_held(kind, admitted, news)
                     break
-                self._start(admitted, self._create(admitted))
+                self._start_create(admitted)
         return until
 
     def _note_held(self, kind: str, held: Held, news: int) -> None:
@@ -186,6 +198,10 @@ class Submitter:
             self._exhausted.add(kind)
             if self._submissions.pressure(kind):
                 self._poller.hurry(kind)
+
+    def _start_create(self, record: Record) -> None:
+        self._sending.add(record.ticket)
+        self._start(record, self._create(record))
 
     def _start(self, record: Record, work: Coroutine[object, object, None]) -> None:
         post = asyncio.create_task(self._post(record, work), name=f"bide create {record.ticket}")
@@ -205,24 +221,47 @@ class Submitter:
     # One create --------------------------------------------------------------------------------------------
 
     async def _create(self, record: Record) -> None:
-        await self._submissions.wait_for_callers(record.ticket)
-        is_wanted_elsewhere = any(client != self._owner for client in record.wanted_by)
-        if not is_wanted_elsewhere and not self._submissions.is_wanted(record.ticket):
-            withdrawn = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE)
-            await self._finish(record, withdrawn)
-            return
-        if self._first_post is None:
-            self._first_post = self._ledger.now()
         try:
-            outcome = await self._account.create(record)
-        except TransportError as fault:
-            await self._record_unsent(record, fault)
+            outcome = await self._send(record)
+        finally:
+            self._sending.discard(record.ticket)
+        if outcome is None:
             return
         if isinstance(outcome, Unclear):
             self._submissions.note_fault(record.ticket, outcome.error)
             await self._resolve(record, outcome.error)
         else:
             await self._record(record, outcome)
+
+    async def _send(self, record: Record) -> CreateOutcome | None:
+        """Send the create of *record*. None if it was not sent: what that means is recorded."""
+        await self._submissions.wait_for_callers(record.ticket)
+        is_wanted_elsewhere = any(client != self._owner for client in record.wanted_by)
+        if not is_wanted_elsewhere and not self._submissions.is_wanted(record.ticket):
+            withdrawn = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE)
+            await self._finish(record, withdrawn)
+            return None
+        if self._first_post is None:
+            self._first_post = self._ledger.now()
+        was_held_back = False
+
+        async def may_be_sent() -> bool:
+            nonlocal was_held_back
+            if self._ledger.now() - (record.admitted or 0.0) < CONNECTING_SECONDS:
+                return True
+            may = await self._ledger.confirm(record.ticket, owner=self._owner, admitted=record.admitted)
+            was_held_back = not may
+            return may
+
+        try:
+            outcome = await self._account.create(record, may_be_sent)
+        except TransportError as fault:
+            if not was_held_back:
+                await self._record_unsent(record, fault)
+                return None
+            outcome = None
+        self._reach.note_connection()
+        return outcome
 
     async def _resolve(self, record: Record, lost: BideError, since: float | None = None) -> None:
         """The create may have arrived: record the task that it has made, or that this is unknown."""
@@ -256,8 +295,12 @@ class Submitter:
         if fault.permanent:
             await self._finish(record, _outcomes.reject(record.task, fault))
             return
+        self._reach.note_failure()
         self._submissions.note_fault(record.ticket, fault)
-        await self._put_back(record, "unreachable", fault, certain=False, retry_after=None)
+        await self._keep(record.ticket, lambda: self._ledger.take_back(record.ticket, owner=self._owner))
+        seconds = max(0.0, self._reach.next_try - self._ledger.now())
+        self._account.counters.pauses += 1
+        self._submissions.announce_pause(record.ticket, record.key or "", seconds, fault)
         tried_for = self._ledger.now() - (self._first_post or 0)
         if not self._account.connected and tried_for >= NEVER_CONNECTED_SECONDS:
             self._submissions.fail_waiting(

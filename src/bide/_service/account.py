@@ -21,7 +21,7 @@ from bide.providers import Accepted, Denied, Page, TryAgain, Unclear
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
-    from bide._http.transport import Transport
+    from bide._http.transport import MayBeSent, Transport
     from bide._service.query_rate import QueryLimiter
     from bide._wire import Call, Reply, Secret
     from bide.ledgers import Ledger, Record
@@ -81,18 +81,23 @@ class Account:
         """The fingerprints in the order in which the keys were given."""
         return tuple(self._secrets)
 
-    async def create(self, record: Record) -> CreateOutcome:
+    async def create(self, record: Record, may_be_sent: MayBeSent | None = None) -> CreateOutcome:
         """Send the create of an admitted record, once. If anything fails after it was sent, the outcome is `Unclear`.
 
+        Args:
+            may_be_sent: see `Transport.send`.
+
         Raises:
-            TransportError: nothing was sent: no connection was made.
+            TransportError: nothing was sent: no connection was made, or *may_be_sent* has returned False.
         """
         if record.request is None or record.key is None:
             raise ValueError(f"ticket {record.ticket} has no request or no key: its create cannot be sent")
         call = self.provider.create_call(record.request, record.idempotency_key)
         self.counters.creates += 1
         try:
-            reply = await self._send(call, record.key, CREATE_TIMEOUT_SECONDS, fresh=True)
+            reply = await self._send(
+                call, record.key, CREATE_TIMEOUT_SECONDS, fresh=True, may_be_sent=may_be_sent
+            )
             self.counters.creates_429 += reply.status == 429
             outcome = self.provider.read_created(reply, record.request)
             return Accepted(self._with_expiry(outcome.task)) if isinstance(outcome, Accepted) else outcome
@@ -224,8 +229,18 @@ class Account:
             return output
         return evolve(output, expires_at=_outside.utc_now() + timedelta(seconds=lifetime))
 
-    async def _send(self, call: Call, key: str, timeout: float, *, fresh: bool = False) -> Reply:
-        reply = await self.transport.send(call, key=self._secrets[key], timeout=timeout, fresh=fresh)
+    async def _send(
+        self,
+        call: Call,
+        key: str,
+        timeout: float,
+        *,
+        fresh: bool = False,
+        may_be_sent: MayBeSent | None = None,
+    ) -> Reply:
+        reply = await self.transport.send(
+            call, key=self._secrets[key], timeout=timeout, fresh=fresh, may_be_sent=may_be_sent
+        )
         if reply.date is not None:
             self._offset = reply.date - self.ledger.now()
         return reply

@@ -116,9 +116,18 @@ class Ledger(ABC):
         """Admit the first record of *owner* in the queue that a lane can take. The record is `submitting` then.
 
         One step checks pauses, slots, the learned cap, the create rate and the queue. An older record of another owner
-        that could use the same lane goes first. Records without an owner block no other record.
+        that could use the same lane goes first. But an owner that does not take a free slot within 2 s is passed over
+        until it calls this again; its records keep their places. Records without an owner block no other record.
         """
         return await self._step(lambda machine: machine.admit(origin, kind, owner, lanes), vital=True)
+
+    async def confirm(self, ticket: str, *, owner: str, admitted: float | None) -> bool:
+        """Whether the create that was admitted at *admitted* may still be sent: called when its connection stands.
+
+        If its lane has paused since, it goes back into the queue. If no client wants it any more, it ends as
+        `cancelled`. If another client drives the record now, nothing changes.
+        """
+        return await self._step(lambda machine: machine.confirm(ticket, owner, admitted))
 
     async def accept(self, ticket: str, task: Task, *, owner: str, admitted: float | None = None) -> Record:
         """Record that the create was answered with a task that goes on.
@@ -148,6 +157,13 @@ class Ledger(ABC):
                 ticket, setback, owner=owner, limits=limits, certain=certain, retry_after=retry_after
             )
         )
+
+    async def take_back(self, ticket: str, *, owner: str) -> Record:
+        """Put the record back at the head of the queue: its create was not sent, since *owner* has no connection.
+
+        The lane does not pause. *owner* is passed over until it calls `admit` again.
+        """
+        return await self._step(lambda machine: machine.take_back(ticket, owner))
 
     async def update(self, ticket: str, task: Task, *, owner: str) -> Record:
         """Record a new state that is not final."""

@@ -13,7 +13,17 @@ from attrs import evolve
 
 from bide import _outside
 from bide.errors import LedgerError
-from bide.ledgers._lanes import LaneState, after_accept, after_refusal, cap, may_start_at, window
+from bide.ledgers._lanes import (
+    PASS_OVER_SECONDS,
+    LaneState,
+    after_accept,
+    after_end,
+    after_refusal,
+    cap,
+    is_passed_over,
+    may_start_at,
+    window,
+)
 from bide.ledgers._records import MOST_LEARNED_NAMES, MOST_UNSAVED_RECORDS, Held, LaneView, Record
 from bide.models import Billing, ErrorDetail, TaskStatus
 
@@ -58,7 +68,15 @@ class Store(Protocol):
         ...
 
     def heads(self, origin: str, kind: str) -> Iterable[Record]:
-        """Of each set of keys, the oldest waiting record that has an owner. The oldest comes first."""
+        """Of each owner and set of keys, the oldest waiting record. The oldest of all comes first."""
+        ...
+
+    def offers(self, origin: str, kind: str) -> Mapping[str, float]:
+        """When a free slot was offered to owners that have not asked for one since."""
+        ...
+
+    def write_offer(self, origin: str, kind: str, owner: str, at: float | None) -> None:
+        """Write when a slot was offered to *owner*; None removes that."""
         ...
 
     def lane(self, origin: str, kind: str, key: str) -> LaneState:
@@ -75,8 +93,9 @@ class Store(Protocol):
         """How a lane is used now.
 
         Args:
-            slots: False if slots need not be counted, since the lane has no cap.
-            creates: False if creates need not be counted, since the lane has no create rate.
+            slots: False if more than `MOST_COUNTED_SLOTS` slots need not be counted, and `next_free` does not matter,
+                since the lane has no cap.
+            creates: False if answered creates need not be counted, since the lane has no create rate.
         """
         ...
 
@@ -171,8 +190,31 @@ class StateMachine:
         now = self.store.now()
         keys = frozenset(each.key for each in lanes)
         heads = [head for head in self.store.heads(origin, kind) if not keys.isdisjoint(head.keys)]
-        if not heads:
+        if not any(head.owner == owner for head in heads):
             return Held(is_idle=True)
+        offers = dict(self.store.offers(origin, kind))
+        if is_passed_over(offers.get(owner), now):
+            self.store.write_offer(origin, kind, owner, None)
+            del offers[owner]
+        free, until = self._free_lanes(origin, kind, lanes, now)
+        first_heads: dict[frozenset[str], Record] = {}
+        for head in heads:
+            if not is_passed_over(offers.get(head.owner or ""), now):
+                first_heads.setdefault(head.keys, head)
+        for head in first_heads.values():
+            terms_for_head = next((each for each in free if each.key in head.keys), None)
+            if terms_for_head is None:
+                continue
+            if head.owner == owner:
+                return self._admit(head, terms_for_head, now)
+            free.remove(terms_for_head)
+            until = min(until, self._offer(head, offers, now) + PASS_OVER_SECONDS)
+        return Held(until)
+
+    def _free_lanes(
+        self, origin: str, kind: str, lanes: Sequence[LaneTerms], now: float
+    ) -> tuple[list[LaneTerms], float]:
+        """The lanes that can take one more create now, and when the first of the others can."""
         free: list[LaneTerms] = []
         until = math.inf
         for terms in lanes:
@@ -181,14 +223,14 @@ class StateMachine:
                 free.append(terms)
             else:
                 until = min(until, at)
-        for head in heads:
-            terms_for_head = next((each for each in free if each.key in head.keys), None)
-            if terms_for_head is None:
-                continue
-            if head.owner == owner:
-                return self._admit(head, terms_for_head, now)
-            free.remove(terms_for_head)
-        return Held(until)
+        return free, until
+
+    def _offer(self, head: Record, offers: Mapping[str, float], now: float) -> float:
+        """Note that the owner of *head* can take a free slot. Returns since when."""
+        owner = head.owner or ""
+        if owner not in offers:
+            self.store.write_offer(head.origin, head.kind, owner, now)
+        return offers.get(owner, now)
 
     def _may_start_at(self, origin: str, kind: str, terms: LaneTerms, now: float) -> float:
         state = self.store.lane(origin, kind, terms.key)
@@ -197,12 +239,12 @@ class StateMachine:
             state = evolve(state, window=seconds)
             self.store.write_lane(origin, kind, terms.key, state)
         capped = cap(state, terms.limits, now) is not None
-        load = self.store.load(
-            origin, kind, terms.key, now, slots=capped, creates=state.probing or bool(seconds)
-        )
+        load = self.store.load(origin, kind, terms.key, now, slots=capped, creates=bool(seconds))
         return may_start_at(state, load, terms.limits, now)
 
     def _admit(self, record: Record, terms: LaneTerms, now: float) -> Record:
+        if record.owner is not None and record.owner in self.store.offers(record.origin, record.kind):
+            self.store.write_offer(record.origin, record.kind, record.owner, None)
         return self._change(
             record,
             task=evolve(record.task, status=TaskStatus.SUBMITTING),
@@ -212,6 +254,16 @@ class StateMachine:
             slot_for=terms.slot_for,
             slot_until=now + terms.slot_for,
         )
+
+    def confirm(self, ticket: str, owner: str, admitted: float | None) -> bool:
+        record = self._record(ticket)
+        if not self._is_being_sent(record, owner) or record.admitted != admitted:
+            return False
+        lane = self.store.lane(record.origin, record.kind, record.key or "")
+        if lane.paused_until <= self.store.now() and record.wanted_by and not record.cancelling:
+            return True
+        self._wait_again(record)
+        return False
 
     def accept(self, ticket: str, task: Task, owner: str, admitted: float | None) -> Record:
         record = self._record(ticket)
@@ -238,11 +290,12 @@ class StateMachine:
         retry_after: float | None,
     ) -> Record:
         record = self._record(ticket)
-        if record.task.status is not TaskStatus.SUBMITTING or record.owner != owner or record.key is None:
+        if not self._is_being_sent(record, owner):
             return record
+        key = record.key or ""
         now, store = self.store.now(), self.store
         lane = self._count_create(record)
-        load = store.load(record.origin, record.kind, record.key, now, creates=False)
+        load = store.load(record.origin, record.kind, key, now, creates=False)
         is_held = record.slot_until > now
         lane = after_refusal(
             lane,
@@ -255,14 +308,30 @@ class StateMachine:
             now=now,
             chance=_outside.chance.random(),
         )
-        store.write_lane(record.origin, record.kind, record.key, lane)
+        store.write_lane(record.origin, record.kind, key, lane)
+        return self._wait_again(record)
+
+    def take_back(self, ticket: str, owner: str) -> Record:
+        record = self._record(ticket)
+        if not self._is_being_sent(record, owner):
+            return record
+        self.store.write_offer(record.origin, record.kind, owner, -math.inf)
+        return self._wait_again(record)
+
+    @staticmethod
+    def _is_being_sent(record: Record, owner: str) -> bool:
+        return (
+            record.task.status is TaskStatus.SUBMITTING and record.owner == owner and record.key is not None
+        )
+
+    def _wait_again(self, record: Record) -> Record:
+        """The create of *record* has made no task: it waits at its old place, if a client still wants it."""
         if record.cancelling or not record.wanted_by:
             ended = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE)
-            return self._change(record, task=ended, slot_until=now)
-        waiting = evolve(record.task, status=TaskStatus.WAITING)
+            return self._change(record, task=ended, slot_until=self.store.now())
         return self._change(
             record,
-            task=waiting,
+            task=evolve(record.task, status=TaskStatus.WAITING),
             key=None,
             admitted=None,
             sent_at=None,
@@ -282,6 +351,8 @@ class StateMachine:
             # A refusal says nothing about slots: only an accepted create ends the probing after a pause.
             was_accepted = task.status in (TaskStatus.SUCCEEDED, TaskStatus.FAILED)
             (self._note_accept if was_accepted else self._count_create)(record)
+        elif record.key is not None and task.status is not TaskStatus.UNKNOWN:
+            hold = max(hold, self._note_end(record, record.key))
         return self._change(record, task=task, slot_until=self.store.now() + hold)
 
     def record_files(self, ticket: str, files: Sequence[SavedFile]) -> Record | None:
@@ -371,11 +442,15 @@ class StateMachine:
         return self.store.unsettled_records(origin, key, self.store.now())
 
     def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
-        left = [
-            self._release(record)
+        records = [
+            record
             for record in self.store.records_of_owner(owner)
             if not waiting or record.task.status is TaskStatus.WAITING
         ]
+        for queue in {(record.origin, record.kind) for record in records}:
+            if owner in self.store.offers(*queue):
+                self.store.write_offer(*queue, owner, None)
+        left = [self._release(record) for record in records]
         return [record for record in left if not record.task.status.is_final]
 
     def _release(self, record: Record) -> Record:
@@ -479,10 +554,24 @@ class StateMachine:
         """Note that the create of *record* was accepted: its lane goes on."""
         if record.key is None or record.task.status is not TaskStatus.SUBMITTING:
             return
-        lane = self._count_create(record)
-        after = after_accept(lane)
+        lane, now = self._count_create(record), self.store.now()
+        place = (record.origin, record.kind, record.key)
+        tasks = 1
+        if lane.learned is not None:
+            load = self.store.load(*place, now, creates=False)
+            tasks = load.slots - load.submitting + 1  # this one counts as `submitting` still
+        sent = now if record.admitted is None else record.admitted
+        after = after_accept(lane, tasks=tasks, sent=sent, now=now)
         if after != lane:
-            self.store.write_lane(record.origin, record.kind, record.key, after)
+            self.store.write_lane(*place, after)
+
+    def _note_end(self, record: Record, key: str) -> float:
+        """Note that the task of *record* has ended. Returns after how many seconds the service has its slot free."""
+        now = self.store.now()
+        lane = self.store.lane(record.origin, record.kind, key)
+        if record.slot_until > now:
+            self.store.write_lane(record.origin, record.kind, key, after_end(lane, now))
+        return lane.release_delay
 
 
 def _has_request(record: Record) -> bool:

@@ -44,7 +44,7 @@ class _Lane:
     state: LaneState = Factory(LaneState)
     slots: dict[str, float] = Factory(dict)
     ends: list[tuple[float, str]] = Factory(list)
-    submitting: set[str] = Factory(set)
+    submitting: dict[str, float] = Factory(dict)  # when each was admitted
     answered: deque[float] = Factory(lambda: deque(maxlen=MOST_RECENT_CREATES))
 
     def take(self, ticket: str, until: float) -> None:
@@ -59,8 +59,9 @@ class _Lane:
             if self.slots.get(ticket) == until:
                 del self.slots[ticket]
         next_free = self.ends[0][0] if self.ends else math.inf
-        submitting = sum(ticket in self.slots for ticket in self.submitting)
-        return LaneLoad(len(self.slots), submitting, self.answered, next_free)
+        admitted = [at for ticket, at in self.submitting.items() if ticket in self.slots]
+        last = max(admitted, default=-math.inf)
+        return LaneLoad(len(self.slots), len(admitted), last, self.answered, next_free)
 
 
 class MemoryStore(Store):
@@ -78,8 +79,9 @@ class MemoryStore(Store):
         self._recent: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._lanes: dict[tuple[str, str, str], _Lane] = {}
         self._learned: dict[str, str] = {}  # the name changed last is last
-        # Waiting records by origin and kind, then by their sets of keys, in the order of arrival.
-        self._queues: dict[tuple[str, str], dict[frozenset[str], list[tuple[int, str]]]] = {}
+        # Waiting records by origin and kind, then by owner and set of keys, in the order of arrival.
+        self._queues: dict[tuple[str, str], dict[tuple[str, frozenset[str]], list[tuple[int, str]]]] = {}
+        self._offers: dict[tuple[str, str], dict[str, float]] = {}
 
     def now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -93,7 +95,7 @@ class MemoryStore(Store):
     def replace(self, before: Record, after: Record) -> Record:
         if before.key is not None:
             lane = self._lane(before.origin, before.kind, before.key)
-            lane.submitting.discard(before.ticket)
+            lane.submitting.pop(before.ticket, None)
             if after.key != before.key or after.task.status.is_final:
                 lane.slots.pop(before.ticket, None)
         if before.task.status.is_final:
@@ -109,7 +111,7 @@ class MemoryStore(Store):
         if record.key is not None:
             lane = self._lane(record.origin, record.kind, record.key)
             lane.slots.pop(record.ticket, None)
-            lane.submitting.discard(record.ticket)
+            lane.submitting.pop(record.ticket, None)
         if record.task.task_id is not None:
             self._index(record.origin, record.task.task_id, record.ticket, final=True)
         self._notify(record)
@@ -117,14 +119,24 @@ class MemoryStore(Store):
     def heads(self, origin: str, kind: str) -> Iterator[Record]:
         queue = self._queues.get((origin, kind), {})
         heads = []
-        for keys, heap in list(queue.items()):
-            while heap and not self._waits(*heap[0]):
+        for place, heap in list(queue.items()):
+            while heap and not self._waits(place[0], *heap[0]):
                 heapq.heappop(heap)
             if heap:
                 heads.append(heap[0])
             else:
-                del queue[keys]
+                del queue[place]
         return (self._open[ticket] for _, ticket in sorted(heads))
+
+    def offers(self, origin: str, kind: str) -> Mapping[str, float]:
+        return self._offers.get((origin, kind), {})
+
+    def write_offer(self, origin: str, kind: str, owner: str, at: float | None) -> None:
+        offers = self._offers.setdefault((origin, kind), {})
+        if at is None:
+            offers.pop(owner, None)
+        else:
+            offers[owner] = at
 
     def lane(self, origin: str, kind: str, key: str) -> LaneState:
         return self._lane(origin, kind, key).state
@@ -152,7 +164,9 @@ class MemoryStore(Store):
             for ticket in each.submitting
         ]
         return submitting + [
-            each for each in self._held.values() if each.origin == origin and each.key == key
+            each
+            for each in self._held.values()
+            if each.origin == origin and each.key == key and each.task.status is TaskStatus.UNKNOWN
         ]
 
     def records_of_owner(self, owner: str) -> list[Record]:
@@ -196,10 +210,10 @@ class MemoryStore(Store):
             self._keep(record)
         if record.key is not None:
             self._use(record, record.key)
-        if status is TaskStatus.WAITING:
+        if status is TaskStatus.WAITING and record.owner is not None:
             heaps = self._queues.setdefault((record.origin, record.kind), {})
             place = (record.sequence, ticket)
-            heap = heaps.setdefault(record.keys, [])
+            heap = heaps.setdefault((record.owner, record.keys), [])
             if place not in heap[:1]:
                 heapq.heappush(heap, place)
         if record.task.task_id is not None:
@@ -223,7 +237,7 @@ class MemoryStore(Store):
         """Count the record in its lane, if it uses a slot."""
         lane, status = self._lane(record.origin, record.kind, key), record.task.status
         if status is TaskStatus.SUBMITTING:
-            lane.submitting.add(record.ticket)
+            lane.submitting[record.ticket] = record.admitted or 0.0
         if not status.is_final:
             lane.take(record.ticket, record.slot_until)
         elif record.slot_until > self.now():
@@ -245,11 +259,11 @@ class MemoryStore(Store):
             lane = self._lanes[origin, kind, key] = _Lane()
         return lane
 
-    def _waits(self, sequence: int, ticket: str) -> bool:
+    def _waits(self, owner: str, sequence: int, ticket: str) -> bool:
         record = self._open.get(ticket)
         return (
             record is not None
-            and record.owner is not None
+            and record.owner == owner
             and record.sequence == sequence
             and record.task.status is TaskStatus.WAITING
         )

@@ -78,6 +78,21 @@ SCHEMA = (
     ALTER TABLE records ADD COLUMN wanted_by TEXT NOT NULL DEFAULT 'earlier';
     ALTER TABLE records ADD COLUMN attempt INTEGER NOT NULL DEFAULT 1;
     """,
+    # A lane learns when a service gives slots back. An owner that does not take a free slot is passed over.
+    """
+    ALTER TABLE lanes RENAME COLUMN learned_at TO probe_at;
+    ALTER TABLE lanes ADD COLUMN probe_wait REAL NOT NULL DEFAULT 0;
+    ALTER TABLE lanes ADD COLUMN raised_at REAL NOT NULL DEFAULT -9e999;
+    ALTER TABLE lanes ADD COLUMN freed TEXT NOT NULL DEFAULT '';
+    ALTER TABLE lanes ADD COLUMN late INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE lanes ADD COLUMN release_delay REAL NOT NULL DEFAULT 0;
+    CREATE TABLE offers (origin TEXT, kind TEXT, owner TEXT, at REAL, PRIMARY KEY (origin, kind, owner)) WITHOUT ROWID;
+    DROP INDEX records_waiting;
+    CREATE INDEX records_waiting ON records (origin, kind, keys, owner, sequence)
+        WHERE status = 'waiting' AND owner IS NOT NULL;
+    DROP INDEX records_submitting;
+    CREATE INDEX records_submitting ON records (origin, kind, lane, admitted) WHERE status = 'submitting';
+    """,
 )
 """Each step takes a file from one version of the schema to the next. Steps are only added, never changed."""
 

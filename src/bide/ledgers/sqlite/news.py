@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bide.ledgers._lanes import is_passed_over
 from bide.ledgers.sqlite.processes import instance_of
 from bide.ledgers.sqlite.rows import oldest_waiting
 from bide.models import TaskStatus
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 TURN_MESSAGE, NEWS_MESSAGE, OWNERS_MESSAGE = b"t", b"n", b"o"
 """What processes wake each other with: it may be your turn; there is news to read; owners have come or gone."""
 
-_TURNS = oldest_waiting("SELECT owner FROM records")
+_TURNS = oldest_waiting("SELECT keys, owner, sequence FROM records")
 
 
 class News:
@@ -111,8 +112,22 @@ class News:
         queues, self._queues = self._queues, set()
         if not self.peers:
             return set()
-        rows = (self._connection.execute(_TURNS, queue * 3).fetchall() for queue in queues)
-        return {owner for found in rows for (owner,) in found}
+        return {owner for queue in queues for owner in self._turns_in(*queue)}
+
+    def _turns_in(self, origin: str, kind: str) -> set[str]:
+        """Of each set of keys, the first owner that is not passed over."""
+        offers = dict(
+            self._connection.execute(
+                "SELECT owner, at FROM offers WHERE origin = ? AND kind = ?", (origin, kind)
+            ).fetchall()
+        )
+        now = self._database.now()
+        turns: dict[str, str] = {}
+        rows = self._connection.execute(_TURNS, (origin, kind) * 3).fetchall()
+        for keys, owner, _ in sorted(rows, key=lambda row: int(row[2])):
+            if not is_passed_over(offers.get(owner), now):
+                turns.setdefault(keys, owner)
+        return set(turns.values())
 
     # What peers have changed --------------------------------------------------------------------------------
 

@@ -50,22 +50,25 @@ _FILE = tuple(each.name for each in attrs.fields(SavedFile))
 
 
 def oldest_waiting(select: str) -> str:
-    """The query for the oldest waiting record of each set of keys. Its parameters: origin and kind, three times.
+    """The query for the oldest waiting record of each owner and set of keys. Its parameters: origin and kind, three
+    times.
 
     Args:
         select: what to return of the records, as "SELECT ... FROM records".
     """
-    # As many steps in the index as there are sets, however long the queue is.
+    # As many steps in the index as there are owners and sets, however long the queue is.
+    first = f"SELECT sequence FROM records WHERE {_WAITING}"  # noqa: S608 - our own names
     return f"""
-        WITH RECURSIVE sets (keys) AS (
-            SELECT min(keys) FROM records WHERE {_WAITING}
+        WITH RECURSIVE heads (sequence) AS (
+            SELECT ({first} ORDER BY keys, owner, sequence LIMIT 1)
             UNION ALL
-            SELECT (SELECT min(keys) FROM records WHERE {_WAITING} AND keys > sets.keys)
-            FROM sets WHERE sets.keys NOT NULL
+            SELECT coalesce(
+                ({first} AND keys = last.keys AND owner > last.owner ORDER BY owner, sequence LIMIT 1),
+                ({first} AND keys > last.keys ORDER BY keys, owner, sequence LIMIT 1)
+            )
+            FROM heads JOIN records AS last ON last.sequence = heads.sequence
         )
-        {select} WHERE sequence IN (
-            SELECT (SELECT min(sequence) FROM records WHERE {_WAITING} AND keys = sets.keys) FROM sets
-        )
+        {select} WHERE sequence IN (SELECT sequence FROM heads)
     """  # noqa: S608 - our own names
 
 

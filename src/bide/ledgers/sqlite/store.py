@@ -12,7 +12,7 @@ from attrs import evolve
 
 from bide import _outside
 from bide.errors import LedgerError
-from bide.ledgers._lanes import LaneLoad, LaneState
+from bide.ledgers._lanes import MOST_COUNTED_SLOTS, LaneLoad, LaneState
 from bide.ledgers._records import digest_of_plain, plain_of
 from bide.ledgers._state_machine import Store
 from bide.ledgers.sqlite.rows import (
@@ -47,6 +47,9 @@ _INSERT = f"INSERT INTO records ({', '.join(COLUMNS + LOSS_COLUMNS)}) VALUES (:{
 _HEADS = oldest_waiting(SELECT)
 _ADDED_AT, _TASK = COLUMNS.index("added_at"), COLUMNS.index("task")
 _LANE = tuple(each.name for each in attrs.fields(LaneState))
+_IN_FLIGHT = "FROM records WHERE held = 1 AND origin = ? AND kind = ? AND lane = ? AND slot_until > ?"
+_COUNT_ALL = f"SELECT count(*), min(slot_until) {_IN_FLIGHT}"
+_COUNT_SOME = f"SELECT count(*) FROM (SELECT 1 {_IN_FLIGHT} LIMIT {MOST_COUNTED_SLOTS})"  # noqa: S608 - our own names
 
 
 class SQLiteStore(Store):
@@ -64,6 +67,7 @@ class SQLiteStore(Store):
         self._store_prompts = store_prompts
         self._cache: dict[str, Record] = {}
         self._lanes: dict[tuple[str, str, str], LaneState] = {}
+        self._offers: dict[tuple[str, str], dict[str, float]] = {}
         self._checked: set[str] = set()  # cached tickets whose records are known to equal those in the file
         self._version = -1
         self._requests: dict[str, Request] = {}
@@ -77,6 +81,7 @@ class SQLiteStore(Store):
         if version != self._version:
             self._checked.clear()
             self._lanes.clear()
+            self._offers.clear()
             if len(self._cache) > MOST_CACHED_RECORDS:
                 self._cache.clear()
             self._version = version
@@ -86,6 +91,7 @@ class SQLiteStore(Store):
         """Forget what the transaction has changed."""
         self._cache.clear()
         self._lanes.clear()
+        self._offers.clear()
         self._version = -1
         self._news.on_rollback()
 
@@ -220,6 +226,24 @@ class SQLiteStore(Store):
         only = "WHERE is_open = 1 OR status = 'unknown' " if is_open else ""
         return self.select(f"{only}ORDER BY sequence")
 
+    def offers(self, origin: str, kind: str) -> Mapping[str, float]:
+        offers = self._offers.get((origin, kind))
+        if offers is None:
+            rows = self._connection.execute(
+                "SELECT owner, at FROM offers WHERE origin = ? AND kind = ?", (origin, kind)
+            )
+            offers = self._offers[origin, kind] = dict(rows.fetchall())
+        return offers
+
+    def write_offer(self, origin: str, kind: str, owner: str, at: float | None) -> None:
+        place = (origin, kind, owner)
+        if at is None:
+            self._connection.execute("DELETE FROM offers WHERE origin = ? AND kind = ? AND owner = ?", place)
+        else:
+            self._connection.execute("INSERT OR REPLACE INTO offers VALUES (?, ?, ?, ?)", (*place, at))
+        self._offers.pop((origin, kind), None)
+        self._news.note_queue(origin, kind)
+
     # Lanes --------------------------------------------------------------------------------------------------
 
     def lane(self, origin: str, kind: str, key: str) -> LaneState:
@@ -236,7 +260,7 @@ class SQLiteStore(Store):
         self._connection.execute(
             f"INSERT OR REPLACE INTO lanes (origin, kind, key, {', '.join(_LANE)}) "  # noqa: S608 - our own names
             f"VALUES (?, ?, ?, {', '.join('?' * len(_LANE))})",
-            (origin, kind, key, *(getattr(state, name) for name in _LANE)),
+            (origin, kind, key, *_lane_row(state)),
         )
         self._lanes[origin, kind, key] = state
         self._news.note_queue(origin, kind)
@@ -244,25 +268,28 @@ class SQLiteStore(Store):
     def load(
         self, origin: str, kind: str, key: str, now: float, *, slots: bool = True, creates: bool = True
     ) -> LaneLoad:
-        lane = (origin, kind, key)
-        used, free, submitting, answered = 0, None, 0, list[tuple[float]]()
+        lane, answered = (origin, kind, key), list[tuple[float]]()
         if slots:
-            used, free = self._connection.execute(
-                "SELECT count(*), min(slot_until) FROM records "
-                "WHERE held = 1 AND origin = ? AND kind = ? AND lane = ? AND slot_until > ?",
-                (*lane, now),
-            ).fetchone()
+            used, free = self._connection.execute(_COUNT_ALL, (*lane, now)).fetchone()
+        else:
+            (used,), free = self._connection.execute(_COUNT_SOME, (*lane, now)).fetchone(), None
+        submitting, last = self._connection.execute(
+            "SELECT count(*), max(admitted) FROM records "
+            "WHERE status = 'submitting' AND origin = ? AND kind = ? AND lane = ? AND slot_until > ?",
+            (*lane, now),
+        ).fetchone()
         if creates:
-            (submitting,) = self._connection.execute(
-                "SELECT count(*) FROM records "
-                "WHERE status = 'submitting' AND origin = ? AND kind = ? AND lane = ? AND slot_until > ?",
-                (*lane, now),
-            ).fetchone()
             answered = self._connection.execute(
                 "SELECT answered FROM creates WHERE origin = ? AND kind = ? AND key = ? ORDER BY answered",
                 lane,
             ).fetchall()
-        return LaneLoad(used, submitting, [each for (each,) in answered], math.inf if free is None else free)
+        return LaneLoad(
+            used,
+            submitting,
+            -math.inf if last is None else last,
+            [each for (each,) in answered],
+            math.inf if free is None else free,
+        )
 
     def count_create(self, origin: str, kind: str, key: str, now: float, window: float) -> None:
         lane = (origin, kind, key)
@@ -349,4 +376,9 @@ class SQLiteStore(Store):
 
 def _lane(row: tuple[Any, ...]) -> LaneState:
     state = LaneState(*row)
-    return evolve(state, probing=bool(state.probing))
+    freed = tuple(float(moment) for moment in str(state.freed).split())
+    return evolve(state, probing=bool(state.probing), freed=freed)
+
+
+def _lane_row(state: LaneState) -> list[Any]:
+    return [" ".join(map(repr, state.freed)) if name == "freed" else getattr(state, name) for name in _LANE]

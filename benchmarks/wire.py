@@ -126,10 +126,17 @@ class Wire(Transport):
         self._dice = Random(f"{workload.name} wire {seed}")
 
     async def send(
-        self, call: Call, *, key: Secret, timeout: float, fresh: bool = False, limit: int = 0
+        self,
+        call: Call,
+        *,
+        key: Secret,
+        timeout: float,
+        fresh: bool = False,
+        limit: int = 0,
+        may_be_sent: object = None,
     ) -> Reply:
         """The answer, after the round trip."""
-        del key, timeout, fresh, limit
+        del key, timeout, fresh, limit, may_be_sent
         median, sigma = self._workload.round_trip
         trip = median * math.exp(self._dice.gauss(0.0, sigma))
         now = asyncio.get_running_loop().time()

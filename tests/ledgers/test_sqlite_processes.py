@@ -13,6 +13,7 @@ import pytest
 
 from bide import ImageRequest
 from bide.ledgers import Hint, Record, SQLiteLedger
+from bide.ledgers.sqlite import backend, processes, session
 from bide.models import Limits, TaskStatus
 from support.ledger_worlds import ORIGIN, admitted, in_thread, record, running, state, terms, ticks
 from support.programs import program
@@ -118,7 +119,7 @@ async def test_what_a_killed_process_has_left_can_be_adopted_once_others_look(pa
 
 
 @pytest.mark.usefixtures("quick_ticks")
-async def test_a_process_that_is_only_stopped_keeps_what_it_drives(path: Path) -> None:
+async def test_a_process_that_is_stopped_shortly_keeps_what_it_drives(path: Path) -> None:
     async with SQLiteLedger(path) as ledger, program(DRIVES_THREE, path, True) as other:
         await other.line()
         other.process.send_signal(signal.SIGSTOP)
@@ -127,6 +128,110 @@ async def test_a_process_that_is_only_stopped_keeps_what_it_drives(path: Path) -
 
         assert await ledger.adopt(ORIGIN, {"k1"}, "me") == []
         other.process.send_signal(signal.SIGCONT)
+
+
+IS_SILENT_FOR_A_WHILE = """
+    async def main():
+        service = ToyService(queries=[{"status": "running"}])
+        async with service.client(ledger=SQLiteLedger(path), limits=Limits(2)) as client:
+            handles = [await client.submit(CAT, ticket=f"t{number}") for number in range(4)]
+            await handles[1].accepted()
+            say(service.count("POST"))
+            if sys.argv[3] == "stopped":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            else:
+                time.sleep(float(sys.argv[3]))
+            before = service.count("GET")
+            results = [str((await handle.result()).status) for handle in handles]
+            say(*results, service.count("POST"))
+
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.usefixtures("quick_ticks")
+@pytest.mark.parametrize("how", ["stopped", "4"])
+async def test_a_process_that_lives_and_does_nothing_is_adopted_from_and_follows_when_it_goes_on(
+    path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was stopped, or its event loop is blocked."""
+    monkeypatch.setattr(backend, "SILENT_SECONDS", 2.0)
+    service = ToyService(queries=[{"status": "succeeded"}])
+    service.name = "here"
+    async with (
+        service.client(ledger=SQLiteLedger(path), limits=Limits(2)) as client,
+        program(IS_SILENT_FOR_A_WHILE, path, how) as other,
+    ):
+        assert await other.line() == "2"
+        handles = [await client.attach(ticket=f"t{number}") for number in range(4)]
+
+        results = [await handle.result(timeout=A_MINUTE) for handle in handles]
+
+        assert [each.status for each in results] == [TaskStatus.SUCCEEDED] * 4
+        assert service.count("POST") == 2, "the two that had waited are sent here"
+        other.process.send_signal(signal.SIGCONT)
+        assert await other.line() == "succeeded succeeded succeeded succeeded 2"
+
+
+@pytest.mark.usefixtures("quick_ticks")
+async def test_a_silent_process_keeps_its_creates_under_way_for_a_while(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only it can get their answers."""
+    monkeypatch.setattr(backend, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(backend, "LONG_SILENT_SECONDS", 2.0)
+    async with SQLiteLedger(path) as ledger, program(DRIVES_THREE, path, True) as other:
+        await other.line()
+        me = await ledger.enter(ORIGIN, {"k1"})
+        other.process.send_signal(signal.SIGSTOP)
+        adopted: list[str] = []
+
+        async def adopts() -> bool:
+            adopted.extend(each.ticket for each in await ledger.adopt(ORIGIN, {"k1"}, me))
+            return bool(adopted)
+
+        await until(adopts)
+        assert adopted == ["sent", "waiting"]
+        adopted.clear()
+        await until(adopts)
+        assert adopted == ["half"]
+        other.process.send_signal(signal.SIGCONT)
+
+
+async def test_the_loop_of_a_process_shows_that_it_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "BEAT_SECONDS", 0.05)
+    async with SQLiteLedger(path) as ledger:
+        await ledger.enter(ORIGIN, {"k1"})
+        presence = (await in_thread(ledger, lambda it: it)).presence
+        first = presence.beat_of(presence.instance)
+
+        await until(lambda: (presence.beat_of(presence.instance) or 0) >= (first or 0) + 3)
+
+
+def test_the_silence_of_others_counts_only_while_this_process_lives(path: Path) -> None:
+    """Where a whole machine was asleep, each process finds the others silent for hours: all of them slept.
+
+    An earlier version gives no sign at all.
+    """
+    beats, now = {"old": None, "quiet": 7, "lively": 1}, 0.0
+
+    class Heard:
+        def beat_of(self, instance: str) -> int | None:
+            return beats[instance]
+
+    silence = processes.Silence(Heard(), lambda: now)  # type: ignore[arg-type]
+    silence.check(beats)
+    now += 7200.0
+    silence.check(beats)
+    assert silence.seconds_of("quiet") == 1
+    for _ in range(14):
+        now += 1.0
+        beats["lively"] = (beats["lively"] or 0) + 1
+        silence.check(beats)
+
+    assert [silence.seconds_of(each) for each in beats] == [0, 15, 0]
+    beats["quiet"] = 8
+    assert silence.seconds_of("quiet") == 0
 
 
 @pytest.mark.usefixtures("quick_ticks")

@@ -204,7 +204,7 @@ async def test_over_budget_the_likeliest_end_is_looked_at_first_and_no_task_star
     ledger, service = MemoryLedger(), TimedService()
     await seeded(ledger, "image  quick", around(100))
     await seeded(ledger, "image  slow", around(3000))
-    async with service.client(ledger=ledger, limits=Limits(), queries_per_second=1) as client:
+    async with service.client(ledger=ledger, limits=Limits(1000), queries_per_second=1) as client:
         for each in range(number):
             model, seconds = ("quick", "100") if each % 6 == 0 else ("slow", "3000")
             await client.submit(image(seconds, model=model))

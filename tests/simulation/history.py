@@ -358,6 +358,12 @@ class History:
 
     # What is seen ------------------------------------------------------------------------------------------
 
+    def _slots_in_use(self, record: Record) -> int:
+        """By the ledger: a create of which nobody knows whether it arrived holds its slot for a while."""
+        store = self.store()
+        loads = [store.load(record.origin, record.kind, key, store.now()) for key in record.keys]
+        return sum(load.slots for load in loads)
+
     def store(self) -> Any:
         """The store of a living ledger."""
         for host in self.hosts:
@@ -419,7 +425,7 @@ class History:
             task = self.service.find(record.task.task_id or "")
             if task is not None and not task.phase(now).is_open and now - task.ended > 60:
                 self._break(f"{name}: its end {now - task.ended:.0f} s ago was not seen")
-            if record.task.status is TaskStatus.WAITING and not self.service.in_flight():
+            if record.task.status is TaskStatus.WAITING and not self._slots_in_use(record):
                 self._break(f"{name}: it waits still, and no slot is in use")
 
     def _check_leftovers(self) -> None:

@@ -14,7 +14,7 @@ from support.waits import A_MINUTE
 
 TESTS = Path(__file__).parents[1]
 BEGIN = """
-    import asyncio, gc, os, sys, time
+    import asyncio, gc, os, signal, sys, time
     sys.path.insert(0, sys.argv[2])
     from attrs import evolve
     from bide.ledgers import SQLiteLedger

@@ -199,7 +199,7 @@ class TimedService(ToyService):
             if not seconds[-1].isdigit():
                 word = seconds.pop()
             queue, run = ([0.0, *map(float, seconds)])[-2:]
-            task_id = f"toy-{len(self.tasks) + 1}"
+            task_id = f"{self.name}-{len(self.tasks) + 1}"
             self.tasks[task_id] = (now, queue, run, word)
             return httpx.Response(200, json={"id": task_id, "status": "queued"})
         created, queue, run, word = self.tasks[task_id]

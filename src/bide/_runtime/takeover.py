@@ -96,8 +96,7 @@ class Takeover:
     async def _read_ledger(self) -> None:
         try:
             if self._has_to_reconcile:
-                for record in await self._ledger.records_of(self._owner):
-                    self._driver.reconcile(record)
+                await self._reconcile()
                 self._has_to_reconcile = False
             while self._has_to_adopt:
                 self._has_to_adopt = False
@@ -119,12 +118,21 @@ class Takeover:
         finally:
             self._is_reading = False
 
-    async def _catch_up(self) -> None:
+    async def _reconcile(self) -> None:
+        mine = [each.ticket for each in self._submissions.open() if each.record.owner == self._owner]
+        await self._catch_up(all_of_them=True)
+        # This process was presumed dead, and no other one has taken these over.
+        lost = [each.ticket for each in self._submissions.open() if each.record.owner is None]
+        await self.adopt(tickets=[ticket for ticket in mine if ticket in lost])
+        for record in await self._ledger.records_of(self._owner):
+            self._driver.reconcile(record)
+
+    async def _catch_up(self, *, all_of_them: bool = False) -> None:
         """Read changes of submissions that other clients drive: the news that a dying process sends may be lost."""
         others = {
             each.ticket: each.record.version
             for each in self._submissions.open()
-            if self._ledger.durable and each.record.owner != self._owner
+            if self._ledger.durable and (all_of_them or each.record.owner != self._owner)
         }
         for record in await self._ledger.newer_records(others) if others else ():
             self._driver.change_record(record)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from bide.ledgers._lanes import LaneLoad, LaneState
 from bide.ledgers._ledger import Ledger
 from bide.ledgers._records import Held, Hint, LaneTerms, LaneView, Record, digest_of
-from bide.ledgers._state_machine import StateMachine, Store
+from bide.ledgers._state_machine import StateMachine
+from bide.ledgers._store import Store
 from bide.ledgers.memory import MemoryLedger
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ class Ledger(ABC):
     `finish` return the record unchanged if it is final or *owner* is not its owner. A ledger is hashable and can be
     weakly referenced, as plain classes are.
 
-    To write a further ledger, implement `Store` of `_state_machine.py`, and subclass this class with the abstract
+    To write a further ledger, implement `Store` of `_store.py`, and subclass this class with the abstract
     methods. `_step` runs a step of a `StateMachine` over that store, as a whole or not at all, and `_notify` reports
     each record that the store has written. `memory.py` is the short model; a row in the `WORLDS` of the tests runs the
     common tests over the new ledger.

@@ -203,6 +203,7 @@ class Hint(Enum):
     OWNERS = "owners"
     """Owners have come or gone: there may be records to adopt, and the shares of the query rate have changed."""
     FAULT = "fault"
-    """A step of this process failed, and may have taken effect all the same: clients must read again what they own."""
+    """Clients must read again what they own: a step of this process failed, and may have taken effect all the same, or
+    this process was silent, and others have taken over its records."""
     SHARES = "shares"
     """It is time to read the share of the query rate again."""

@@ -15,7 +15,8 @@ from attrs import Factory, define, evolve
 from bide import _outside
 from bide.ledgers._lanes import LaneLoad, LaneState
 from bide.ledgers._ledger import Ledger
-from bide.ledgers._state_machine import StateMachine, Store
+from bide.ledgers._state_machine import StateMachine
+from bide.ledgers._store import Store
 from bide.models import TaskStatus
 
 if TYPE_CHECKING:

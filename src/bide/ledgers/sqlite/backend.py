@@ -16,7 +16,13 @@ from bide.ledgers._lanes import portion
 from bide.ledgers._state_machine import StateMachine
 from bide.ledgers.sqlite.database import Database, explain
 from bide.ledgers.sqlite.news import News
-from bide.ledgers.sqlite.processes import Presence, instance_of
+from bide.ledgers.sqlite.processes import (
+    LONG_SILENT_SECONDS,
+    SILENT_SECONDS,
+    Presence,
+    Silence,
+    instance_of,
+)
 from bide.ledgers.sqlite.retention import Retention
 from bide.ledgers.sqlite.store import SQLiteStore
 from bide.ledgers.sqlite.worker import Backend
@@ -34,6 +40,7 @@ class Peers:
 
     Attributes:
         dead: those that have died.
+        silent: those that live and do nothing: stopped, or with a blocked event loop.
         has_changed: whether processes have come or gone since the last call.
         has_unowned: whether an open record has no owner.
         has_living: whether another process lives.
@@ -41,6 +48,7 @@ class Peers:
     """
 
     dead: list[str]
+    silent: list[str]
     has_changed: bool
     has_unowned: bool
     has_living: bool
@@ -60,6 +68,7 @@ class SQLiteBackend(Backend):
         try:
             self.salt: bytes = self.database.salt()
             self.presence: Presence = Presence(folder)
+            self._silence = Silence(self.presence, self.database.now)
             self.news: News = News(self.database, self.presence.instance)
             self.store: SQLiteStore = SQLiteStore(self.database, self.news, store_prompts=store_prompts)
             self.retention: Retention = Retention(self.database, self.store, keep=keep)
@@ -67,6 +76,7 @@ class SQLiteBackend(Backend):
             self._clients: dict[str, tuple[str, str, str, str]] = {}
             self._messages: set[tuple[str, bytes]] = set()
             self._living: frozenset[str] = frozenset()
+            self._partly_released: set[str] = set()  # silent processes that have kept their creates under way
             self._join()
         except BaseException as fault:
             self.database.close()
@@ -119,10 +129,8 @@ class SQLiteBackend(Backend):
         return LedgerError(f"the ledger {self.database.path} failed: {type(fault).__name__}: {fault}")
 
     def close(self) -> None:
-        with suppress(Exception), self.database.transaction(writes=True) as connection:
-            me = self.presence.instance
-            self._release(me)
-            connection.execute("DELETE FROM owners WHERE instance = ?", (me,))
+        with suppress(Exception), self.database.transaction(writes=True):
+            self._release(self.presence.instance)
         self.presence.close()
         self.database.close()
 
@@ -178,8 +186,11 @@ class SQLiteBackend(Backend):
         return [record for ticket in self.news.read() if (record := self.store.record(ticket)) is not None]
 
     def read_peers(self) -> Peers:
-        """Which other processes live, have died, or have presumed this one dead."""
-        dead = [each for each in self.news.peers if not self.presence.is_alive(each)]
+        """Which other processes live, have died, are silent, or have presumed this one dead."""
+        others = {*self.news.peers, *self._partly_released}
+        dead = sorted(each for each in others if not self.presence.is_alive(each))
+        self._silence.check(others.difference(dead))
+        silent = [each for each in sorted(others.difference(dead)) if self._is_to_release(each)]
         before, self._living = self._living, frozenset(self.news.peers).difference(dead)
         (unowned,) = self.database.connection.execute(
             "SELECT EXISTS (SELECT 1 FROM records WHERE is_open = 1 AND owner IS NULL)"
@@ -189,11 +200,20 @@ class SQLiteBackend(Backend):
         ).fetchone()
         return Peers(
             dead=dead,
+            silent=silent,
             has_changed=before != self._living,
             has_unowned=bool(unowned),
             has_living=bool(self._living),
             was_presumed_dead=not registered,
         )
+
+    def _is_to_release(self, instance: str) -> bool:
+        """Whether *instance*, which lives, is silent, and has records to be released."""
+        seconds = self._silence.seconds_of(instance)
+        if seconds < SILENT_SECONDS:
+            self._partly_released.discard(instance)
+            return False
+        return instance not in self._partly_released or seconds >= LONG_SILENT_SECONDS
 
     def register_again(self) -> None:
         """Register again: another process removed our lock file and presumed us dead."""
@@ -208,10 +228,22 @@ class SQLiteBackend(Backend):
         dead = [each for each in instances if not self.presence.is_alive(each)]
         for instance in dead:
             self._release(instance)
-            self.database.connection.execute("DELETE FROM owners WHERE instance = ?", (instance,))
+            self._partly_released.discard(instance)
             self.presence.remove_files(instance)
         self.news.peers = [each for each in self.news.peers if each not in dead]
         self.news.has_unowned = True
+
+    def release_silent(self, instances: list[str]) -> None:
+        """Release the records of those of *instances* that are silent still. They notice it when they go on.
+
+        At first each keeps its creates under way: only it can get their answers.
+        """
+        for instance in filter(self._is_to_release, instances):
+            is_long = self._silence.seconds_of(instance) >= LONG_SILENT_SECONDS
+            self._release(instance, sending=is_long)
+            (self._partly_released.discard if is_long else self._partly_released.add)(instance)
+            self.news.peers = [each for each in self.news.peers if each != instance]
+            self.news.has_unowned = True
 
     def _release_orphans(self) -> None:
         """Release the open records of processes that are not registered.
@@ -223,13 +255,16 @@ class SQLiteBackend(Backend):
             "SELECT DISTINCT owner FROM records WHERE is_open = 1 AND owner NOT NULL"
         )
         for instance in {instance_of(owner) for (owner,) in owners.fetchall()} - registered:
-            self._release(instance)
+            if not self.presence.is_alive(instance):
+                self._release(instance)
 
-    def _release(self, instance: str) -> None:
+    def _release(self, instance: str, *, sending: bool = True) -> None:
+        """Release the records of *instance*, and with *sending* its creates under way."""
         owners = self.database.connection.execute(
             "SELECT DISTINCT owner FROM records WHERE is_open = 1 AND owner >= ? AND owner < ?",
             (f"{instance}.", f"{instance}/"),
         ).fetchall()
         for (owner,) in owners:
-            self.machine.leave(owner)
+            self.machine.leave(owner, sending=sending)
         self.database.connection.execute("DELETE FROM clients WHERE instance = ?", (instance,))
+        self.database.connection.execute("DELETE FROM owners WHERE instance = ?", (instance,))

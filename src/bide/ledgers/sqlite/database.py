@@ -78,9 +78,9 @@ SCHEMA = (
     ALTER TABLE records ADD COLUMN wanted_by TEXT NOT NULL DEFAULT 'earlier';
     ALTER TABLE records ADD COLUMN attempt INTEGER NOT NULL DEFAULT 1;
     """,
-    # A lane learns when a service gives slots back. An owner that does not take a free slot is passed over.
+    # A lane learns when a service gives slots back. An owner that does not take a free slot is passed over. The column
+    # `learned_at` holds the moment of the next probe: a process of an earlier version may have the file open.
     """
-    ALTER TABLE lanes RENAME COLUMN learned_at TO probe_at;
     ALTER TABLE lanes ADD COLUMN probe_wait REAL NOT NULL DEFAULT 0;
     ALTER TABLE lanes ADD COLUMN raised_at REAL NOT NULL DEFAULT -9e999;
     ALTER TABLE lanes ADD COLUMN freed TEXT NOT NULL DEFAULT '';

@@ -1,8 +1,11 @@
-"""Which processes are alive, and how they wake each other: on one machine, without heartbeats.
+"""Which processes are alive and active, and how they wake each other, on one machine.
 
 Each open ledger is an instance, and holds a lock on a small file of its own. The kernel frees the lock when the process
 ends, however it ends: a process that can take the lock knows that the instance is dead. Beside the file is a datagram
 socket: a byte sent there wakes the instance.
+
+A process can live and do nothing: it was stopped, or its event loop is blocked. So its loop changes the time of the
+lock file every second, which costs no write to the database. An instance that does not is silent.
 """
 
 from __future__ import annotations
@@ -19,8 +22,17 @@ from bide import _outside
 from bide.errors import LedgerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+SILENT_SECONDS = 15.0
+"""An instance that lives and gives no sign of its event loop for so long is silent: others take over its records."""
+LONG_SILENT_SECONDS = 75.0
+"""After so long, also its creates under way: each has ended by now. Until then the instance itself may still get the
+answer, which says more than any other one can find out."""
+LONGEST_STEP_SECONDS = 1.0
+"""Time counts for the silence of another instance only as far as this process lived it."""
+LATEST_BEAT = 10**9
+"""Beats are counted from 1. The lock file of an earlier version, which gives no beats, has a real time."""
 LONGEST_ADDRESS_BYTES = 100
 """The longest path of a socket that every system accepts."""
 
@@ -33,17 +45,41 @@ class Presence:
         self._folder = folder
         self._directory = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
         self._lock = -1
+        self._beats = 0
         self.socket: socket.socket | None = None
 
     def lock(self) -> None:
         """Take the lock. The caller holds the ledger's write lock, so that no other process checks meanwhile."""
-        path = self._folder / f"{self.instance}.lock"
-        if self._lock >= 0:  # of a lock file that another process has removed
-            close_descriptor(self._lock)
-        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        close_in_children(self._lock)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        os.write(self._lock, f"{os.getpid()}\n".encode())
+        if not self._has_lock():
+            before = self._lock  # of a lock file that another process has removed
+            self._lock = os.open(self._path(), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            close_in_children(self._lock)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            os.write(self._lock, f"{os.getpid()}\n".encode())
+            if before >= 0:
+                close_descriptor(before)
+        self.beat()
+
+    def _has_lock(self) -> bool:
+        with suppress(OSError):
+            return self._lock >= 0 and os.path.samestat(os.fstat(self._lock), self._path().stat())
+        return False
+
+    def beat(self) -> None:
+        """Show that the event loop of this process runs."""
+        self._beats += 1
+        with suppress(OSError):  # the next beat makes up for it
+            os.utime(self._lock if os.utime in os.supports_fd else self._path(), (self._beats, self._beats))
+
+    def beat_of(self, instance: str) -> int | None:
+        """The number of the last beat of *instance*; None if it gives none."""
+        with suppress(OSError):
+            number = int((self._folder / f"{instance}.lock").stat().st_mtime)
+            return number if number < LATEST_BEAT else None
+        return None
+
+    def _path(self) -> Path:
+        return self._folder / f"{self.instance}.lock"
 
     def listen(self) -> None:
         """Open the socket on which other processes wake this one."""
@@ -113,6 +149,34 @@ class Presence:
             return path
         directory = Path(f"/proc/self/fd/{self._directory}")
         return f"{directory}/{instance}.sock" if directory.exists() else None
+
+
+class Silence:
+    """How long other instances have given no beat, while this process lived."""
+
+    def __init__(self, presence: Presence, clock: Callable[[], float]) -> None:
+        self._presence = presence
+        self._clock = clock
+        self._checked_at = clock()
+        self._last: dict[str, tuple[int, float]] = {}
+
+    def check(self, instances: Iterable[str]) -> list[str]:
+        """Those of *instances*, all alive, that are silent. Call this at least every `LONGEST_STEP_SECONDS`."""
+        now = self._clock()
+        lived = max(0.0, min(now - self._checked_at, LONGEST_STEP_SECONDS))
+        self._checked_at = now
+        before, self._last = self._last, {}
+        for instance in instances:
+            beat = self._presence.beat_of(instance)
+            if beat is not None:
+                last, seconds = before.get(instance, (beat, 0.0))
+                self._last[instance] = (beat, seconds + lived if beat == last else 0.0)
+        return [instance for instance, (_, seconds) in self._last.items() if seconds >= SILENT_SECONDS]
+
+    def seconds_of(self, instance: str) -> float:
+        """How long *instance* has been silent, by the last check; 0 if it has given a beat since."""
+        beat, seconds = self._last.get(instance, (None, 0.0))
+        return seconds if beat == self._presence.beat_of(instance) else 0.0
 
 
 def instance_of(owner: str) -> str:

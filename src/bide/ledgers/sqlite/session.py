@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from bide.ledgers.sqlite.processes import Presence
+
 _log = logging.getLogger("bide")
 
 TICK_SECONDS = 0.5
 """How often the session checks which processes are alive. That makes up for lost wake-ups, too."""
+BEAT_SECONDS = 1.0
+"""How often the loop shows other processes that it runs."""
 TICKS_PER_CLEANING = 60
 """One tick of so many cleans. If there is more to clean, the next tick cleans again."""
 
@@ -45,6 +49,7 @@ class Session:
         self._has_unread_news = False
         self._ticking: asyncio.Task[None] | None = None
         self._socket: socket.socket | None = None
+        self._beating: asyncio.TimerHandle | None = None
         self.unrecorded_leaves: set[str] = (
             set()
         )  # owners that have left while the ledger could not be written
@@ -66,6 +71,8 @@ class Session:
         if backend.presence.socket is not None:
             self._socket = backend.presence.socket
             self._loop.add_reader(self._socket.fileno(), self._read_messages)
+        self._presence: Presence = backend.presence
+        self._beat()
         self._ticking = self._loop.create_task(self._tick(), name="bide ledger")
 
     def check(self) -> None:
@@ -99,11 +106,18 @@ class Session:
         for task in (self._ticking, self._catching_up):
             if task is not None:
                 task.cancel()
+        if self._beating is not None:
+            self._beating.cancel()
         if self._socket is not None:
             self._loop.remove_reader(self._socket.fileno())
             self._socket = None
         self.worker.stop()
         await asyncio.shield(self.worker.ended)
+
+    def _beat(self) -> None:
+        """Called in the loop: a thread would show that it runs while the loop is blocked."""
+        self._presence.beat()
+        self._beating = self._loop.call_later(BEAT_SECONDS, self._beat)
 
     def _notify_all(self, records: list[Record]) -> None:
         for record in records:
@@ -157,13 +171,16 @@ class Session:
         peers = await self.worker.put(SQLiteBackend.read_peers, writes=False)
         if peers.was_presumed_dead:
             await self.worker.put(SQLiteBackend.register_again, writes=True)
+            self._notify(Hint.FAULT)
         if peers.dead:
             await self.worker.put(partial(SQLiteBackend.remove_dead, instances=peers.dead), writes=True)
+        if peers.silent:
+            await self.worker.put(partial(SQLiteBackend.release_silent, instances=peers.silent), writes=True)
         for owner in tuple(self.unrecorded_leaves):
             await self.worker.put(partial(SQLiteBackend.leave, owner=owner), writes=True)
             self.unrecorded_leaves.discard(owner)
         await self._read_news()
-        if peers.dead or peers.has_changed or peers.has_unowned:
+        if peers.dead or peers.silent or peers.has_changed or peers.has_unowned:
             self._notify(Hint.OWNERS)
         elif peers.has_living:
             self._notify(Hint.SHARES)

@@ -14,7 +14,7 @@ from bide import _outside
 from bide.errors import LedgerError
 from bide.ledgers._lanes import MOST_COUNTED_SLOTS, LaneLoad, LaneState
 from bide.ledgers._records import digest_of_plain, plain_of
-from bide.ledgers._state_machine import Store
+from bide.ledgers._store import Store
 from bide.ledgers.sqlite.rows import (
     COLUMNS,
     LOSS_COLUMNS,
@@ -47,6 +47,7 @@ _INSERT = f"INSERT INTO records ({', '.join(COLUMNS + LOSS_COLUMNS)}) VALUES (:{
 _HEADS = oldest_waiting(SELECT)
 _ADDED_AT, _TASK = COLUMNS.index("added_at"), COLUMNS.index("task")
 _LANE = tuple(each.name for each in attrs.fields(LaneState))
+_LANE_COLUMNS = ", ".join("learned_at" if name == "probe_at" else name for name in _LANE)
 _IN_FLIGHT = "FROM records WHERE held = 1 AND origin = ? AND kind = ? AND lane = ? AND slot_until > ?"
 _COUNT_ALL = f"SELECT count(*), min(slot_until) {_IN_FLIGHT}"
 _COUNT_SOME = f"SELECT count(*) FROM (SELECT 1 {_IN_FLIGHT} LIMIT {MOST_COUNTED_SLOTS})"  # noqa: S608 - our own names
@@ -250,7 +251,7 @@ class SQLiteStore(Store):
         state = self._lanes.get((origin, kind, key))
         if state is None:
             row = self._connection.execute(
-                f"SELECT {', '.join(_LANE)} FROM lanes WHERE origin = ? AND kind = ? AND key = ?",  # noqa: S608 - our own names
+                f"SELECT {_LANE_COLUMNS} FROM lanes WHERE origin = ? AND kind = ? AND key = ?",  # noqa: S608 - our own names
                 (origin, kind, key),
             ).fetchone()
             state = self._lanes[origin, kind, key] = LaneState() if row is None else _lane(row)
@@ -258,7 +259,7 @@ class SQLiteStore(Store):
 
     def write_lane(self, origin: str, kind: str, key: str, state: LaneState) -> None:
         self._connection.execute(
-            f"INSERT OR REPLACE INTO lanes (origin, kind, key, {', '.join(_LANE)}) "  # noqa: S608 - our own names
+            f"INSERT OR REPLACE INTO lanes (origin, kind, key, {_LANE_COLUMNS}) "  # noqa: S608 - our own names
             f"VALUES (?, ?, ?, {', '.join('?' * len(_LANE))})",
             (origin, kind, key, *_lane_row(state)),
         )
@@ -302,7 +303,7 @@ class SQLiteStore(Store):
 
     def lanes(self, origin: str) -> list[tuple[str, str, LaneState]]:
         rows = self._connection.execute(
-            f"SELECT kind, key, {', '.join(_LANE)} FROM lanes WHERE origin = ?",  # noqa: S608 - our own names
+            f"SELECT kind, key, {_LANE_COLUMNS} FROM lanes WHERE origin = ?",  # noqa: S608 - our own names
             (origin,),
         )
         return [(row[0], row[1], _lane(row[2:])) for row in rows]

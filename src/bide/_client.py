@@ -322,8 +322,9 @@ class Client:
                 none.
 
         Raises:
-            ValueError: *task_id* is not a possible id; *ticket* belongs to another service or key; or, with both, the
-                submission is not `unknown`, or the task belongs to another ticket.
+            ValueError: *task_id* is not a possible id; *ticket* belongs to another service, or to another key whose
+                tasks the keys of this client cannot see; or, with both, the submission is not `unknown`, or the task
+                belongs to another ticket.
             LookupError: *ticket* is on no record.
             NotFoundError: several keys are held and none of them knows the task.
             LedgerError: records cannot be read.
@@ -359,7 +360,7 @@ class Client:
         submission = await wait_unless_closed(engine.background.spawn(engine.attach(record)))
         return TaskHandle.of(engine, submission)
 
-    async def resume(self) -> list[TaskHandle]:
+    async def resume(self, *, other_keys: bool = False) -> list[TaskHandle]:
         """The handles of all open submissions that the ledger has for the keys of this client, oldest first.
 
         This client takes over what a closed client, or a process that died, has left: it submits what waits and polls
@@ -367,12 +368,21 @@ class Client:
         ends as `unknown`, and its handle comes before the others. What another live process drives is followed through
         the ledger.
 
+        A task that was made with a key which no open client holds any more, such as one that was replaced, is taken
+        over too if the service shows it to a key of this client. A request that waits for such a key is not sent.
+
+        Args:
+            other_keys: also send, with the keys of this client, what waits for keys that no open client on the ledger
+                holds. Make sure that no other program will come back with those keys: what it has submitted is sent by
+                this client then.
+
         Raises:
             LedgerError: records cannot be read or written.
             ClientClosedError: the client is closed.
         """
         engine = await self._get_engine()
-        submissions = await wait_unless_closed(engine.background.spawn(engine.takeover.resume()))
+        resumed = engine.takeover.resume(other_keys=other_keys)
+        submissions = await wait_unless_closed(engine.background.spawn(resumed))
         for submission in submissions:
             submission.is_kept = True
         return [TaskHandle.of(engine, submission) for submission in submissions]

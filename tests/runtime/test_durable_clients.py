@@ -135,11 +135,11 @@ async def test_a_ticket_of_another_service_or_key_is_refused(path: Path, other: 
     async with site.client() as first:
         await first.submit(video(), ticket="t")
         async with site.client(provider, **other) as second:
-            with pytest.raises(ValueError, match="another service or key"):
+            with pytest.raises(ValueError, match=r"another (service|key)"):
                 await second.attach(ticket="t")
-            with pytest.raises(ValueError, match="another service or key"):
+            with pytest.raises(ValueError, match=r"another (service|key)"):
                 await second.submit(video(), ticket="t")
-            with pytest.raises(ValueError, match="another service or key"):
+            with pytest.raises(ValueError, match=r"another (service|key)"):
                 await second.attach("toy-1", ticket="t")
             assert await second.resume() == []
 

@@ -132,7 +132,7 @@ class Engine:
             raise ValueError(
                 f"ticket {record.ticket!r} already names another request; use the same request with it, or a new ticket"
             )
-        self.takeover.check_ours(stored)
+        stored = await self.takeover.check_ours(stored)
         was_open = there is not None and not there.task.status.is_final
         submission = self.open(await self.takeover.follow_record(stored))
         if not was_open and stored.owner == self.owner and stored.task == record.task:
@@ -151,7 +151,7 @@ class Engine:
         """The submission of a task that was made elsewhere; the same one for the same task."""
         self.background.check()
         there = await self._ledger.find(self.account.origin, record.task.task_id or "")
-        stored = there if there is not None else await self._ledger.add(record)
+        stored = await (self._ledger.add(record) if there is None else self.takeover.check_ours(there))
         return self.open(await self.takeover.follow_record(stored))
 
     async def refresh(self, submission: Submission) -> None:

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 from bide._events import log_line
+from bide._runtime.lost_keys import LostKeys
 from bide._text import excerpt
 from bide.errors import LedgerError
 
@@ -67,6 +68,7 @@ class Takeover:
         self._submissions = submissions
         self._driver = driver
         self._adopts = adopts
+        self._lost_keys = LostKeys(account, owner)
         self._is_reading = False
         self._has_to_adopt = False
         self._has_to_reconcile = False
@@ -150,15 +152,20 @@ class Takeover:
         records = await self._ledger.adopt(
             self._account.origin, self._account.keys, self._owner, tickets=tickets, waiting=waiting
         )
+        if tickets is None or tickets:
+            records += await self._lost_keys.adopt(tickets)
         return [self._driver.take_up(record) for record in records]
 
     # On request --------------------------------------------------------------------------------------------
 
-    async def resume(self) -> list[Submission]:
+    async def resume(self, *, other_keys: bool = False) -> list[Submission]:
         """See `Client.resume`."""
-        adopted = await self.adopt()
-        records = await self._ledger.open_records(self._account.origin, self._account.keys)
-        submissions = [self._driver.open(await self.follow_record(record)) for record in records]
+        moved = await self._lost_keys.move_waiting() if other_keys else []
+        adopted = [*map(self._driver.take_up, moved), *await self.adopt()]
+        records = await self._ledger.open_records(self._account.origin, self._account.watchable_keys)
+        submissions = [
+            self._driver.open(await self.follow_record(record)) for record in filter(self._is_ours, records)
+        ]
         # An adopted submission may have ended already, as `unknown`: not every service has a list that shows its task.
         return [*(each for each in adopted if each not in submissions), *submissions]
 
@@ -178,7 +185,7 @@ class Takeover:
             raise LookupError(
                 f"no record of ticket {ticket!r}: it was never submitted on this ledger, or has been removed since"
             )
-        self.check_ours(record)
+        record = await self.check_ours(record)
         if record.owner is None and not record.task.status.is_final:
             adopted = await self.adopt(tickets=[ticket], waiting=False)
             if adopted:
@@ -190,7 +197,7 @@ class Takeover:
         self._background.check()
         record = await self._ledger.get(ticket)
         if record is not None:
-            self.check_ours(record)
+            await self.check_ours(record)
         await self._ledger.settle(ticket, task_id)
         return await self.follow(ticket)
 
@@ -202,11 +209,34 @@ class Takeover:
             return record
         return await self._ledger.follow(record.ticket, client=self._owner) or record
 
-    def check_ours(self, record: Record) -> None:
-        """Raise ValueError unless *record* is of the service and of a key of this client."""
-        keys = self._account.keys
-        is_mine = record.key in keys if record.key else not keys.isdisjoint(record.keys)
-        if record.origin != self._account.origin or not is_mine:
+    def _is_ours(self, record: Record) -> bool:
+        """Whether a key of this client can send it, or see its task."""
+        if record.key is None:
+            return not self._account.keys.isdisjoint(record.keys)
+        return record.key in self._account.watchable_keys
+
+    async def check_ours(self, record: Record) -> Record:
+        """*record*, if this client can go on with it: it has ended, or a key of this client can see its task.
+
+        Raises:
+            ValueError: it belongs to another service or key.
+        """
+        if record.origin != self._account.origin:
             raise ValueError(
-                f"ticket {record.ticket!r} belongs to another service or key ({record.origin}); use a new ticket here"
+                f"ticket {record.ticket!r} belongs to another service ({record.origin}); use a new ticket here"
             )
+        if self._is_ours(record) or record.task.status.is_final:
+            return record
+        if record.key is None:
+            raise ValueError(
+                f"ticket {record.ticket!r} waits for another key: open a client with that key. If no client has it any "
+                f"more, client.resume(other_keys=True) sends it with the keys of this client"
+            )
+        for adopted in await self.adopt(tickets=[record.ticket], waiting=False):
+            return adopted.record
+        if self._is_ours(record):  # the background has adopted it meanwhile
+            return await self._ledger.get(record.ticket) or record
+        raise ValueError(
+            f"ticket {record.ticket!r} was submitted with another key, whose client goes on with it, or whose tasks "
+            f"the keys of this client cannot see: open a client with that key"
+        )

@@ -69,6 +69,8 @@ class Account:
     counters: Counters = field(factory=Counters, init=False)
     origin: str = field(init=False)
     keys: frozenset[str] = field(init=False)
+    _stand_ins: dict[str, str] = field(factory=dict, init=False)
+    """Keys that this client does not hold, each with the key that can see the same tasks."""
     _offset: float | None = field(default=None, init=False)
     """How far the service's clock is ahead of the ledger's, by its last answer."""
 
@@ -80,6 +82,11 @@ class Account:
     def keys_in_order(self) -> tuple[str, ...]:
         """The fingerprints in the order in which the keys were given."""
         return tuple(self._secrets)
+
+    @property
+    def watchable_keys(self) -> frozenset[str]:
+        """The keys whose tasks this client can poll: its own, and those that `try_key` has found."""
+        return self.keys.union(self._stand_ins)
 
     async def create(self, record: Record, may_be_sent: MayBeSent | None = None) -> CreateOutcome:
         """Send the create of an admitted record, once. If anything fails after it was sent, the outcome is `Unclear`.
@@ -164,6 +171,17 @@ class Account:
             f"none of the {len(self._secrets)} keys of this client knows task {task_id}", task_id=task_id
         )
 
+    async def try_key(self, own: str, key: str, task_id: str) -> QueryOutcome:
+        """Query *task_id*, a task of a *key* that this client does not hold, with its key *own*.
+
+        If the service shows the task, *own* stands for *key* from now on.
+        """
+        async with self.place():
+            outcome = await self.query(own, task_id)
+        if isinstance(outcome, Task):
+            self._stand_ins[key] = own
+        return outcome
+
     def as_curl(self, task: Task, request: Request | None, *, create: bool) -> str:
         """See `TaskHandle.as_curl`."""
         if not create:
@@ -239,7 +257,11 @@ class Account:
         may_be_sent: MayBeSent | None = None,
     ) -> Reply:
         reply = await self.transport.send(
-            call, key=self._secrets[key], timeout=timeout, fresh=fresh, may_be_sent=may_be_sent
+            call,
+            key=self._secrets[self._stand_ins.get(key, key)],
+            timeout=timeout,
+            fresh=fresh,
+            may_be_sent=may_be_sent,
         )
         if reply.date is not None:
             self._offset = reply.date - self.ledger.now()

@@ -181,7 +181,12 @@ def ls(
 
 
 @app.command
-def resume(*, concurrency: int | None = None, following: FollowingOptions = DEFAULT_FOLLOWING) -> int:
+def resume(
+    *,
+    concurrency: int | None = None,
+    other_keys: Annotated[bool, Parameter(negative="")] = False,
+    following: FollowingOptions = DEFAULT_FOLLOWING,
+) -> int:
     """Continue all open tasks of the key. Tasks that no process drives are taken over, and sent if they were not sent.
 
     Prints what image and video would have printed. With --save, results that were never saved are fetched first, in
@@ -190,6 +195,8 @@ def resume(*, concurrency: int | None = None, following: FollowingOptions = DEFA
     Args:
         concurrency: The most tasks in flight, if tasks have to be sent. The default is the documented limit of the
             service, if there is one.
+        other_keys: Also send, with this key, what waits for keys that no open client holds, such as a key that was
+            replaced.
     """
     from bide.cli import _tasks
 
@@ -198,6 +205,7 @@ def resume(*, concurrency: int | None = None, following: FollowingOptions = DEFA
             choose_provider(following.provider),
             following.goal(concurrency),
             Place.from_option(following.ledger),
+            other_keys=other_keys,
         )
     )
 

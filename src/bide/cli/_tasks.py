@@ -108,7 +108,7 @@ def watch(provider: Provider, words: Sequence[str], goal: Goal, place: Place) ->
     return follow(provider, goal, items, len(set(words)), mode)
 
 
-def resume(provider: Provider, goal: Goal, place: Place) -> int:
+def resume(provider: Provider, goal: Goal, place: Place, *, other_keys: bool = False) -> int:
     """Follow all open records of the ledger; returns the exit status.
 
     With `goal.save`, results that were never saved are fetched first, in the order in which they expire.
@@ -125,7 +125,7 @@ def resume(provider: Provider, goal: Goal, place: Place) -> int:
 
     async def items(client: Client) -> AsyncIterator[Item]:
         nonlocal count
-        open_handles = {handle.ticket: handle for handle in await client.resume()}
+        open_handles = {handle.ticket: handle for handle in await client.resume(other_keys=other_keys)}
         records = await ledger.records(all=True) if goal.save is not None else ()
         unsaved = [record for record in records if record.unsaved and record.ticket not in open_handles]
         now = time.time()

@@ -250,6 +250,16 @@ class Ledger(ABC):
             lambda machine: machine.adopt(origin, keys, owner, tickets=tickets, waiting=waiting)
         )
 
+    async def lost_records(self, origin: str, keys: Collection[str]) -> list[Record]:
+        """The open records without an owner that belong to none of *keys* and to no key of an open client."""
+        return await self._step(lambda machine: machine.lost_records(origin, keys), writes=False)
+
+    async def move_waiting(
+        self, tickets: Collection[str], keys: Collection[str], *, owner: str
+    ) -> list[Record]:
+        """Move those of *tickets* that wait and have no owner to *keys*. *owner* sends them. Returns them."""
+        return await self._step(lambda machine: machine.move_waiting(tickets, keys, owner))
+
     async def records_of(self, owner: str) -> list[Record]:
         """The open records of *owner*."""
         return await self._step(lambda machine: machine.records_of(owner), writes=False)

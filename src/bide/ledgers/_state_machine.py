@@ -299,6 +299,18 @@ class StateMachine:
             and (waiting or record.task.status is not TaskStatus.WAITING)
         ]
 
+    def lost_records(self, origin: str, keys: Collection[str]) -> list[Record]:
+        held = self.store.held_keys(origin).union(keys)
+        return [record for record in self.store.unowned_records(origin) if not _belongs_to(record, held)]
+
+    def move_waiting(self, tickets: Collection[str], keys: Collection[str], owner: str) -> list[Record]:
+        records = [self.store.record(ticket) for ticket in tickets]
+        return [
+            self._change(record, keys=frozenset(keys), owner=owner)
+            for record in records
+            if record is not None and record.owner is None and record.task.status is TaskStatus.WAITING
+        ]
+
     def records_of(self, owner: str) -> list[Record]:
         return self.store.records_of_owner(owner)
 

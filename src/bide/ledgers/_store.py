@@ -90,6 +90,10 @@ class Store(Protocol):
         """The open records without an owner."""
         ...
 
+    def held_keys(self, origin: str) -> frozenset[str]:
+        """The keys of the open clients."""
+        ...
+
     def open_records(self, origin: str) -> list[Record]:
         """The open records, in the order of arrival."""
         ...

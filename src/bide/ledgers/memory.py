@@ -83,6 +83,7 @@ class MemoryStore(Store):
         # Waiting records by origin and kind, then by owner and set of keys, in the order of arrival.
         self._queues: dict[tuple[str, str], dict[tuple[str, frozenset[str]], list[tuple[int, str]]]] = {}
         self._offers: dict[tuple[str, str], dict[str, float]] = {}
+        self.clients: dict[str, tuple[str, frozenset[str]]] = {}  # origin and keys of each open client
 
     def now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -121,7 +122,7 @@ class MemoryStore(Store):
         queue = self._queues.get((origin, kind), {})
         heads = []
         for place, heap in list(queue.items()):
-            while heap and not self._waits(place[0], *heap[0]):
+            while heap and not self._waits(place, *heap[0]):
                 heapq.heappop(heap)
             if heap:
                 heads.append(heap[0])
@@ -175,6 +176,9 @@ class MemoryStore(Store):
 
     def unowned_records(self, origin: str) -> list[Record]:
         return [record for record in self._open.values() if record.owner is None and record.origin == origin]
+
+    def held_keys(self, origin: str) -> frozenset[str]:
+        return frozenset().union(*(keys for where, keys in self.clients.values() if where == origin))
 
     def open_records(self, origin: str) -> list[Record]:
         records = [record for record in self._open.values() if record.origin == origin]
@@ -260,11 +264,11 @@ class MemoryStore(Store):
             lane = self._lanes[origin, kind, key] = _Lane()
         return lane
 
-    def _waits(self, owner: str, sequence: int, ticket: str) -> bool:
+    def _waits(self, place: tuple[str, frozenset[str]], sequence: int, ticket: str) -> bool:
         record = self._open.get(ticket)
         return (
             record is not None
-            and record.owner == owner
+            and (record.owner, record.keys) == place
             and record.sequence == sequence
             and record.task.status is TaskStatus.WAITING
         )
@@ -288,7 +292,8 @@ class MemoryLedger(Ledger):
     def __init__(self) -> None:
         super().__init__()
         self._salt = _outside.new_bytes(16)
-        self._machine = StateMachine(MemoryStore(self._notify))
+        self._store = MemoryStore(self._notify)
+        self._machine = StateMachine(self._store)
 
     @classmethod
     def of_loop(cls) -> Self:
@@ -310,9 +315,13 @@ class MemoryLedger(Ledger):
         return self._salt
 
     async def enter(self, origin: str, keys: Collection[str]) -> str:
-        return _outside.new_id(8)
+        owner = _outside.new_id(8)
+        self._store.clients[owner] = (origin, frozenset(keys))
+        return owner
 
     async def leave(self, owner: str, *, waiting: bool = False) -> list[Record]:
+        if not waiting:
+            self._store.clients.pop(owner, None)
         return self._machine.leave(owner, waiting=waiting)
 
     async def newer_records(self, versions: Mapping[str, int]) -> list[Record]:

@@ -93,7 +93,7 @@ def row_of(record: Record, now: float, *, prompts: bool) -> dict[str, Any]:
 
 
 def changed_columns(before: Record, after: Record, now: float, *, prompts: bool) -> dict[str, Any]:
-    """The columns that have changed. A record's ticket, service, kind, keys and request never change."""
+    """The columns that have changed. A record's ticket, service, kind and request never change."""
     changed = {
         name: value
         for name in ("owner", "admitted", "slot_for", "slot_until", "cancel_taken", "version")
@@ -103,6 +103,8 @@ def changed_columns(before: Record, after: Record, now: float, *, prompts: bool)
         changed["lane"] = after.key
     if after.sent_at is not before.sent_at:
         changed["sent_at"] = text_of(after.sent_at)
+    if after.keys != before.keys:
+        changed["keys"] = ",".join(sorted(after.keys))
     if after.wanted_by != before.wanted_by:
         changed["wanted_by"] = ",".join(after.wanted_by)
     if after.files is not before.files:

@@ -201,6 +201,10 @@ class SQLiteStore(Store):
     def unowned_records(self, origin: str) -> list[Record]:
         return self.select("WHERE is_open = 1 AND owner IS NULL AND origin = ? ORDER BY sequence", origin)
 
+    def held_keys(self, origin: str) -> frozenset[str]:
+        rows = self._connection.execute("SELECT keys FROM clients WHERE origin = ?", (origin,)).fetchall()
+        return frozenset(key for (keys,) in rows for key in keys.split(","))
+
     def open_records(self, origin: str) -> list[Record]:
         return self.select("WHERE is_open = 1 AND origin = ? ORDER BY sequence", origin)
 

@@ -182,7 +182,10 @@ async def test_what_waits_for_a_key_that_an_open_client_holds_is_not_moved(tmp_p
         async with open_client(service, SQLiteLedger(path), limits=ONE) as client:
             assert await client.resume(other_keys=True) == []
             with pytest.raises(ValueError, match="another key"):
-                await client.attach(ticket="a")
+                await client.attach(ticket="b")
+            handle = await client.attach(ticket="a")
+            service.end_all()
+            assert (await handle.result(timeout=A_MINUTE)).status is TaskStatus.SUCCEEDED
 
 
 async def test_an_unanswered_look_says_nothing_about_another_key(tmp_path: Path) -> None:

@@ -203,10 +203,14 @@ class Caller:
             return await handle.result()
 
     async def _follow(self, client: Client, ticket: str | None, task_id: str | None) -> Task:
-        if ticket is not None:
-            handle = await client.attach(ticket=ticket)
-        else:
-            handle = await client.attach(task_id)
+        try:
+            handle = await client.attach(task_id if ticket is None else None, ticket=ticket)
+        except ValueError:  # it waits for a key that was replaced: only an order moves it to the new one
+            await client.resume(other_keys=True)
+            try:
+                handle = await client.attach(task_id if ticket is None else None, ticket=ticket)
+            except ValueError as error:  # no key that is left can find out what became of its create
+                raise SubmissionUnknownError(str(error)) from None
         return await handle.result()
 
     # Many together -----------------------------------------------------------------------------------------

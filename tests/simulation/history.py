@@ -413,8 +413,10 @@ class History:
         for record in self.open_records():
             name = f"{getattr(record.request, 'prompt', '?')} ({record.ticket}, {record.task.status})"
             engine = engines.get(record.owner or "")
+            # What a key that was replaced has not finished sending moves only on order.
+            is_lost = is_of_lost_key(record, [each.account for each in engines.values()])
             if engine is None:
-                if record.key in (None, *(engine_keys(engines))):
+                if not is_lost:
                     self._break(f"{name}: nobody who lives owns it ({record.owner})")
             elif record.task.status.is_accepted and record.ticket not in engine.poller._schedule:
                 self._break(f"{name}: its owner does not watch it")
@@ -425,7 +427,7 @@ class History:
             task = self.service.find(record.task.task_id or "")
             if task is not None and not task.phase(now).is_open and now - task.ended > 60:
                 self._break(f"{name}: its end {now - task.ended:.0f} s ago was not seen")
-            if record.task.status is TaskStatus.WAITING and not self._slots_in_use(record):
+            if record.task.status is TaskStatus.WAITING and not is_lost and not self._slots_in_use(record):
                 self._break(f"{name}: it waits still, and no slot is in use")
 
     def _check_leftovers(self) -> None:
@@ -494,8 +496,12 @@ class History:
                 self._break(f"{wish.name}: told as refused, but {len(made)} were made")
 
 
-def engine_keys(engines: dict[str, Any]) -> set[str]:
-    return {key for engine in engines.values() for key in engine.account.keys}
+def is_of_lost_key(record: Record, accounts: list[Any]) -> bool:
+    """Whether it was not sent, as far as is known, and no open client can send it or find out."""
+    if record.task.status is TaskStatus.WAITING:
+        return all(record.keys.isdisjoint(account.keys) for account in accounts)
+    is_submitting = record.task.status is TaskStatus.SUBMITTING
+    return is_submitting and all(record.key not in account.watchable_keys for account in accounts)
 
 
 def _name(task: asyncio.Task[Any]) -> str:

@@ -184,7 +184,7 @@ def _draw_misfortune(chance: Random, plan: Plan) -> Misfortune:
         "foreign": 1,
         "stop": 1,
         "wall": 1,
-        "rotate": 0.0,
+        "rotate": 0.6,
         "block": 0.6,
         "ledger": 3 if plan.durable else 0,
         "kill": 1.5 if plan.durable else 0,

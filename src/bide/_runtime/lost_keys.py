@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 RETRY_SECONDS = 10.0
 """If the service did not answer, its answer is asked for again after so many seconds."""
 REFUSED_SECONDS = 600.0
-"""After the service has refused a look at a task of another key, it is not asked for that key again for so long."""
+"""After the service has not shown a task of another key, it is not asked for that key again for so long."""
 
 
 class LostKeys:
@@ -43,7 +43,7 @@ class LostKeys:
         for record in lost:
             if record.key is not None and (tickets is None or record.ticket in tickets):
                 by_key[record.key].append(record)
-        keys = [key for key, records in by_key.items() if await self._can_watch(key, records)]
+        keys = [key for key, records in by_key.items() if await self.can_watch(key, records)]
         if tickets is None:
             self._report([record for record in lost if record.task.status is TaskStatus.WAITING])
         if not keys:
@@ -58,8 +58,8 @@ class LostKeys:
         tickets = [record.ticket for record in lost if record.task.status is TaskStatus.WAITING]
         return await self._ledger.move_waiting(tickets, self._account.keys, owner=self._owner)
 
-    async def _can_watch(self, key: str, records: list[Record]) -> bool:
-        """Whether a key of this client can see the tasks of *key*: the service's answer shows it."""
+    async def can_watch(self, key: str, records: list[Record]) -> bool:
+        """Whether a key of this client can see the tasks of *key*, to which *records* belong: the service shows it."""
         if key in self._account.watchable_keys:
             return True
         now = self._ledger.now()

@@ -149,8 +149,9 @@ class Takeover:
             tickets: only these; None is all.
             waiting: take over requests that wait, too, and so send them.
         """
+        keys = self._account.keys if waiting else self._account.watchable_keys
         records = await self._ledger.adopt(
-            self._account.origin, self._account.keys, self._owner, tickets=tickets, waiting=waiting
+            self._account.origin, keys, self._owner, tickets=tickets, waiting=waiting
         )
         if tickets is None or tickets:
             records += await self._lost_keys.adopt(tickets)
@@ -232,11 +233,11 @@ class Takeover:
                 f"ticket {record.ticket!r} waits for another key: open a client with that key. If no client has it any "
                 f"more, client.resume(other_keys=True) sends it with the keys of this client"
             )
-        for adopted in await self.adopt(tickets=[record.ticket], waiting=False):
-            return adopted.record
-        if self._is_ours(record):  # the background has adopted it meanwhile
-            return await self._ledger.get(record.ticket) or record
+        if await self._lost_keys.can_watch(record.key, [record]):
+            return (
+                await self._ledger.get(record.ticket) or record
+            )  # another client may have adopted it meanwhile
         raise ValueError(
-            f"ticket {record.ticket!r} was submitted with another key, whose client goes on with it, or whose tasks "
-            f"the keys of this client cannot see: open a client with that key"
+            f"ticket {record.ticket!r} was submitted with another key, and the service has not shown its task to a key "
+            f"of this client: open a client with that key"
         )

@@ -171,6 +171,23 @@ async def test_a_busy_service_is_asked_again_after_its_retry_after() -> None:
         assert 17 <= second - first <= 18.1
 
 
+@pytest.mark.parametrize("wait", ["86400", "Wed, 21 Oct 2099 07:28:00 GMT"])
+async def test_an_absurd_retry_after_holds_a_lane_for_an_hour_and_is_reported(
+    wait: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with emulator_with() as emulator, client_at(emulator) as client:
+        emulator.fault(on="create", status=429, headers={"Retry-After": wait})
+        with pytest.raises(WaitTimeoutError, match=f"asks for a longer wait .Retry-After: {wait}.*3600 s"):
+            await client.run(image(), timeout=30)
+        await client.run(image())
+
+        refused, accepted = (each.time for each in calls(emulator, "create"))
+        assert 3600 <= accepted - refused <= 3602
+
+    lines = [each for each in caplog.records if "answered POST" in each.message]
+    assert [each.levelname for each in lines] == ["WARNING"]
+
+
 async def test_a_synchronous_answer_is_a_final_task() -> None:
     style = DieyuyunStyle(always_sync=True)
     async with (

@@ -412,8 +412,13 @@ def test_what_is_no_plain_request_is_a_value_error(plain: dict[str, Any]) -> Non
     ("make", "error"),
     [
         (lambda: Limits(concurrency=0), ValueError),
-        (lambda: Limits(concurrency=2.0), TypeError),  # type: ignore[arg-type]
+        (lambda: Limits(concurrency=2.0), TypeError),
+        (lambda: Limits(concurrency=-math.inf), TypeError),
+        (lambda: Limits(concurrency=math.nan), TypeError),
+        (lambda: Limits(concurrency=True), TypeError),
         (lambda: Limits(creates_per_minute=0), ValueError),
+        (lambda: Limits(creates_per_minute=-1), ValueError),
+        (lambda: Limits(creates_per_minute=math.nan), ValueError),
         (lambda: Limits(creates_per_minute="30"), TypeError),  # type: ignore[arg-type]
         (lambda: Deadlines(waiting=-1), ValueError),
         (lambda: Deadlines(queued=math.nan), ValueError),
@@ -425,6 +430,21 @@ def test_a_wrong_limit_raises(make: Callable[[], object], error: type[Exception]
         make()
 
 
-def test_none_is_no_limit() -> None:
-    assert Limits() == Limits(concurrency=None, creates_per_minute=None)
+def test_the_error_of_a_wrong_limit_says_how_to_lift_it() -> None:
+    with pytest.raises(
+        ValueError, match=r"from 1 to 1000000, not 0 \(or math.inf: no limit; None: the documented"
+    ):
+        Limits(concurrency=0)
+
+
+def test_a_limit_of_none_is_the_documented_one_and_infinity_lifts_it() -> None:
+    documented = Limits(concurrency=3, creates_per_minute=30)
+
+    assert Limits().over(documented) == Limits(None, None).over(documented) == documented
+    assert Limits(concurrency=5).over(documented) == Limits(5, 30)
+    assert Limits(creates_per_minute=math.inf).over(documented) == Limits(3, math.inf)
+    assert Limits(5, math.inf).over(Limits()) == Limits(5, math.inf)
+
+
+def test_no_deadline_is_none() -> None:
     assert Deadlines(waiting=None, queued=None, running=None).waiting is None

@@ -60,7 +60,8 @@ class Client:
         api_key: one key, or several keys of one account; None reads the provider's environment variable, such as
             $DASHSCOPE_API_KEY.
         limits: what each key may do: one `Limits` for every kind of work, or a mapping from kind ("image",
-            "video") to `Limits`. A kind that is left out has the limits that the service documents.
+            "video") to `Limits`. What is left out or None has the limit that the service documents; `math.inf` lifts
+            it.
         queries_per_second: status queries that the account may make in any second, lists and cancels included;
             None is the limit that the service documents, `math.inf` is no limit.
         deadlines: how many seconds a wait may last in each state; None is `Deadlines()`.

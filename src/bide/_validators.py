@@ -80,6 +80,20 @@ def positive(instance: object, attribute: attrs.Attribute[Any], value: object) -
         raise ValueError(f"{_where(instance, attribute)} must be a finite number above 0, not {value!r}")
 
 
+def unlimited_or(check: Any) -> Any:
+    """A validator that passes `math.inf`, and *check*s everything else."""
+
+    def check_unless_unlimited(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value == math.inf:
+            return
+        try:
+            check(instance, attribute, value)
+        except (TypeError, ValueError) as fault:
+            raise type(fault)(f"{fault} (or math.inf: no limit; None: the documented limit)") from None
+
+    return check_unless_unlimited
+
+
 def _where(instance: object, attribute: attrs.Attribute[Any]) -> str:
     return f"{type(instance).__name__}.{attribute.name}"
 

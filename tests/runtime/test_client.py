@@ -29,7 +29,7 @@ from bide import (
     TaskStatus,
     WaitTimeoutError,
 )
-from support.emulated import KEY, THREE, calls, client_at, emulator_with, image, now, video
+from support.emulated import KEY, THREE, UNLIMITED, calls, client_at, emulator_with, image, now, video
 from support.toy import Toy, ToyService
 
 DONE = {"status": "succeeded"}
@@ -137,7 +137,7 @@ async def test_any_endpoint_is_reached_with_a_raw_request() -> None:
 async def test_gather_gives_the_tasks_in_the_order_of_the_requests() -> None:
     async with (
         emulator_with(image_seconds=(3, 30)) as emulator,
-        client_at(emulator, limits=Limits()) as client,
+        client_at(emulator, limits=UNLIMITED) as client,
     ):
         tasks = await client.gather(*(image(f"number {number}") for number in range(20)))
 
@@ -198,7 +198,7 @@ async def test_run_out_of_time_withdraws_what_was_not_sent_and_leaves_what_was()
 
 
 async def test_as_completed_yields_each_handle_once_it_has_ended_the_quickest_first() -> None:
-    async with emulator_with() as emulator, client_at(emulator, limits=Limits()) as client:
+    async with emulator_with() as emulator, client_at(emulator, limits=UNLIMITED) as client:
         requests = [image(f"[seconds {seconds}] a cat") for seconds in (40, 5, 20)]
         seen = [handle.request async for handle in client.as_completed(requests)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import pickle
 
 import httpx
@@ -25,7 +26,7 @@ from bide import (
     WaitTimeoutError,
 )
 from bide.emulator import DieyuyunStyle, Emulator, ServiceLimits
-from support.emulated import THREE, calls, client_at, emulator_with, image, now, video
+from support.emulated import THREE, UNLIMITED, calls, client_at, emulator_with, image, now, video
 from support.toy import Toy, ToyService
 
 DONE = {"status": "succeeded"}
@@ -310,7 +311,7 @@ async def test_a_bug_in_reading_the_answer_makes_the_create_unknown_and_reaches_
 
 async def test_a_full_lane_of_unnamed_cap_learns_from_a_429_that_names_its_reason() -> None:
     async with emulator_with(concurrency=2, video_seconds=10) as emulator:
-        async with client_at(emulator, limits=Limits()) as client:
+        async with client_at(emulator, limits=UNLIMITED) as client:
             await client.gather(*(video(str(number)) for number in range(6)))
             assert (await client.statistics()).lanes[0].learned
 
@@ -614,6 +615,40 @@ async def test_looking_at_the_statistics_does_not_forget_the_create_rate() -> No
         await asyncio.gather(*(handle.result() for handle in handles))
 
         assert emulator.stats()["creates_429"] == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [
+        (None, 60),
+        (Limits(), 60),
+        (Limits(concurrency=40), 60),
+        ({"image": Limits(concurrency=40)}, 60),
+        (Limits(creates_per_minute=math.inf), 0),
+        (UNLIMITED, 0),
+    ],
+)
+async def test_only_infinity_lifts_a_documented_limit(
+    limits: Limits | dict[str, Limits] | None, seconds: float
+) -> None:
+    """DashScope documents 30 image creates a minute."""
+    async with emulator_with(image_seconds=1) as emulator, client_at(emulator, limits=limits) as client:
+        await client.gather(*(image(f"number {number}") for number in range(31)))
+
+        first, *_, last = (each.time for each in calls(emulator, "create"))
+        assert seconds <= last - first < seconds + 5
+
+
+async def test_infinity_lifts_a_documented_concurrency_and_a_refusal_teaches_nothing() -> None:
+    """DashScope documents 3 videos in flight."""
+    async with emulator_with(video_seconds=100) as emulator, client_at(emulator, limits=UNLIMITED) as client:
+        before = now()
+        emulator.fault(on="create", status=429, headers={"Retry-After": "1"})
+        handles = [await client.submit(video(f"number {number}")) for number in range(9)]
+        await asyncio.gather(*(handle.accepted() for handle in handles))
+
+        assert now() - before < 60
+        assert [lane.cap for lane in (await client.statistics()).lanes] == [None]
 
 
 async def test_a_service_that_says_retry_after_0_is_not_asked_without_a_pause() -> None:

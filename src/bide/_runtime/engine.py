@@ -20,6 +20,7 @@ from bide._submissions import Submissions
 from bide._text import excerpt
 from bide.errors import ClientClosedError, LedgerError
 from bide.ledgers import Hint, LaneTerms, Record
+from bide.ledgers._lanes import known_cap
 from bide.models import TaskStatus
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Engine:
         self.saver.start()
 
     def _slots(self, kind: str) -> int | None:
-        slots = self._settings.limits_of(kind).concurrency
+        slots = known_cap(self._settings.limits_of(kind))
         return None if slots is None else slots * len(self.account.keys)
 
     def _terms(self, kind: str) -> tuple[LaneTerms, ...]:

@@ -155,7 +155,7 @@ class LaneTerms:
 
     Attributes:
         key: the key's fingerprint, never the key.
-        limits: how many tasks and creates the lane takes.
+        limits: how many tasks and creates the lane takes; None and `math.inf` are no limit here.
         slot_for: the longest time that a task may use its slot, in seconds.
     """
 

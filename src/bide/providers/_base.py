@@ -25,7 +25,7 @@ class Profile:
         typical: the documented range of durations (about the 10 % and 90 % points).
         longest: the longest time that such a task takes; after that time the task's slot counts as free.
         unknown_hold: how long a create with an unknown outcome occupies a slot.
-        limits: the documented limits of a key.
+        limits: the documented limits of a key; None where no limit is documented.
         lifetime: how long the service keeps results after a task's end; None if its documents do not say.
     """
 

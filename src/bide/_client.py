@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Self, overload
 import anyio
 
 from bide import _outcomes, _outside
-from bide._arguments import check_keys, check_limits, check_rate, check_type, secrets_of
+from bide._arguments import check_keys, check_kind, check_limits, check_rate, check_type, secrets_of
 from bide._concurrency import wait_unless_closed
 from bide._downloads.paths import check_writable, folder_of
 from bide._downloads.settings import Downloads
@@ -323,9 +323,9 @@ class Client:
                 none.
 
         Raises:
-            ValueError: *task_id* is not a possible id; *ticket* belongs to another service, or to another key whose
-                tasks the keys of this client cannot see; or, with both, the submission is not `unknown`, or the task
-                belongs to another ticket.
+            ValueError: *task_id* is not a possible id; *kind* is a misspelled kind; *ticket* belongs to another service,
+                or to another key whose tasks the keys of this client cannot see; or, with both, the submission is not
+                `unknown`, or the task belongs to another ticket.
             LookupError: *ticket* is on no record.
             NotFoundError: several keys are held and none of them knows the task.
             LedgerError: records cannot be read.
@@ -333,6 +333,8 @@ class Client:
         """
         if task_id is not None:
             quote_id(task_id)
+        if kind is not None:
+            check_kind("kind", kind)
         engine = await self._get_engine()
         if ticket is not None:
             takeover = engine.takeover
@@ -516,6 +518,7 @@ class Client:
                 f"submit takes an ImageRequest, VideoRequest or RawRequest, not {type(request).__name__}: "
                 f"{excerpt(repr(request), 80)}"
             )
+        check_kind("kind", request.kind)
         if ticket is None:
             ticket = _outside.new_id(10)
         elif not is_ticket(ticket):

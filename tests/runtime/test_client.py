@@ -109,6 +109,51 @@ async def test_what_the_provider_cannot_do_is_refused_before_it_is_on_record() -
     assert service.seen == []
 
 
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [
+        ("images", "image"),
+        ("Image", "image"),
+        (" image", "image"),
+        ("img", "image"),
+        ("imgae", "image"),
+        ("videos", "video"),
+        ("VIDEO", "video"),
+        ("vedio", "video"),
+    ],
+)
+async def test_a_misspelled_kind_is_an_error_that_names_the_kinds(word: str, kind: str) -> None:
+    """Its limits would never be used, and a request of it would have none of the documented limits."""
+    words = f"{word!r} is not a kind of work; did you mean {kind!r}.*'image' and 'video'"
+    with pytest.raises(ValueError, match=rf"limits\['{word}'\]: {words}"):
+        ToyService().client(limits={word: Limits(1)})
+
+    service = ToyService()
+    async with service.client() as client:
+        with pytest.raises(ValueError, match=words):
+            await client.submit(RawRequest("/tasks", {"prompt": "a cat"}, kind=word))
+        with pytest.raises(ValueError, match=words):
+            await client.attach("toy-1", kind=word)
+        assert (await client.statistics()).open == 0
+    assert service.seen == []
+
+
+@pytest.mark.parametrize("word", ["voice", "movie", "image-hd", "image2", "3d"])
+async def test_a_kind_of_ones_own_has_its_limits(word: str) -> None:
+    service = ToyService(queries=[{"status": "running"}])
+    async with service.client(limits={word: Limits(1)}) as client:
+        for number in range(2):
+            await client.submit(RawRequest("/tasks", {"prompt": f"number {number}"}, kind=word))
+        await asyncio.sleep(5)
+
+        assert service.count("POST") == 1
+
+
+def test_limits_of_a_kind_that_is_no_text_are_an_error() -> None:
+    with pytest.raises(TypeError, match="a kind of work is a str such as 'image' or 'video', not 3"):
+        ToyService().client(limits={3: Limits(1)})
+
+
 async def test_limits_may_be_given_for_each_kind_and_the_rest_is_the_providers() -> None:
     service = ToyService(queries=[RUNNING])
     async with service.client(Toy(limits=Limits(2)), limits={"image": Limits(1)}) as client:

@@ -321,6 +321,19 @@ def test_a_wrong_field_raises_before_anything_is_sent(
         ("/v1#x", {}, "image", ValueError, "must have no query"),
         ("/v 1", {}, "image", ValueError, "must have no query"),
         ("/v1\r\nX: y", {}, "image", ValueError, "must have no query"),
+        ("https://evil.example/x", {}, "image", ValueError, "must be a path below the base URL"),
+        ("/", {}, "", ValueError, "RawRequest.kind is empty"),
+        ("/..", {}, "image", ValueError, "must be a path below the base URL"),
+        ("/a/./b", {}, "image", ValueError, "must be a path below the base URL"),
+        ("/a/%2E%2e/b", {}, "image", ValueError, "must be a path below the base URL"),
+        ("/a%2f..%2fb", {}, "image", ValueError, "must be a path below the base URL"),
+        ("/%252e%252e/b", {}, "image", ValueError, "must be a path below the base URL"),
+        ("/%2Fevil.example/x", {}, "image", ValueError, "must be a path below the base URL"),
+        ("/a\\b", {}, "image", ValueError, "must have no query"),
+        ("/%5c%5cevil.example", {}, "image", ValueError, "must have no query"),
+        ("/a%0d%0aX:y", {}, "image", ValueError, "must have no query"),
+        ("/a\x00b", {}, "image", ValueError, "must have no query"),
+        ("/a\x7fb", {}, "image", ValueError, "must have no query"),
         (7, {}, "image", TypeError, "RawRequest.path must be a str"),
         ("/v1", [], "image", TypeError, "expected a mapping"),
         ("/v1", {"a": {1, 2}}, "image", ValueError, "not plain JSON"),
@@ -332,6 +345,14 @@ def test_a_wrong_raw_request_raises_before_anything_is_sent(
 ) -> None:
     with pytest.raises(error, match=words):
         RawRequest(path, body, kind)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/v1/x", "/v1/x/", "/v1/@x:y", "/a..b/.hidden/...", "/%C3%A9;v=1", "/100%", "/a%20b%3Fc%23d"],
+)
+def test_a_path_below_the_base_url_is_taken(path: str) -> None:
+    assert RawRequest(path, {}).path == path
 
 
 def test_a_request_keeps_a_copy_of_what_it_was_given() -> None:

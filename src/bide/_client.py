@@ -526,8 +526,8 @@ class Client:
                 f"not a ticket: {excerpt(repr(ticket), 80)}; expected 1 to 128 letters, digits, '.', '_' or '-', "
                 f"starting with a letter or digit, since files are named by it"
             )
-        # If the provider refuses the request, it does so now, while the caller can still act on it.
-        self._settings.provider.create_call(request, ticket)
+        # If the request can never be sent, that shows now, while the caller can still act on it.
+        self._transport.check(self._settings.provider.create_call(request, ticket))
         return Record(
             ticket=ticket,
             origin=engine.account.origin,

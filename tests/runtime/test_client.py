@@ -7,12 +7,13 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import httpx
 import pytest
+from attrs import evolve, field, frozen
 
 from bide import (
     BideError,
@@ -22,6 +23,7 @@ from bide import (
     ImageRequest,
     InvalidRequestError,
     Limits,
+    MemoryLedger,
     NotFoundError,
     RawRequest,
     SubmissionUnknownError,
@@ -31,6 +33,10 @@ from bide import (
 )
 from support.emulated import KEY, THREE, UNLIMITED, calls, client_at, emulator_with, image, now, video
 from support.toy import Toy, ToyService
+
+if TYPE_CHECKING:
+    from bide import Request
+    from bide._wire import Call
 
 DONE = {"status": "succeeded"}
 RUNNING = {"status": "running"}
@@ -106,6 +112,39 @@ async def test_what_the_provider_cannot_do_is_refused_before_it_is_on_record() -
             await client.gather(image(), image(model="impossible"))
 
         assert (await client.statistics()).open == 0
+    assert service.seen == []
+
+
+@frozen
+class Misled(Toy):
+    """An adapter whose creates cannot be sent."""
+
+    bad: Mapping[str, Any] = field(factory=dict)
+
+    def create_call(self, request: Request, ticket: str) -> Call:
+        return evolve(super().create_call(request, ticket), **self.bad)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        *(
+            ({"path": path}, "a call's path must")
+            for path in ("//evil.example", "/../x", "https://evil.example")
+        ),
+        ({"body": {"prompt": {1, 2}}}, "not JSON serializable"),
+        ({"body": {"prompt": float("nan")}}, "not JSON compliant"),
+    ],
+)
+async def test_a_create_that_cannot_be_sent_is_refused_before_it_is_on_record(
+    bad: dict[str, Any], words: str
+) -> None:
+    service, ledger = ToyService(), MemoryLedger()
+    async with service.client(Misled(bad=bad), ledger=ledger) as client:
+        with pytest.raises((TypeError, ValueError), match=words):
+            await client.submit(image(), ticket="order-1")
+
+        assert await ledger.get("order-1") is None
     assert service.seen == []
 
 

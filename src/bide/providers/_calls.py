@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 import attrs
 
 from bide._text import excerpt
+from bide._validators import path_fault
 from bide._wire import Call, quote_id
 
 if TYPE_CHECKING:
@@ -62,9 +63,12 @@ def check_base_url(value: str, where: str) -> str:
 
 
 def check_path(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    """An attrs validator for a path below the base URL; query_path and cancel_path must hold "{id}" once."""
+    """An attrs validator for a path below the base URL; query_path and cancel_path must hold "{id}" once, and may have
+    a query."""
     needed = 1 if attribute.name in ("query_path", "cancel_path") else 0
-    if not isinstance(value, str) or not value.startswith("/") or value.count("{id}") != needed:
+    path = value if isinstance(value, str) else ""
+    path = path.partition("?")[0].replace("{id}", "id") if needed else path
+    if not isinstance(value, str) or value.count("{id}") != needed or path_fault(path) is not None:
         rest = ' that has "{id}" once, like "/tasks/{id}"' if needed else ', like "/tasks"'
         raise ValueError(f"{type(instance).__name__}: {attribute.name} must be a path{rest}, not {value!r}")
 

@@ -283,7 +283,9 @@ class Submissions:
         if submission is not None:
             before = submission.task
             submission.advance(task)
-            if submission.task.differs(before):
+            if submission.task.status is not before.status:  # a result that could not be recorded yet
+                self.announce_status(submission, before.status)
+            elif submission.task.differs(before):
                 self.announce(EventName.CHANGED, submission)
 
     def fail_waiters(self, ticket: str, error: BideError) -> None:

@@ -702,7 +702,8 @@ async def test_what_the_service_has_told_is_recorded_though_the_ledger_fails_at_
     setattr(ledger, step, shaky)
     done = {"id": None, "status": "succeeded"}
     first = {"accept": {"status": "queued"}, "put_back": 429, "finish": done}[step]
-    service = ToyService(creates=[first, {"status": "queued"}], queries=[DONE])
+    running = [{"status": "running"}] * 5
+    service = ToyService(creates=[first, {"status": "queued"}], queries=[*running, DONE])
     async with service.client(ledger=ledger) as client:
         handle = await client.submit(image())
         with pytest.raises(WaitTimeoutError, match="disk full") as told:

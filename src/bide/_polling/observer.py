@@ -135,7 +135,11 @@ class Observer:
                 await self._ledger.update(watched.ticket, task, owner=self._owner)
             task = self._observe_unfinished(watched, task, at, listed=listed)
         else:
-            await self._ledger.finish(watched.ticket, task, owner=self._owner)
+            try:
+                await self._ledger.finish(watched.ticket, task, owner=self._owner)
+            except LedgerError:
+                self._submissions.advance(watched.ticket, task)  # the waiters get their result all the same
+                raise
             if self._observe_end(watched, task, at):
                 self._on_contradiction(watched)
         watched.task = task

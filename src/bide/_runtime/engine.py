@@ -212,11 +212,11 @@ class Engine:
 
     def _notice(self, news: Record | Hint) -> None:
         """The ledger has changed a record, of this client or of another one, or gives a hint."""
-        if isinstance(news, Hint):
+        if news is Hint.FAULT:  # it wakes no admission: one that has failed is tried again after a while
+            self.takeover.reconcile_soon()
+        elif isinstance(news, Hint):
             self._submitter.wake()
-            if news is Hint.FAULT:
-                self.takeover.reconcile_soon()
-            elif news is Hint.SLOTS:
+            if news is Hint.SLOTS:
                 self.takeover.retry()
             else:
                 self.takeover.read_ledger_soon(adopt=news is Hint.OWNERS)

@@ -241,6 +241,8 @@ class Submitter:
             withdrawn = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE)
             await self._finish(record, withdrawn)
             return None
+        if not await self._is_to_be_sent(record):
+            return None
         if self._first_post is None:
             self._first_post = self._ledger.now()
         was_held_back = False
@@ -249,7 +251,11 @@ class Submitter:
             nonlocal was_held_back
             if self._ledger.now() - (record.admitted or 0.0) < CONNECTING_SECONDS:
                 return True
-            may = await self._ledger.confirm(record.ticket, owner=self._owner, admitted=record.admitted)
+            try:
+                may = await self._ledger.confirm(record.ticket, owner=self._owner, admitted=record.admitted)
+            except LedgerError as fault:  # it is not sent, and put back when the ledger works again
+                self._submissions.note_fault(record.ticket, fault)
+                return False
             was_held_back = not may
             return may
 
@@ -262,6 +268,13 @@ class Submitter:
             outcome = None
         self._reach.note_connection()
         return outcome
+
+    async def _is_to_be_sent(self, record: Record) -> bool:
+        """Whether the ledger still has *record* as it was admitted. Without its ledger nothing is sent: this waits."""
+        kept = await self._keep(record.ticket, lambda: self._ledger.get(record.ticket))
+        if kept is None or kept.task.status is not TaskStatus.SUBMITTING:
+            return False
+        return (kept.owner, kept.admitted) == (self._owner, record.admitted)
 
     async def _resolve(self, record: Record, lost: BideError, since: float | None = None) -> None:
         """The create may have arrived: record the task that it has made, or that this is unknown."""
@@ -335,7 +348,11 @@ class Submitter:
             task = evolve(task, status=TaskStatus.RUNNING)  # it has ended, but only a poll shows its result
         if task.status.is_final:
             return await self._ledger.finish(record.ticket, task, owner=self._owner)
-        return await self._ledger.accept(record.ticket, task, owner=self._owner, admitted=record.admitted)
+        try:
+            return await self._ledger.accept(record.ticket, task, owner=self._owner, admitted=record.admitted)
+        except LedgerError:
+            self._poller.watch(evolve(record, task=task), answered=True)  # its result reaches the waiters
+            raise
 
     async def _finish(self, record: Record, task: Task) -> None:
         """The create has made no task, and is not tried again."""

@@ -141,6 +141,21 @@ async def test_with_its_file_lost_a_client_sends_nothing_and_watches_what_runs(
     assert service.count("POST") == 1
 
 
+@pytest.mark.usefixtures("eager")
+async def test_closing_with_the_file_lost_names_the_tasks_that_run(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = ToyService().client(ONE, ledger=SQLiteLedger(path))
+    runs = await client.submit(CAT)
+    await client.submit(CAT)
+    await runs.accepted()
+    delete(path)
+
+    await client.aclose(grace=0)
+
+    assert "1 tasks left running: toy-1" in caplog.text
+
+
 class Losing(SQLiteLedger):
     """A ledger whose file is moved away as soon as a request is admitted."""
 

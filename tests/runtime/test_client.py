@@ -476,6 +476,36 @@ async def test_closing_fails_the_waits_and_names_the_ids_of_tasks_left_running(
     assert "1 tasks left running: toy-1" in caplog.text
 
 
+async def test_after_a_cancel_that_the_service_took_closing_says_nothing_of_tasks_left_running(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service = ToyService()
+    client = service.client()
+    stopped, other = await client.submit(image()), await client.submit(image())
+    await asyncio.gather(stopped.accepted(), other.accepted())
+    assert await stopped.cancel()
+
+    with caplog.at_level(logging.INFO, logger="bide"):
+        await client.aclose()
+
+    assert f"1 tasks left running: {other.task_id}" in caplog.text
+    assert f"the service has taken the cancels of 1 tasks: {stopped.task_id}" in caplog.text
+
+
+async def test_after_a_cancel_that_came_too_late_closing_names_the_task(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service = ToyService(cancels=[409])
+    client = service.client()
+    handle = await client.submit(image())
+    await handle.accepted()
+    assert not await handle.cancel()
+
+    await client.aclose()
+
+    assert "1 tasks left running: toy-1" in caplog.text
+
+
 async def test_closing_lets_creates_under_way_finish_and_records_their_ids() -> None:
     service = ToyService()
     service.delay["POST"] = 5

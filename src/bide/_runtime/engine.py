@@ -260,6 +260,7 @@ class Engine:
     async def _close(self, grace: float, *, withdraw: bool) -> None:
         """Stop admission, let work under way end, and hand over the rest. All waits fail, even if a step here fails."""
         left: list[Record] = []
+        durable = self._ledger.durable
         try:
             try:
                 await self._wind_down(grace, withdraw=withdraw)
@@ -271,10 +272,13 @@ class Engine:
             left = await self._ledger.leave(self.owner)
         except LedgerError as fault:
             log_line(logging.ERROR, f"open records could not be handed over: {excerpt(str(fault), 1000)}")
+            # The ledger may be lost: then this line alone has the ids.
+            left, durable = [each.record for each in self.submissions.open() if each.record.key], False
         finally:
             self._unsubscribe()
             self.submissions.fail_all()
-            log_left(left, durable=self._ledger.durable)
+            cancelled = {each.ticket for each in self.canceller.taken}
+            log_left(left, cancelled=cancelled, durable=durable)
             await self.saver.aclose()
             await self.account.transport.aclose()
 

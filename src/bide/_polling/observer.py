@@ -131,9 +131,9 @@ class Observer:
         before = watched.task
         task = before.merge(answered)
         if not task.status.is_final:
-            if task.status is not before.status:
-                await self._ledger.update(watched.ticket, task, owner=self._owner)
             task = self._observe_unfinished(watched, task, at, listed=listed)
+            if task.status is not before.status:  # with its eta: this change wakes those who read events
+                await self._ledger.update(watched.ticket, task, owner=self._owner)
         else:
             try:
                 await self._ledger.finish(watched.ticket, task, owner=self._owner)

@@ -154,7 +154,7 @@ def task_text(record: Record, *, prompts: bool) -> str | None:
         for error in filter(None, [plain["error"], *(output["error"] for output in plain["outputs"])]):
             for name in ("message", "text"):
                 error[name] = error[name].replace(prompt, "…") if prompt and error[name] else error[name]
-    del plain["ticket"], plain["status"]
+    del plain["ticket"], plain["status"], plain["eta"]  # an eta is true for a moment only
     text = json.dumps({name: value for name, value in plain.items() if value not in (None, ())})
     if raw is not None and prompts:
         raw_text = json.dumps(raw)

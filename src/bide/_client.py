@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, Self, overload
 
@@ -52,7 +53,8 @@ if TYPE_CHECKING:
 class Client:
     """Submits requests to one service, obeys the limits of its keys, and fetches the results.
 
-    Use it as `async with Client(...)`, or end it with `aclose()`. It belongs to one process, and to the event loop in
+    Use it as `async with Client(...)`, or end it with `aclose()`; one that is dropped without that issues a
+    `ResourceWarning` with the ids of what it leaves open. It belongs to one process, and to the event loop in
     which it is used first.
 
     Args:
@@ -159,6 +161,14 @@ class Client:
         return (
             f"<Client {self._settings.provider.name} at {self._transport.origin}, {len(self._keys)} key(s)>"
         )
+
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        try:
+            left = None if self._closed or self._engine is None else self._engine.describe_left()
+        except Exception:  # noqa: BLE001 - the constructor has failed, or the interpreter ends: parts are missing
+            return
+        if left is not None:
+            _warn(f"unclosed {self!r}{left}", ResourceWarning, source=self)
 
     async def __aenter__(self) -> Self:
         try:

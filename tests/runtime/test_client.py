@@ -6,8 +6,11 @@ import asyncio
 import gc
 import logging
 import os
+import subprocess
 import sys
+import textwrap
 from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -33,6 +36,7 @@ from bide import (
 )
 from support.emulated import KEY, THREE, UNLIMITED, calls, client_at, emulator_with, image, now, video
 from support.toy import Toy, ToyService
+from support.waits import A_MINUTE
 
 if TYPE_CHECKING:
     from bide import Request
@@ -504,6 +508,98 @@ async def test_after_a_cancel_that_came_too_late_closing_names_the_task(
     await client.aclose()
 
     assert "1 tasks left running: toy-1" in caplog.text
+
+
+async def test_a_client_that_is_dropped_without_aclose_warns_and_names_what_it_leaves_open(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    service = ToyService()
+    client = service.client(limits=Limits(1))
+    sent, waits = await client.submit(image()), await client.submit(image())
+    await sent.accepted()
+    engine = client._engine
+
+    del client
+    gc.collect()
+
+    (warning,) = recwarn
+    assert warning.category is ResourceWarning
+    assert str(warning.message) == (
+        "unclosed <Client toy at https://toy.example, 1 key(s)>; use `async with`, or await client.aclose(). By task "
+        f"id or ticket, 2 submissions are still open: toy-1, {waits.ticket}"
+    )
+    assert engine is not None
+    await engine.aclose(0)
+
+
+async def test_a_dropped_client_with_nothing_open_warns_too(recwarn: pytest.WarningsRecorder) -> None:
+    client = ToyService(queries=[DONE]).client()
+    await client.run(image())
+    engine = client._engine
+
+    del client
+    gc.collect()
+
+    (warning,) = recwarn
+    assert "nothing is open" in str(warning.message)
+    assert engine is not None
+    await engine.aclose(0)
+
+
+async def test_a_client_that_was_closed_or_never_opened_or_never_made_does_not_warn(
+    recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TOY_KEY", raising=False)
+    closed = ToyService().client()
+    await (await closed.submit(image())).accepted()
+    await closed.aclose()
+    never_opened = ToyService().client()
+    with pytest.raises(ValueError, match="no API key"):
+        Client(Toy())
+
+    del closed, never_opened
+    gc.collect()
+
+    assert list(recwarn) == []
+
+
+DROPS_A_CLIENT = """
+    import asyncio, os, sys
+    sys.path.insert(0, {tests!r})
+    from bide import ImageRequest
+    from support.toy import ToyService
+
+    async def main():
+        global client
+        client = ToyService().client()
+        await (await client.submit(ImageRequest("a cat", model="m"))).accepted()
+
+    asyncio.run(main())
+    if sys.argv[1:] == ["fork"]:
+        if os.fork() == 0:
+            sys.exit()
+        os.wait()
+        os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(("way", "expected"), [([], True), (["fork"], False)])
+def test_at_the_end_of_the_interpreter_a_dropped_client_warns_in_its_own_process(
+    way: list[str], expected: bool
+) -> None:
+    program = textwrap.dedent(DROPS_A_CLIENT.format(tests=str(Path(__file__).parents[1])))
+    done = subprocess.run(
+        [sys.executable, "-W", "default::ResourceWarning:__main__", "-W", "default", "-c", program, *way],
+        capture_output=True,
+        text=True,
+        timeout=A_MINUTE,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert ("unclosed <Client toy" in done.stderr) is expected, done.stderr
+    assert ("1 submissions are still open: toy-1" in done.stderr) is expected
+    assert "Exception ignored" not in done.stderr
 
 
 async def test_closing_lets_creates_under_way_finish_and_records_their_ids() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bide._concurrency import Background, wait_unless_closed
 from bide._downloads.saver import Saver
-from bide._events import EventName, log_line
+from bide._events import IDS_PER_LINE, EventName, lines_of_ids, log_line
 from bide._polling.poller import Poller
 from bide._runtime.canceller import Canceller, log_left
 from bide._runtime.submitter import Submitter
@@ -251,6 +251,17 @@ class Engine:
             self.poller.watch(record, now=not record.is_submission, answered=answered)
 
     # The end -----------------------------------------------------------------------------------------------
+
+    def describe_left(self) -> str | None:
+        """What a client that was dropped without `aclose` leaves open, for a warning; None in a forked child, whose
+        parent has the client."""
+        if self.background.is_inherited:
+            return None
+        ids = [each.task.task_id or each.ticket for each in self.submissions.open()]
+        some = next(lines_of_ids(ids), None)
+        more = f" and {len(ids) - IDS_PER_LINE} more" if len(ids) > IDS_PER_LINE else ""
+        open_ids = f"{len(ids)} submissions are still open: {some}{more}" if some else "nothing is open"
+        return f"; use `async with`, or await client.aclose(). By task id or ticket, {open_ids}"
 
     async def aclose(self, grace: float, *, withdraw: bool = False) -> None:
         """See `Client.aclose`."""

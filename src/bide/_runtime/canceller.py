@@ -127,6 +127,9 @@ class Canceller:
             key, task_id = submission.record.key, submission.task.task_id
             if submission.task.status.is_final or task_id is None or key is None:
                 break
+            if submission.record.guessed:  # it may be another program's task
+                await self._record_answer(submission, taken=False)
+                break
             match await self._account.cancel(key, task_id):
                 case Stopped():
                     await self._record_answer(submission, taken=True)

@@ -23,7 +23,7 @@ from attrs import evolve
 
 from bide import _outcomes
 from bide._events import log_line
-from bide._runtime.lost_creates import LostCreates
+from bide._runtime.lost_creates import Guess, LostCreates
 from bide._runtime.reach import Reach
 from bide._service.account import misread
 from bide.errors import BideError, LedgerError, TransportError, UnexpectedReplyError
@@ -288,10 +288,12 @@ class Submitter:
         ticket = record.ticket
         match outcome:
             case Accepted(answered):
-                task = record.task.merge(answered)
-                kept = await self._keep(ticket, lambda: self._accept(record, task), task.task_id)
+                task, guessed = record.task.merge(answered), isinstance(outcome, Guess)
+                kept = await self._keep(
+                    ticket, lambda: self._accept(record, task, guessed=guessed), task.task_id
+                )
                 if kept.task.status is TaskStatus.SUBMITTING and kept.owner == self._owner:
-                    await self._finish_unknown(record, _id_is_taken(task.task_id))
+                    await self._finish_unknown(record, await self._id_is_taken(record, task.task_id or ""))
                 elif kept.task.task_id != task.task_id:
                     log_line(
                         logging.ERROR,
@@ -342,16 +344,19 @@ class Submitter:
                 self._submissions.note_fault(ticket, error)
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _accept(self, record: Record, task: Task) -> Record:
+    async def _accept(self, record: Record, task: Task, *, guessed: bool) -> Record:
         """The create was answered with *task*."""
         if task.status is TaskStatus.SUCCEEDED and task.task_id is not None and not task.outputs:
             task = evolve(task, status=TaskStatus.RUNNING)  # it has ended, but only a poll shows its result
         if task.status.is_final:
             return await self._ledger.finish(record.ticket, task, owner=self._owner)
         try:
-            return await self._ledger.accept(record.ticket, task, owner=self._owner, admitted=record.admitted)
+            return await self._ledger.accept(
+                record.ticket, task, owner=self._owner, admitted=record.admitted, guessed=guessed
+            )
         except LedgerError:
-            self._poller.watch(evolve(record, task=task), answered=True)  # its result reaches the waiters
+            # Its result reaches the waiters.
+            self._poller.watch(evolve(record, task=task, guessed=guessed), answered=True)
             raise
 
     async def _finish(self, record: Record, task: Task) -> None:
@@ -410,8 +415,8 @@ class Submitter:
                 seconds = max(0.0, view.state.paused_until - now)
                 self._submissions.announce_pause(record.ticket, key, seconds, error)
 
-
-def _id_is_taken(task_id: str | None) -> UnexpectedReplyError:
-    return UnexpectedReplyError(
-        f"the service answered with task id {task_id}, which belongs to another ticket"
-    )
+    async def _id_is_taken(self, record: Record, task_id: str) -> UnexpectedReplyError:
+        other = await self._keep(record.ticket, lambda: self._ledger.ticket_of_task(record.origin, task_id))
+        return UnexpectedReplyError(
+            f"the service answered with task id {task_id}, which it had given to ticket {other} already"
+        )

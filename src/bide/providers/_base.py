@@ -206,6 +206,13 @@ class Provider(Protocol):
         """What the reply to `query_call` means. A `Task` comes without a ticket."""
         ...
 
+    def contradicts(self, task: Task, request: Request) -> bool:
+        """Whether *task*, as `read_task` has read it, shows a prompt that is not the prompt of *request*.
+
+        False if the service does not show the prompt of a task. `is_other_prompt` compares two prompts.
+        """
+        ...
+
     def cancel_call(self, task_id: str) -> Call:
         """The call that cancels a task."""
         ...

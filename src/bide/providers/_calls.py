@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
@@ -123,6 +124,15 @@ def merge(
             f"{where} must not hold {names}: use the request's own field, or give it in one place only"
         )
     return {**own, **extra}
+
+
+def is_other_prompt(shown: str, given: str) -> bool:
+    """Whether a service that shows the prompt *shown* was not given the prompt *given*.
+
+    Spaces count once, and a beginning is no other prompt: services cut long ones.
+    """
+    shown, given = (" ".join(unicodedata.normalize("NFKC", each).split()) for each in (shown, given))
+    return not given.startswith(shown.removesuffix("…").rstrip(" ."))
 
 
 def has_oss_url(value: object) -> bool:

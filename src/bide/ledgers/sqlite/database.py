@@ -93,6 +93,10 @@ SCHEMA = (
     DROP INDEX records_submitting;
     CREATE INDEX records_submitting ON records (origin, kind, lane, admitted) WHERE status = 'submitting';
     """,
+    # Earlier versions did not note how they had found a task.
+    """
+    ALTER TABLE records ADD COLUMN guessed INTEGER;
+    """,
 )
 """Each step takes a file from one version of the schema to the next. Steps are only added, never changed."""
 

@@ -24,7 +24,7 @@ PLAIN_COLUMNS = (
     *("sequence", "ticket", "version", "origin", "kind", "digest"),
     *("owner", "admitted", "slot_for", "slot_until", "cancel_taken", "attempt"),
 )
-FLAG_COLUMNS = ("cancelling", "followed")
+FLAG_COLUMNS = ("cancelling", "followed", "guessed")
 COLUMNS = (
     *PLAIN_COLUMNS,
     *FLAG_COLUMNS,
@@ -182,6 +182,7 @@ def record_of(row: tuple[Any, ...], request: Request | None) -> Record:
         sent_at=_moment(values["sent_at"]),
         cancelling=bool(values["cancelling"]),
         followed=bool(values["followed"]),
+        guessed=bool(values["guessed"]),
         files=tuple(_file_of(each) for each in json.loads(values["files"] or "[]")),
     )
 

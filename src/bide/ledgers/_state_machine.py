@@ -18,7 +18,7 @@ from bide.ledgers._records import MOST_LEARNED_NAMES, MOST_UNSAVED_RECORDS, Held
 from bide.models import Billing, ErrorDetail, TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from bide.ledgers._lanes import Setback
     from bide.ledgers._records import LaneTerms

@@ -333,9 +333,9 @@ class Client:
                 none.
 
         Raises:
-            ValueError: *task_id* is not a possible id; *kind* is a misspelled kind; *ticket* belongs to another service,
-                or to another key whose tasks the keys of this client cannot see; or, with both, the submission is not
-                `unknown`, or the task belongs to another ticket.
+            ValueError: *task_id* is not a possible id; *kind* is a misspelled kind; *ticket* belongs to another
+                service, or to another key whose tasks the keys of this client cannot see; or, with both, the submission
+                is not `unknown`, or the task belongs to another ticket.
             LookupError: *ticket* is on no record.
             NotFoundError: several keys are held and none of them knows the task.
             LedgerError: records cannot be read.

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import random
 import statistics
@@ -185,7 +186,7 @@ async def behind(service: str, floor: float | None, pace: Pace, seed: int) -> Me
             if service == "dieyuyun"
             else DashScope(base_url=emulator.dashscope_url, **floors),
             api_key="sk-bench",
-            limits={"image": Limits(concurrency=SLOTS)},
+            limits={"image": Limits(SLOTS, math.inf)},
             pace=pace,
         ) as client,
     ):
@@ -204,7 +205,7 @@ async def many(*, attached: bool, lists: bool, seed: int) -> Measured:
         emulator = await stack.enter_async_context(emulated(seed, RATE))
         answer_late(emulator)
         since = asyncio.get_running_loop().time()
-        limits = Limits(concurrency=MANY)
+        limits = Limits(MANY, math.inf)
 
         def new_client() -> Client:
             provider = DashScope(base_url=emulator.dashscope_url, lists=lists)
@@ -233,7 +234,7 @@ async def live(kind: str, number: int, *, lists: bool, seed: int) -> Measured:
         Client(
             DashScope(base_url=emulator.dashscope_url, lists=lists),
             api_key="sk-bench",
-            limits=Limits(concurrency=2 * number),
+            limits=Limits(2 * number, math.inf),
         ) as client,
     ):
         answer_late(emulator)

@@ -7,6 +7,7 @@ emulator of its own. Its polls are not paced; one that is answered 429 ends the 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from contextlib import AsyncExitStack
 
@@ -26,7 +27,7 @@ async def run(name: str) -> list[Row]:
         provider = dashscope if name == "dashscope" else Dieyuyun(base_url=emulator.dieyuyun_url)
         started = time.perf_counter()
         async with Client(
-            provider, api_key="sk-bench", limits=Limits(concurrency=TASKS), queries_per_second=RATE
+            provider, api_key="sk-bench", limits=Limits(TASKS, math.inf), queries_per_second=RATE
         ) as client:
             requests = [ImageRequest(f"number {n}", model="wan2.5-t2i-preview") for n in range(TASKS)]
             tasks = await client.gather(*requests)

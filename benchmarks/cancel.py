@@ -7,6 +7,7 @@ stay open and five slots are left. Beside it, callers cancel requests of an `htt
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from contextlib import suppress
@@ -58,7 +59,7 @@ async def all_at_once(polls: list[Callable[[], Awaitable[object]]]) -> tuple[int
 async def with_bide(emulator: Emulator) -> list[Row]:
     """A client of ours: submits, polls and waits are cancelled."""
     provider = DashScope(base_url=emulator.dashscope_url)
-    limits = Limits(concurrency=SLOTS)
+    limits = Limits(SLOTS, math.inf)
     async with Client(provider, api_key="sk-bench", limits=limits, queries_per_second=1000) as client:
         open_ones = [
             await client.submit(ImageRequest(f"open {n} [seconds 600]", model="any")) for n in range(POLLS)

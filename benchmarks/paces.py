@@ -111,7 +111,7 @@ async def _run(workload: Workload, policy: Policy, seed: int, lives: Sequence[Li
     client = Client(
         Imagined(workload.documented),
         api_key="sk-bench",
-        limits=Limits(concurrency=workload.slots),
+        limits=Limits(workload.slots, math.inf),
         deadlines=FOR_EVER,
         pace=policy.pace(),
         transport=wire.unreachable,

@@ -32,7 +32,7 @@ def client_on(
     return Client(
         DashScope(base_url="https://api.example/api/v1"),
         api_key="sk-bench",
-        limits=Limits(),
+        limits=Limits(math.inf, math.inf),
         queries_per_second=math.inf,
         ledger=ledger,
         adopt=adopt,

@@ -83,6 +83,9 @@ class Imagined:
         """Each create is taken."""
         return Accepted(reply.task or Task())
 
+    def contradicts(self, task: Task, request: Request) -> bool:  # noqa: ARG002 - no answer shows a prompt
+        return False
+
     def query_call(self, task_id: str) -> Call:
         """The path is the id."""
         return Call("GET", task_id)

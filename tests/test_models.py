@@ -321,6 +321,19 @@ def test_a_wrong_field_raises_before_anything_is_sent(
         ("/v1#x", {}, "image", ValueError, "must have no query"),
         ("/v 1", {}, "image", ValueError, "must have no query"),
         ("/v1\r\nX: y", {}, "image", ValueError, "must have no query"),
+        ("https://evil.example/x", {}, "image", ValueError, "must be a path below the base URL"),
+        ("/", {}, "", ValueError, "RawRequest.kind is empty"),
+        ("/..", {}, "image", ValueError, "must be a path below the base URL"),
+        ("/a/./b", {}, "image", ValueError, "must be a path below the base URL"),
+        ("/a/%2E%2e/b", {}, "image", ValueError, "must be a path below the base URL"),
+        ("/a%2f..%2fb", {}, "image", ValueError, "must be a path below the base URL"),
+        ("/%252e%252e/b", {}, "image", ValueError, "must be a path below the base URL"),
+        ("/%2Fevil.example/x", {}, "image", ValueError, "must be a path below the base URL"),
+        ("/a\\b", {}, "image", ValueError, "must have no query"),
+        ("/%5c%5cevil.example", {}, "image", ValueError, "must have no query"),
+        ("/a%0d%0aX:y", {}, "image", ValueError, "must have no query"),
+        ("/a\x00b", {}, "image", ValueError, "must have no query"),
+        ("/a\x7fb", {}, "image", ValueError, "must have no query"),
         (7, {}, "image", TypeError, "RawRequest.path must be a str"),
         ("/v1", [], "image", TypeError, "expected a mapping"),
         ("/v1", {"a": {1, 2}}, "image", ValueError, "not plain JSON"),
@@ -332,6 +345,14 @@ def test_a_wrong_raw_request_raises_before_anything_is_sent(
 ) -> None:
     with pytest.raises(error, match=words):
         RawRequest(path, body, kind)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/v1/x", "/v1/x/", "/v1/@x:y", "/a..b/.hidden/...", "/%C3%A9;v=1", "/100%", "/a%20b%3Fc%23d"],
+)
+def test_a_path_below_the_base_url_is_taken(path: str) -> None:
+    assert RawRequest(path, {}).path == path
 
 
 def test_a_request_keeps_a_copy_of_what_it_was_given() -> None:
@@ -412,8 +433,13 @@ def test_what_is_no_plain_request_is_a_value_error(plain: dict[str, Any]) -> Non
     ("make", "error"),
     [
         (lambda: Limits(concurrency=0), ValueError),
-        (lambda: Limits(concurrency=2.0), TypeError),  # type: ignore[arg-type]
+        (lambda: Limits(concurrency=2.0), TypeError),
+        (lambda: Limits(concurrency=-math.inf), TypeError),
+        (lambda: Limits(concurrency=math.nan), TypeError),
+        (lambda: Limits(concurrency=True), TypeError),
         (lambda: Limits(creates_per_minute=0), ValueError),
+        (lambda: Limits(creates_per_minute=-1), ValueError),
+        (lambda: Limits(creates_per_minute=math.nan), ValueError),
         (lambda: Limits(creates_per_minute="30"), TypeError),  # type: ignore[arg-type]
         (lambda: Deadlines(waiting=-1), ValueError),
         (lambda: Deadlines(queued=math.nan), ValueError),
@@ -425,6 +451,21 @@ def test_a_wrong_limit_raises(make: Callable[[], object], error: type[Exception]
         make()
 
 
-def test_none_is_no_limit() -> None:
-    assert Limits() == Limits(concurrency=None, creates_per_minute=None)
+def test_the_error_of_a_wrong_limit_says_how_to_lift_it() -> None:
+    with pytest.raises(
+        ValueError, match=r"from 1 to 1000000, not 0 \(or math.inf: no limit; None: the documented"
+    ):
+        Limits(concurrency=0)
+
+
+def test_a_limit_of_none_is_the_documented_one_and_infinity_lifts_it() -> None:
+    documented = Limits(concurrency=3, creates_per_minute=30)
+
+    assert Limits().over(documented) == Limits(None, None).over(documented) == documented
+    assert Limits(concurrency=5).over(documented) == Limits(5, 30)
+    assert Limits(creates_per_minute=math.inf).over(documented) == Limits(3, math.inf)
+    assert Limits(5, math.inf).over(Limits()) == Limits(5, math.inf)
+
+
+def test_no_deadline_is_none() -> None:
     assert Deadlines(waiting=None, queued=None, running=None).waiting is None

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bide import _outside
 from bide._text import MAX_EXCERPT_CHARACTERS, excerpt
 from bide._validators import MAX_DEPTH
 from bide._wire import MAX_RETRY_AFTER_SECONDS, Reply, Secret, is_task_id, quote_id
@@ -44,9 +45,22 @@ NOW = "Wed, 21 Oct 2026 07:28:00 GMT"
         ("nan", None),
         ("inf", None),
         ("-inf", None),
-        ("1e999", None),
+        ("1e999", MAX_RETRY_AFTER_SECONDS),
+        ("9" * 5000, MAX_RETRY_AFTER_SECONDS),
         ("Wed, 99 Oct 2026 07:28:30 GMT", None),
-        ("5 seconds", None),
+        ("7s", 7.0),
+        ("7 seconds", 7.0),
+        ("500ms", 0.5),
+        ("2 min", 120.0),
+        ("1h", 3600.0),
+        ("7 parsecs", None),
+        ("7, 7", 7.0),
+        ("7,12", 12.0),
+        ("soon, 7", 7.0),
+        (",", None),
+        ("Wed, 21 Oct 2026 07:28:30 GMT, Wed, 21 Oct 2026 07:28:40 GMT", 40.0),
+        ("Wednesday, 21-Oct-26 07:28:30 GMT", 30.0),
+        ("Wed Oct 21 07:28:30 2026", 30.0),
     ],
 )
 def test_retry_after_is_seconds_from_the_answers_own_date(value: str, seconds: float | None) -> None:
@@ -54,22 +68,54 @@ def test_retry_after_is_seconds_from_the_answers_own_date(value: str, seconds: f
 
 
 @pytest.mark.parametrize("date", [{}, {"date": "yesterday"}])
-def test_a_date_to_come_back_needs_a_date_to_start_from(date: dict[str, str]) -> None:
-    assert Reply(429, {"retry-after": "Wed, 21 Oct 2026 07:28:30 GMT", **date}).retry_after is None
+def test_without_a_date_of_the_answer_a_date_counts_from_our_own_clock(
+    date: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_outside, "wall_time", lambda: 1792567680.0)  # NOW
+
+    assert Reply(429, {"retry-after": "Wed, 21 Oct 2026 07:28:30 GMT", **date}).retry_after == 30.0
 
 
 def test_without_the_header_there_is_no_retry_after() -> None:
     assert Reply(429).retry_after is None
 
 
-@given(value=st.text(max_size=40) | st.floats().map(str), date=st.text(max_size=40) | st.just(NOW))
+_WAITS = (
+    st.text(max_size=40)
+    | st.text("0123456789+-.eE, smh", max_size=12)
+    | st.floats().map(str)
+    | st.integers().map(str)
+    | st.datetimes().map(lambda moment: f"{moment:%a, %d %b} {moment.year:04} {moment:%H:%M:%S} GMT")
+)
+
+
+@given(
+    value=_WAITS | st.lists(_WAITS, max_size=3).map(", ".join),
+    date=st.text(max_size=40) | st.just(NOW) | st.just(""),
+)
 def test_retry_after_is_bounded_or_none_for_any_headers(value: str, date: str) -> None:
     seconds = Reply(429, {"retry-after": value, "date": date}).retry_after
 
-    assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER_SECONDS
+    assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER_SECONDS == 3600
 
 
-@given(now=st.integers(0, 2**32), wait=st.integers(0, 80_000))
+@given(seconds=st.floats(0, 3600), times=st.integers(1, 3), unit=st.sampled_from(["", "s", " s", " seconds"]))
+def test_a_unit_and_a_repeated_header_change_nothing(seconds: float, times: int, unit: str) -> None:
+    value = ", ".join([f" {seconds!r}{unit} "] * times)
+
+    assert Reply(429, {"retry-after": value}).retry_after == seconds
+
+
+def test_a_wait_that_is_cut_is_noted_and_another_is_not() -> None:
+    cut, kept = Reply(429, {"retry-after": "86400"}), Reply(429, {"retry-after": "3600"})
+
+    assert (
+        cut.retry_after_note == "; it asks for a longer wait (Retry-After: 86400), bide waits 3600 s at most"
+    )
+    assert kept.retry_after_note == Reply(429).retry_after_note == ""
+
+
+@given(now=st.integers(0, 2**32), wait=st.integers(0, 3600))
 def test_a_date_and_the_seconds_to_it_say_the_same(now: int, wait: int) -> None:
     headers = {"date": formatdate(now, usegmt=True), "retry-after": formatdate(now + wait, usegmt=True)}
 

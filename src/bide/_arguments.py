@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bide._text import excerpt
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 
 _T = TypeVar("_T")
+
+KINDS = ("image", "video")
+KIND_LIKENESS = 0.7
+"""A word that resembles a kind by at least this ratio of `difflib` is taken for a misspelling of it."""
 
 
 def secrets_of(api_key: Any) -> tuple[Secret, ...] | None:
@@ -44,8 +49,34 @@ def check_keys(provider: Provider, keys: tuple[Secret, ...] | None) -> tuple[Sec
     return tuple(dict.fromkeys(keys))
 
 
+def check_kind(name: str, kind: object) -> None:
+    """Raise unless *kind*, given as *name*, is a kind of work. A word of the user's own, for a `RawRequest`, is one.
+
+    Raises:
+        TypeError: it is not a str.
+        ValueError: it misspells one of `KINDS`, whose limits it would not have.
+    """
+    if not isinstance(kind, str):
+        raise TypeError(
+            f"{name}: a kind of work is a str such as 'image' or 'video', not {excerpt(repr(kind), 60)}"
+        )
+    meant = _kind_meant(kind.strip().lower())
+    if meant is not None and kind != meant:
+        raise ValueError(
+            f"{name}: {excerpt(repr(kind), 60)} is not a kind of work; did you mean {meant!r}? The kinds are "
+            f"{' and '.join(map(repr, KINDS))}; a kind of your own, for a RawRequest, must resemble neither"
+        )
+
+
+def _kind_meant(word: str) -> str | None:
+    """The kind that *word* is or misspells, such as "images", "img" or "vedio"; None for a word of its own."""
+    same_letters = [kind for kind in KINDS if sorted(kind) == sorted(word)]
+    near = get_close_matches(word, KINDS, n=1, cutoff=KIND_LIKENESS) if word.isalpha() else []
+    return next(iter([*same_letters, *near]), None)
+
+
 def check_limits(limits: LimitsByKind) -> LimitsByKind:
-    """*limits*; of a mapping, a copy. Raises TypeError if they are not limits."""
+    """*limits*; of a mapping, a copy. Raises TypeError if they are not limits, ValueError for a misspelled kind."""
     if limits is None or isinstance(limits, Limits):
         return limits
     if not isinstance(limits, Mapping):
@@ -53,6 +84,7 @@ def check_limits(limits: LimitsByKind) -> LimitsByKind:
             f"limits must be a Limits or a mapping from kind to Limits, such as Limits(concurrency=3), not {limits!r}"
         )
     for kind, each in limits.items():
+        check_kind(f"limits[{kind!r}]", kind)
         if not isinstance(each, Limits):
             raise TypeError(f"limits[{kind!r}] must be a Limits, not {type(each).__name__}")
     return dict(limits)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, Self, overload
 
 import anyio
 
 from bide import _outcomes, _outside
-from bide._arguments import check_keys, check_limits, check_rate, check_type, secrets_of
+from bide._arguments import check_keys, check_kind, check_limits, check_rate, check_type, secrets_of
 from bide._concurrency import wait_unless_closed
 from bide._downloads.paths import check_writable, folder_of
 from bide._downloads.settings import Downloads
@@ -52,7 +53,8 @@ if TYPE_CHECKING:
 class Client:
     """Submits requests to one service, obeys the limits of its keys, and fetches the results.
 
-    Use it as `async with Client(...)`, or end it with `aclose()`. It belongs to one process, and to the event loop in
+    Use it as `async with Client(...)`, or end it with `aclose()`; one that is dropped without that issues a
+    `ResourceWarning` with the ids of what it leaves open. It belongs to one process, and to the event loop in
     which it is used first.
 
     Args:
@@ -60,7 +62,8 @@ class Client:
         api_key: one key, or several keys of one account; None reads the provider's environment variable, such as
             $DASHSCOPE_API_KEY.
         limits: what each key may do: one `Limits` for every kind of work, or a mapping from kind ("image",
-            "video") to `Limits`. A kind that is left out has the limits that the service documents.
+            "video") to `Limits`. What is left out or None has the limit that the service documents; `math.inf` lifts
+            it.
         queries_per_second: status queries that the account may make in any second, lists and cancels included;
             None is the limit that the service documents, `math.inf` is no limit.
         deadlines: how many seconds a wait may last in each state; None is `Deadlines()`.
@@ -158,6 +161,14 @@ class Client:
         return (
             f"<Client {self._settings.provider.name} at {self._transport.origin}, {len(self._keys)} key(s)>"
         )
+
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        try:
+            left = None if self._closed or self._engine is None else self._engine.describe_left()
+        except Exception:  # noqa: BLE001 - the constructor has failed, or the interpreter ends: parts are missing
+            return
+        if left is not None:
+            _warn(f"unclosed {self!r}{left}", ResourceWarning, source=self)
 
     async def __aenter__(self) -> Self:
         try:
@@ -322,9 +333,9 @@ class Client:
                 none.
 
         Raises:
-            ValueError: *task_id* is not a possible id; *ticket* belongs to another service, or to another key whose
-                tasks the keys of this client cannot see; or, with both, the submission is not `unknown`, or the task
-                belongs to another ticket.
+            ValueError: *task_id* is not a possible id; *kind* is a misspelled kind; *ticket* belongs to another
+                service, or to another key whose tasks the keys of this client cannot see; or, with both, the submission
+                is not `unknown`, or the task belongs to another ticket.
             LookupError: *ticket* is on no record.
             NotFoundError: several keys are held and none of them knows the task.
             LedgerError: records cannot be read.
@@ -332,6 +343,8 @@ class Client:
         """
         if task_id is not None:
             quote_id(task_id)
+        if kind is not None:
+            check_kind("kind", kind)
         engine = await self._get_engine()
         if ticket is not None:
             takeover = engine.takeover
@@ -515,6 +528,7 @@ class Client:
                 f"submit takes an ImageRequest, VideoRequest or RawRequest, not {type(request).__name__}: "
                 f"{excerpt(repr(request), 80)}"
             )
+        check_kind("kind", request.kind)
         if ticket is None:
             ticket = _outside.new_id(10)
         elif not is_ticket(ticket):
@@ -522,8 +536,8 @@ class Client:
                 f"not a ticket: {excerpt(repr(ticket), 80)}; expected 1 to 128 letters, digits, '.', '_' or '-', "
                 f"starting with a letter or digit, since files are named by it"
             )
-        # If the provider refuses the request, it does so now, while the caller can still act on it.
-        self._settings.provider.create_call(request, ticket)
+        # If the request can never be sent, that shows now, while the caller can still act on it.
+        self._transport.check(self._settings.provider.create_call(request, ticket))
         return Record(
             ticket=ticket,
             origin=engine.account.origin,

@@ -158,6 +158,8 @@ class TaskHandle:
         Returns:
             True if the task is cancelled or the service has accepted the cancel; False if it is too late: the task has
             ended, or the service does not cancel it in this state (DashScope cancels tasks in state PENDING only).
+            False, too, if the answer to the create was lost and its task was found by model and time alone: it may be
+            another program's.
 
         Raises:
             APIError, TransportError: the cancel call failed; the task goes on.

@@ -72,7 +72,8 @@ class Submission:
         before, self.record = self.record, record
         if record.cancel_taken is not before.cancel_taken:
             self._notify(None)
-        if not (record.task.status is self.task.status and record.task.status.is_accepted):
+        is_same = record.task.status is self.task.status and record.task.task_id == self.task.task_id
+        if not (is_same and record.task.status.is_accepted):
             self.advance(record.task)
 
     def advance(self, task: Task) -> None:
@@ -283,7 +284,9 @@ class Submissions:
         if submission is not None:
             before = submission.task
             submission.advance(task)
-            if submission.task.differs(before):
+            if submission.task.status is not before.status:  # a result that could not be recorded yet
+                self.announce_status(submission, before.status)
+            elif submission.task.differs(before):
                 self.announce(EventName.CHANGED, submission)
 
     def fail_waiters(self, ticket: str, error: BideError) -> None:

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     import attrs
@@ -80,6 +81,20 @@ def positive(instance: object, attribute: attrs.Attribute[Any], value: object) -
         raise ValueError(f"{_where(instance, attribute)} must be a finite number above 0, not {value!r}")
 
 
+def unlimited_or(check: Any) -> Any:
+    """A validator that passes `math.inf`, and *check*s everything else."""
+
+    def check_unless_unlimited(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value == math.inf:
+            return
+        try:
+            check(instance, attribute, value)
+        except (TypeError, ValueError) as fault:
+            raise type(fault)(f"{fault} (or math.inf: no limit; None: the documented limit)") from None
+
+    return check_unless_unlimited
+
+
 def _where(instance: object, attribute: attrs.Attribute[Any]) -> str:
     return f"{type(instance).__name__}.{attribute.name}"
 
@@ -129,14 +144,32 @@ def tuple_of_texts(value: Iterable[str] | str) -> tuple[str, ...]:
 
 
 def path_below_base(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    """A path of ASCII characters below the base URL, without query, fragment, space or ".."."""
+    """A path below the base URL; see `path_fault`."""
     text(instance, attribute, value)
-    given = str(value)
-    if not given.startswith("/") or given.startswith("//") or ".." in given.split("/") or not given.isascii():
-        raise ValueError(
-            f"{_where(instance, attribute)} must be a path below the base URL, like '/v1/x', not {value!r}"
-        )
-    if any(c in given for c in "?#\\ \t\r\n"):
-        raise ValueError(
-            f"{_where(instance, attribute)} must have no query, fragment or space, not {value!r}"
-        )
+    fault = path_fault(str(value))
+    if fault is not None:
+        raise ValueError(f"{_where(instance, attribute)} {fault}, not {value!r}")
+
+
+NOT_IN_PATHS = "must have no query, fragment, space, backslash or control character"
+MOST_DECODINGS = 3
+"""A server or a proxy can decode a path more than once."""
+
+
+def path_fault(path: str) -> str | None:
+    """What *path* must be, if it cannot be called below a base URL; None if it can.
+
+    It starts with one "/" and is printable ASCII without a query, a fragment and a space. Percent-decoded, too, it
+    starts with one "/" and has no backslash and no segments "." and "..": they could lead to another host or folder.
+    """
+    if not path.isascii() or not path.startswith("/"):
+        return "must be a path below the base URL, like '/v1/x'"
+    if any(c in path for c in "?# "):
+        return NOT_IN_PATHS
+    for _ in range(MOST_DECODINGS):
+        if path.startswith("//") or not {".", ".."}.isdisjoint(path.split("/")):
+            return "must be a path below the base URL, like '/v1/x'"
+        if "\\" in path or not path.isprintable():
+            return NOT_IN_PATHS
+        path = unquote(path)
+    return None

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from attrs import field, frozen
 
+from bide import _outside
 from bide._text import excerpt
 from bide._validators import MAX_DEPTH, is_deep
 from bide.errors import UnexpectedReplyError
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
 MIN_SECRET_CHARACTERS = 8
 """A shorter key is no secret ("any" or "test" for an emulator), and replies may hold it as a normal word."""
 
-MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
-"""A longer `Retry-After` is cut to this, since no service really asks to wait for a year."""
+MAX_RETRY_AFTER_SECONDS = 3600.0
+"""A longer `Retry-After` is cut to this, and reported: a lane must not stand still for a day because of one header."""
+
+MAX_RETRY_AFTER_CHARACTERS = 1000
+"""So much of a `Retry-After` is read."""
 
 
 @frozen
@@ -109,25 +113,28 @@ class Reply:
 
     @property
     def retry_after(self) -> float | None:
-        """How many seconds the service asks to wait, or None.
+        """How many seconds to wait as the service asks, `MAX_RETRY_AFTER_SECONDS` at most; None if it asks for nothing
+        that can be read.
 
-        A `Retry-After` with a date counts from the reply's own `Date`, since our clock may be wrong. A value that makes
-        no sense is None.
+        A `Retry-After` with a date counts from the reply's own `Date`, since our clock may be wrong; without a `Date`,
+        from our clock.
         """
-        value = self.headers.get("retry-after", "").strip()
-        if not value:
-            return None
-        try:
-            seconds = float(value)
-        except ValueError:
-            then = parse_http_date(value)
-            now = self.date
-            if then is None or now is None:
-                return None
-            seconds = then - now
-        if not math.isfinite(seconds) or seconds < 0:
-            return 0.0 if seconds < 0 and math.isfinite(seconds) else None
-        return min(seconds, MAX_RETRY_AFTER_SECONDS)
+        requested = self._requested_wait
+        return None if requested is None else min(requested, MAX_RETRY_AFTER_SECONDS)
+
+    @property
+    def retry_after_note(self) -> str:
+        """What to add to a message if the service asks to wait longer than bide does; else empty."""
+        requested = self._requested_wait
+        if requested is None or requested <= MAX_RETRY_AFTER_SECONDS:
+            return ""
+        value = excerpt(self.headers.get("retry-after", ""), 60)
+        return f"; it asks for a longer wait (Retry-After: {value}), bide waits {MAX_RETRY_AFTER_SECONDS:g} s at most"
+
+    @property
+    def _requested_wait(self) -> float | None:
+        now = _outside.wall_time() if self.date is None else self.date
+        return _read_retry_after(self.headers.get("retry-after", "")[:MAX_RETRY_AFTER_CHARACTERS], now)
 
 
 def _none_for_constant(_: str) -> None:
@@ -137,6 +144,38 @@ def _none_for_constant(_: str) -> None:
 def _float_if_finite(digits: str) -> float | None:
     number = float(digits)
     return number if math.isfinite(number) else None
+
+
+_UNIT_SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0}
+_UNIT_SECONDS |= {"ms": 0.001, "h": 3600.0, "hour": 3600.0}
+_DURATION = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?)\s*([a-z]*)", re.IGNORECASE)
+_NEXT_DATE = re.compile(r",(?=\s*[A-Za-z]+,)")
+
+
+def _read_retry_after(value: str, now: float) -> float | None:
+    """The seconds from *now* that a `Retry-After` asks to wait, not negative; None if it cannot be read.
+
+    The standard knows seconds and dates. Services and proxies also write a unit ("7s"), and send the header twice,
+    which reads "7, 7". Of several values the longest counts.
+    """
+    found = [_read_duration(part) for part in value.split(",")]
+    if all(each is None for each in found):
+        found = [_read_moment(part.strip(), now) for part in _NEXT_DATE.split(value)]
+    return max((max(0.0, each) for each in found if each is not None), default=None)
+
+
+def _read_duration(text: str) -> float | None:
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        return None
+    unit = match[2].lower()
+    seconds = _UNIT_SECONDS.get(unit, _UNIT_SECONDS.get(unit.removesuffix("s")))
+    return None if seconds is None else float(match[1]) * seconds
+
+
+def _read_moment(text: str, now: float) -> float | None:
+    then = parse_http_date(text)
+    return None if then is None else then - now
 
 
 def parse_http_date(value: str | None) -> float | None:

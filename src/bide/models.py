@@ -19,6 +19,7 @@ from bide._validators import (
     sources,
     text,
     tuple_of_texts,
+    unlimited_or,
     whole_number,
 )
 
@@ -456,18 +457,27 @@ def request_from_dict(plain: Mapping[str, Any]) -> Request:
 
 @frozen
 class Limits:
-    """The limits of one key for one kind of work; None is no limit.
+    """The limits of one key for one kind of work. None is the limit that the service documents, if it documents one;
+    `math.inf` is no limit.
 
     Args:
-        concurrency: how many tasks may be in flight at once, each from its create to its end.
+        concurrency: how many tasks may be in flight at once, each from its create to its end: a whole number, or
+            `math.inf`.
         creates_per_minute: how many create calls may be sent in any 60 seconds.
 
     Raises:
         TypeError, ValueError: a limit is not a number of this kind, or not above 0.
     """
 
-    concurrency: int | None = field(default=None, validator=whole_number(1, 1_000_000))
-    creates_per_minute: float | None = field(default=None, validator=positive)
+    concurrency: float | None = field(default=None, validator=unlimited_or(whole_number(1, 1_000_000)))
+    creates_per_minute: float | None = field(default=None, validator=unlimited_or(positive))
+
+    def over(self, documented: Limits) -> Limits:
+        """These limits, with the *documented* ones where these are None."""
+        return Limits(
+            documented.concurrency if self.concurrency is None else self.concurrency,
+            documented.creates_per_minute if self.creates_per_minute is None else self.creates_per_minute,
+        )
 
 
 @frozen

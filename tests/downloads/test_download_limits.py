@@ -110,6 +110,18 @@ async def test_a_long_retry_after_is_for_the_caller_to_obey(at: World) -> None:
     assert asked_from(at.emulator) == [0, 200_000, 200_000]
 
 
+async def test_an_absurd_retry_after_is_reported_as_an_hour(at: World) -> None:
+    task = await at.task()
+    at.emulator.fault(on="asset", truncate=200_000)
+    at.emulator.fault(on="asset", status=429, headers={"Retry-After": "31536000"})
+
+    error = await at.refused(
+        task, r"Retry-After: 31536000\), bide waits 3600 s at most.*save again after 3600 s"
+    )
+
+    assert error.retry_after == 3600
+
+
 @pytest.mark.parametrize(("status", "older"), [(429, False), (500, True)])
 async def test_a_fault_that_does_not_pass_is_given_up_after_six_tries(
     status: int, older: bool, at: World

@@ -51,6 +51,71 @@ async def test_who_does_not_own_a_record_changes_nothing_of_it(ledger: Ledger) -
     assert isinstance(await admit(ledger, ONE), Held)
 
 
+async def guessed(ledger: Ledger, ticket: str, task_id: str) -> Record:
+    """The record of a lost create, whose task was found by model and time alone."""
+    await ledger.add(record(ticket))
+    got = await admitted(ledger)
+    task = state(got, TaskStatus.RUNNING, task_id=task_id)
+    return await ledger.accept(ticket, task, owner="me", admitted=got.admitted, guessed=True)
+
+
+async def test_a_match_that_is_undone_keeps_its_slot_and_frees_the_id(world: World) -> None:
+    ledger = world.ledger
+    got = await guessed(ledger, "t1", "x1")
+    assert got.guessed
+    assert await ledger.known_task_ids(ORIGIN, ["x1", "x2"]) == {"x1"}
+    unknown = Task(ticket="t1", status=TaskStatus.UNKNOWN, model="m")
+
+    undone = await ledger.undo_match("t1", unknown, owner="me", hold=50)
+
+    assert (undone.task, undone.guessed, undone.bought) == (unknown, False, None)
+    assert undone.slot_until == pytest.approx(ledger.now() + 50, abs=5)
+    assert await ledger.ticket_of_task(ORIGIN, "x1") is None
+    assert await ledger.find(ORIGIN, "x1") is None
+    assert [each.ticket for each in await ledger.unsettled_records(ORIGIN, "k1")] == ["t1"]
+    assert isinstance(await admit_one_more(ledger), Held)
+    settled = await ledger.settle("t1", "x2")
+    assert (settled.task.task_id, settled.guessed) == ("x2", False)
+
+
+async def admit_one_more(ledger: Ledger) -> Record | Held:
+    await ledger.add(record("more"))
+    return await admit(ledger, ONE)
+
+
+async def test_only_its_owner_undoes_a_match_and_only_a_guess(ledger: Ledger) -> None:
+    guess, certain = await guessed(ledger, "t1", "x1"), await running(ledger, "t2", "x2")
+    unknown = Task(status=TaskStatus.UNKNOWN)
+
+    assert await ledger.undo_match("t1", evolve(unknown, ticket="t1"), owner="another", hold=50) == guess
+    assert await ledger.undo_match("t2", evolve(unknown, ticket="t2"), owner="me", hold=50) == certain
+
+
+async def test_the_answer_to_the_create_replaces_a_guess(ledger: Ledger) -> None:
+    guess = await guessed(ledger, "t1", "x1")
+    answer = state(guess, TaskStatus.QUEUED, task_id="x2")
+
+    earlier = await ledger.accept("t1", answer, owner="gone", admitted=(guess.admitted or 0) - 1)
+    again = await ledger.accept("t1", answer, owner="gone", admitted=guess.admitted, guessed=True)
+    answered = await ledger.accept("t1", answer, owner="gone", admitted=guess.admitted)
+
+    assert earlier == again == guess
+    assert (answered.task, answered.guessed, answered.owner) == (answer, False, None)
+    assert await ledger.known_task_ids(ORIGIN, ["x1", "x2"]) == {"x2"}
+    assert await ledger.ticket_of_task(ORIGIN, "x2") == "t1"
+
+
+async def test_an_answer_that_comes_after_the_end_changes_nothing(ledger: Ledger) -> None:
+    guess = await guessed(ledger, "t1", "x1")
+    ended = await ledger.finish("t1", state(guess, TaskStatus.SUCCEEDED), owner="me")
+
+    late = await ledger.accept(
+        "t1", state(guess, TaskStatus.QUEUED, task_id="x2"), owner="gone", admitted=guess.admitted
+    )
+
+    assert late == ended
+
+
 async def test_an_owner_that_has_left_changes_nothing_of_what_another_has_adopted(ledger: Ledger) -> None:
     got = await running(ledger, "t1", "x1")
     await ledger.leave("me")

@@ -363,6 +363,11 @@ async def lock(path: Path) -> sqlite3.Connection:
     return other
 
 
+async def has_succeeded(ledger: SQLiteLedger, ticket: str) -> bool:
+    kept = await ledger.get(ticket)
+    return kept is not None and kept.task.status is TaskStatus.SUCCEEDED
+
+
 async def in_the_end(wait: Callable[[], Awaitable[Any]]) -> Any:
     """What a wait comes to; that the ledger did not work meanwhile is told first, and may be told twice."""
     async with asyncio.timeout(A_MINUTE):
@@ -392,18 +397,16 @@ async def test_while_nothing_can_be_recorded_nothing_is_bought_and_known_tasks_a
         await until(lambda: service.count("GET") > looks)
         await asyncio.sleep(0.5)
         bought = service.count("POST")
+        ended = await in_the_end(known.result)
         row = await ledger.get(known.ticket)
         other.execute("ROLLBACK")
         other.close()
-        ended = await in_the_end(known.result)
 
         assert bought == 1
         assert row is not None
         assert not row.task.status.is_final
         assert ended.status is TaskStatus.SUCCEEDED
-        kept = await ledger.get(known.ticket)
-        assert kept is not None
-        assert kept.task.status is TaskStatus.SUCCEEDED
+        await until(lambda: has_succeeded(ledger, known.ticket))
         await in_the_end(waits.accepted)
         assert service.count("POST") == 2
         assert await ledger.get("new") is None

@@ -274,6 +274,28 @@ async def test_a_file_of_the_first_version_goes_on_with_its_records_and_learns(p
     assert raw_rows(path, "PRAGMA user_version") == [(len(database.SCHEMA),)]
 
 
+async def test_a_file_of_the_fourth_version_has_no_guesses(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    for step in database.SCHEMA[:4]:
+        connection.executescript(step)
+    connection.executescript(f"PRAGMA application_id = {database.APPLICATION_ID}; PRAGMA user_version = 4;")
+    connection.execute(
+        "INSERT INTO records (ticket, origin, kind, keys, digest, owner, status, lane, task_id, slot_for, slot_until, "
+        "version, task, is_open, held) VALUES ('t1', ?, 'image', 'k1', 'd', 'gone.1', 'running', 'k1', 'x1', 1.0, 9e9, "
+        '3, \'{"task_id": "x1"}\', 1, 1)',
+        (ORIGIN,),
+    )
+    connection.commit()
+    connection.close()
+
+    async with SQLiteLedger(path) as ledger:
+        (kept,) = await ledger.records()
+        assert (kept.ticket, kept.guessed, kept.task.task_id) == ("t1", False, "x1")
+        (adopted,) = await ledger.adopt(ORIGIN, {"k1"}, "me")
+        assert await ledger.undo_match("t1", kept.task, owner="me", hold=1) == adopted
+    assert raw_rows(path, "PRAGMA user_version") == [(len(database.SCHEMA),)]
+
+
 async def test_a_file_of_the_first_version_tells_what_was_not_saved(path: Path) -> None:
     def task(**output: Any) -> str:
         return json.dumps({"task_id": "x", "outputs": [{"kind": "image", **output}], "raw": {"a": 1}})

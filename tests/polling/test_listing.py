@@ -17,7 +17,19 @@ import pytest
 from bide import Client, Limits, Pace, TaskHandle, TaskStatus
 from bide._polling import lister
 from bide.emulator import Emulator
-from support.emulated import KEY, Wire, calls, client_at, emulator_with, image, now, provider_at, truth, video
+from support.emulated import (
+    KEY,
+    UNLIMITED,
+    Wire,
+    calls,
+    client_at,
+    emulator_with,
+    image,
+    now,
+    provider_at,
+    truth,
+    video,
+)
 
 
 class Veil(Wire):
@@ -49,7 +61,7 @@ async def service_with(**options: Any) -> AsyncIterator[Emulator]:
 def listing(emulator: Emulator, **options: Any) -> Client:
     """A client of DashScope without sockets, and without limits."""
     provider = {name: options.pop(name) for name in ("lists", "page_size") if name in options}
-    options = {"api_key": KEY, "limits": Limits(), "transport": Wire(emulator), **options}
+    options = {"api_key": KEY, "limits": UNLIMITED, "transport": Wire(emulator), **options}
     return Client(provider_at(emulator, "dashscope", **provider), **options)
 
 
@@ -93,7 +105,7 @@ async def test_one_or_two_tasks_are_never_listed() -> None:
 
 async def test_a_service_without_lists_is_never_asked_for_one() -> None:
     async with service_with(video_seconds=(60, 120)) as emulator:
-        async with client_at(emulator, "dieyuyun", limits=Limits(), transport=Wire(emulator)) as client:
+        async with client_at(emulator, "dieyuyun", limits=UNLIMITED, transport=Wire(emulator)) as client:
             await ended(await begun(client, 10))
 
         assert emulator.stats()["lists"] == 0

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import attrs
 import httpx
 import pytest
+from attrs import evolve
 
 from bide import (
     Client,
     Limits,
     MemoryLedger,
     Pace,
+    SQLiteLedger,
     Task,
     TaskCancelledError,
     TaskExpiredError,
     TaskFailedError,
+    TaskStatus,
 )
 from bide._polling.durations import Durations, Sample, durations_from, plain_of
 from support.emulated import image, now, video
+from support.ledger_worlds import record
 from support.toy import TimedService, Toy, ToyService
+from support.virtual_time import wait_for_ledgers
 
 DONE, RUNNING = {"status": "succeeded"}, {"status": "running"}
 HERE = "toy@https://toy.example"
@@ -266,6 +273,40 @@ async def test_the_time_left_makes_no_event_of_its_own() -> None:
         seen = [task.status async for task in handle.events()]
 
     assert len(seen) == len(set(seen)), "nothing but the states"
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_the_events_of_a_task_have_the_time_left(
+    durable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_for_ledgers(monkeypatch)
+    ledger = SQLiteLedger(tmp_path / "ledger.db") if durable else MemoryLedger()
+    service = ToyService(queries=[RUNNING, {"status": "running", "progress": 50}, DONE])
+    async with service.client(ledger=ledger) as client, service.client(ledger=ledger) as other:
+        handle = await client.submit(image())
+        follower = await other.attach(ticket=handle.ticket)
+        following = asyncio.create_task(anext_running(follower.events()))
+        etas = {(task.status, task.progress): task.eta async for task in handle.events()}
+
+        assert etas.pop((TaskStatus.SUCCEEDED, 50)) is None
+        running = {at: eta for at, eta in etas.items() if at[0] is TaskStatus.RUNNING}
+        assert len(running) == 2
+        assert None not in running.values()
+        assert (await following).eta is not None
+
+
+async def test_the_time_left_of_a_record_is_not_stored(tmp_path: Path) -> None:
+    async with SQLiteLedger(tmp_path / "ledger.db") as ledger, SQLiteLedger(ledger.path) as other:
+        task = Task(ticket="t1", task_id="x1", status=TaskStatus.RUNNING, eta=12.0)
+        await ledger.add(record("t1", task=task))
+
+        kept = await other.get("t1")
+        assert kept is not None
+        assert kept.task == evolve(task, eta=None)
+
+
+async def anext_running(events: AsyncIterator[Task]) -> Task:
+    return await anext(task async for task in events if task.status is TaskStatus.RUNNING)
 
 
 async def test_the_time_left_survives_the_plain_form() -> None:

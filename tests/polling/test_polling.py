@@ -23,7 +23,7 @@ from bide import (
     WaitTimeoutError,
 )
 from bide.emulator import DieyuyunStyle, Emulator
-from support.emulated import calls, client_at, emulator_with, image, now, video
+from support.emulated import UNLIMITED, calls, client_at, emulator_with, image, now, video
 from support.toy import Toy, ToyService
 
 DONE = {"status": "succeeded"}
@@ -288,8 +288,21 @@ async def test_a_cancel_follows_the_rules_of_the_service(service: str) -> None:
         assert queued.task.billing is (Billing.PARTIAL if service == "dashscope" else Billing.UNKNOWN)
 
 
+async def test_an_absurd_retry_after_holds_the_queries_for_an_hour_at_most() -> None:
+    patient = Deadlines(queued=None, running=None)
+    async with (
+        emulator_with(image_seconds=10) as emulator,
+        client_at(emulator, deadlines=patient) as client,
+    ):
+        emulator.fault(on="query", status=429, headers={"Retry-After": "31536000"})
+        before = now()
+        await client.run(image())
+
+        assert 3600 <= now() - before <= 4100
+
+
 async def test_a_429_on_a_query_slows_the_queries_and_nothing_else() -> None:
-    async with emulator_with(video_seconds=20) as emulator, client_at(emulator, limits=Limits()) as client:
+    async with emulator_with(video_seconds=20) as emulator, client_at(emulator, limits=UNLIMITED) as client:
         first = await client.submit(video("one"))
         await first.accepted()
         emulator.fault(on="query", status=429, headers={"Retry-After": "15"})

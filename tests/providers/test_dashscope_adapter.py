@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bide._wire import Call
 from bide.errors import (
@@ -33,6 +35,7 @@ from bide.providers import (
     TooLate,
     TryAgain,
     Unclear,
+    is_other_prompt,
 )
 from support.provider_replies import ID, IMAGE, VIDEO, reply
 
@@ -874,6 +877,61 @@ def test_a_reply_without_a_list_means_what_it_says(
     provider: DashScope, status: int, body: Any, outcome: type
 ) -> None:
     assert type(provider.read_list(reply(body, status))) is outcome
+
+
+# Whose task it is ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("output", "shown"),
+    [
+        ({"orig_prompt": "theirs"}, True),
+        ({"results": [{"url": URL}, {"orig_prompt": "theirs", "actual_prompt": "mine"}]}, True),
+        ({"results": {"orig_prompt": "theirs"}}, True),
+        ({"orig_prompt": "mine", "actual_prompt": "theirs"}, False),
+        ({"orig_prompt": " mine,\nall  mine\t"}, False),
+        ({"orig_prompt": "mine, al"}, False),
+        ({"orig_prompt": "mine, al..."}, False),
+        ({"orig_prompt": "mine, all mine and more"}, True),
+        ({"orig_prompt": ""}, False),
+        ({"orig_prompt": None, "results": None}, False),
+        ({"orig_prompt": [], "results": [7, None]}, False),
+        ({"actual_prompt": "theirs"}, False),
+        ({}, False),
+    ],
+)
+def test_only_the_prompt_as_it_was_given_shows_whose_task_it_is(
+    provider: DashScope, output: dict[str, Any], shown: bool
+) -> None:
+    mine = "mine, all mine"
+    body = {"output": {"task_id": ID, "task_status": "SUCCEEDED", **output}}
+    task = provider.read_task(reply(body), ID)
+    assert isinstance(task, Task)
+
+    for request in (
+        ImageRequest(mine, model="m"),
+        VideoRequest(mine, model="m"),
+        RawRequest(TO_VIDEO, {"model": "m", "input": {"prompt": mine}}),
+    ):
+        assert provider.contradicts(task, request) is shown
+
+
+@pytest.mark.parametrize("body", [{}, {"input": "theirs"}, {"input": {"messages": []}}])
+def test_a_request_without_a_prompt_is_contradicted_by_none(
+    provider: DashScope, body: dict[str, Any]
+) -> None:
+    task = Task(task_id=ID, raw={"output": {"orig_prompt": "theirs"}})
+
+    assert not provider.contradicts(task, RawRequest(TO_VIDEO, body))
+    assert not provider.contradicts(Task(task_id=ID), ImageRequest("mine", model="m"))
+
+
+@given(prompt=st.text(max_size=30), cut=st.integers(0, 30), spaces=st.sampled_from([" ", "\n", "\t  "]))
+def test_a_prompt_is_the_same_with_other_spaces_and_cut(prompt: str, cut: int, spaces: str) -> None:
+    shown = spaces.join(prompt.split())
+
+    assert not is_other_prompt(shown, prompt)
+    assert not is_other_prompt(" ".join(prompt.split())[:cut], prompt)
 
 
 # What is known beforehand ----------------------------------------------------------------------------------

@@ -125,6 +125,10 @@ def test_a_base_url_is_text() -> None:
         {"query_path": "/tasks/{id}/{id}"},
         {"cancel_path": "/tasks/cancel"},
         {"query_path": 7},
+        {"query_path": "//evil.example/{id}"},
+        {"query_path": "/../tasks/{id}"},
+        {"query_path": "/tasks/{id}#x"},
+        {"cancel_path": "/tasks/%2e%2e/{id}"},
     ],
 )
 def test_a_path_for_a_task_has_its_place_for_the_id(paths: dict[str, Any]) -> None:

@@ -6,13 +6,17 @@ import asyncio
 import gc
 import logging
 import os
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+import textwrap
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import httpx
 import pytest
+from attrs import evolve, field, frozen
 
 from bide import (
     BideError,
@@ -22,6 +26,7 @@ from bide import (
     ImageRequest,
     InvalidRequestError,
     Limits,
+    MemoryLedger,
     NotFoundError,
     RawRequest,
     SubmissionUnknownError,
@@ -29,8 +34,13 @@ from bide import (
     TaskStatus,
     WaitTimeoutError,
 )
-from support.emulated import KEY, THREE, calls, client_at, emulator_with, image, now, video
+from support.emulated import KEY, THREE, UNLIMITED, calls, client_at, emulator_with, image, now, video
 from support.toy import Toy, ToyService
+from support.waits import A_MINUTE
+
+if TYPE_CHECKING:
+    from bide import Request
+    from bide._wire import Call
 
 DONE = {"status": "succeeded"}
 RUNNING = {"status": "running"}
@@ -109,6 +119,84 @@ async def test_what_the_provider_cannot_do_is_refused_before_it_is_on_record() -
     assert service.seen == []
 
 
+@frozen
+class Misled(Toy):
+    """An adapter whose creates cannot be sent."""
+
+    bad: Mapping[str, Any] = field(factory=dict)
+
+    def create_call(self, request: Request, ticket: str) -> Call:
+        return evolve(super().create_call(request, ticket), **self.bad)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        *(
+            ({"path": path}, "a call's path must")
+            for path in ("//evil.example", "/../x", "https://evil.example")
+        ),
+        ({"body": {"prompt": {1, 2}}}, "not JSON serializable"),
+        ({"body": {"prompt": float("nan")}}, "not JSON compliant"),
+    ],
+)
+async def test_a_create_that_cannot_be_sent_is_refused_before_it_is_on_record(
+    bad: dict[str, Any], words: str
+) -> None:
+    service, ledger = ToyService(), MemoryLedger()
+    async with service.client(Misled(bad=bad), ledger=ledger) as client:
+        with pytest.raises((TypeError, ValueError), match=words):
+            await client.submit(image(), ticket="order-1")
+
+        assert await ledger.get("order-1") is None
+    assert service.seen == []
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [
+        ("images", "image"),
+        ("Image", "image"),
+        (" image", "image"),
+        ("img", "image"),
+        ("imgae", "image"),
+        ("videos", "video"),
+        ("VIDEO", "video"),
+        ("vedio", "video"),
+    ],
+)
+async def test_a_misspelled_kind_is_an_error_that_names_the_kinds(word: str, kind: str) -> None:
+    """Its limits would never be used, and a request of it would have none of the documented limits."""
+    words = f"{word!r} is not a kind of work; did you mean {kind!r}.*'image' and 'video'"
+    with pytest.raises(ValueError, match=rf"limits\['{word}'\]: {words}"):
+        ToyService().client(limits={word: Limits(1)})
+
+    service = ToyService()
+    async with service.client() as client:
+        with pytest.raises(ValueError, match=words):
+            await client.submit(RawRequest("/tasks", {"prompt": "a cat"}, kind=word))
+        with pytest.raises(ValueError, match=words):
+            await client.attach("toy-1", kind=word)
+        assert (await client.statistics()).open == 0
+    assert service.seen == []
+
+
+@pytest.mark.parametrize("word", ["voice", "movie", "image-hd", "image2", "3d"])
+async def test_a_kind_of_ones_own_has_its_limits(word: str) -> None:
+    service = ToyService(queries=[{"status": "running"}])
+    async with service.client(limits={word: Limits(1)}) as client:
+        for number in range(2):
+            await client.submit(RawRequest("/tasks", {"prompt": f"number {number}"}, kind=word))
+        await asyncio.sleep(5)
+
+        assert service.count("POST") == 1
+
+
+def test_limits_of_a_kind_that_is_no_text_are_an_error() -> None:
+    with pytest.raises(TypeError, match="a kind of work is a str such as 'image' or 'video', not 3"):
+        ToyService().client(limits={3: Limits(1)})
+
+
 async def test_limits_may_be_given_for_each_kind_and_the_rest_is_the_providers() -> None:
     service = ToyService(queries=[RUNNING])
     async with service.client(Toy(limits=Limits(2)), limits={"image": Limits(1)}) as client:
@@ -137,7 +225,7 @@ async def test_any_endpoint_is_reached_with_a_raw_request() -> None:
 async def test_gather_gives_the_tasks_in_the_order_of_the_requests() -> None:
     async with (
         emulator_with(image_seconds=(3, 30)) as emulator,
-        client_at(emulator, limits=Limits()) as client,
+        client_at(emulator, limits=UNLIMITED) as client,
     ):
         tasks = await client.gather(*(image(f"number {number}") for number in range(20)))
 
@@ -198,7 +286,7 @@ async def test_run_out_of_time_withdraws_what_was_not_sent_and_leaves_what_was()
 
 
 async def test_as_completed_yields_each_handle_once_it_has_ended_the_quickest_first() -> None:
-    async with emulator_with() as emulator, client_at(emulator, limits=Limits()) as client:
+    async with emulator_with() as emulator, client_at(emulator, limits=UNLIMITED) as client:
         requests = [image(f"[seconds {seconds}] a cat") for seconds in (40, 5, 20)]
         seen = [handle.request async for handle in client.as_completed(requests)]
 
@@ -390,6 +478,128 @@ async def test_closing_fails_the_waits_and_names_the_ids_of_tasks_left_running(
         await wait
     assert caught.value.task_id == "toy-1"
     assert "1 tasks left running: toy-1" in caplog.text
+
+
+async def test_after_a_cancel_that_the_service_took_closing_says_nothing_of_tasks_left_running(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service = ToyService()
+    client = service.client()
+    stopped, other = await client.submit(image()), await client.submit(image())
+    await asyncio.gather(stopped.accepted(), other.accepted())
+    assert await stopped.cancel()
+
+    with caplog.at_level(logging.INFO, logger="bide"):
+        await client.aclose()
+
+    assert f"1 tasks left running: {other.task_id}" in caplog.text
+    assert f"the service has taken the cancels of 1 tasks: {stopped.task_id}" in caplog.text
+
+
+async def test_after_a_cancel_that_came_too_late_closing_names_the_task(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service = ToyService(cancels=[409])
+    client = service.client()
+    handle = await client.submit(image())
+    await handle.accepted()
+    assert not await handle.cancel()
+
+    await client.aclose()
+
+    assert "1 tasks left running: toy-1" in caplog.text
+
+
+async def test_a_client_that_is_dropped_without_aclose_warns_and_names_what_it_leaves_open(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    service = ToyService()
+    client = service.client(limits=Limits(1))
+    sent, waits = await client.submit(image()), await client.submit(image())
+    await sent.accepted()
+    engine = client._engine
+
+    del client
+    gc.collect()
+
+    (warning,) = recwarn
+    assert warning.category is ResourceWarning
+    assert str(warning.message) == (
+        "unclosed <Client toy at https://toy.example, 1 key(s)>; use `async with`, or await client.aclose(). By task "
+        f"id or ticket, 2 submissions are still open: toy-1, {waits.ticket}"
+    )
+    assert engine is not None
+    await engine.aclose(0)
+
+
+async def test_a_dropped_client_with_nothing_open_warns_too(recwarn: pytest.WarningsRecorder) -> None:
+    client = ToyService(queries=[DONE]).client()
+    await client.run(image())
+    engine = client._engine
+
+    del client
+    gc.collect()
+
+    (warning,) = recwarn
+    assert "nothing is open" in str(warning.message)
+    assert engine is not None
+    await engine.aclose(0)
+
+
+async def test_a_client_that_was_closed_or_never_opened_or_never_made_does_not_warn(
+    recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TOY_KEY", raising=False)
+    closed = ToyService().client()
+    await (await closed.submit(image())).accepted()
+    await closed.aclose()
+    never_opened = ToyService().client()
+    with pytest.raises(ValueError, match="no API key"):
+        Client(Toy())
+
+    del closed, never_opened
+    gc.collect()
+
+    assert list(recwarn) == []
+
+
+DROPS_A_CLIENT = """
+    import asyncio, os, sys
+    sys.path.insert(0, {tests!r})
+    from bide import ImageRequest
+    from support.toy import ToyService
+
+    async def main():
+        global client
+        client = ToyService().client()
+        await (await client.submit(ImageRequest("a cat", model="m"))).accepted()
+
+    asyncio.run(main())
+    if sys.argv[1:] == ["fork"]:
+        if os.fork() == 0:
+            sys.exit()
+        os.wait()
+        os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(("way", "expected"), [([], True), (["fork"], False)])
+def test_at_the_end_of_the_interpreter_a_dropped_client_warns_in_its_own_process(
+    way: list[str], expected: bool
+) -> None:
+    program = textwrap.dedent(DROPS_A_CLIENT.format(tests=str(Path(__file__).parents[1])))
+    done = subprocess.run(
+        [sys.executable, "-W", "default::ResourceWarning:__main__", "-W", "default", "-c", program, *way],
+        capture_output=True,
+        text=True,
+        timeout=A_MINUTE,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert ("unclosed <Client toy" in done.stderr) is expected, done.stderr
+    assert ("1 submissions are still open: toy-1" in done.stderr) is expected
+    assert "Exception ignored" not in done.stderr
 
 
 async def test_closing_lets_creates_under_way_finish_and_records_their_ids() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from bide import BideError, ClientClosedError, Limits, MemoryLedger, SubmissionUnknownError, TaskStatus
 from bide._wire import Secret
-from support.emulated import KEY, calls, client_at, emulator_with, image, now, video
+from support.emulated import KEY, UNLIMITED, calls, client_at, emulator_with, image, now, video
 from support.toy import Toy, ToyService
 
 DONE = {"status": "succeeded"}
@@ -63,7 +63,7 @@ async def test_a_submit_that_is_cancelled_before_the_post_sends_nothing(steps: i
 
 
 async def test_a_lost_create_does_not_adopt_the_task_of_one_that_is_made_while_it_looks() -> None:
-    async with emulator_with(video_seconds=40) as emulator, client_at(emulator, limits=Limits()) as client:
+    async with emulator_with(video_seconds=40) as emulator, client_at(emulator, limits=UNLIMITED) as client:
         emulator.fault(on="create", drop="before", match="lost")
         emulator.fault(on="create", delay=6, match="slow")
         emulator.fault(on="list", delay=1.5, times=9)
@@ -133,7 +133,7 @@ async def test_a_fault_while_a_list_is_read_loses_no_task(monkeypatch: pytest.Mo
         return await honest(*args)  # type: ignore[arg-type]
 
     async with emulator_with(queries=5, image_seconds=15) as emulator:
-        async with client_at(emulator, limits=Limits(), queries_per_second=5, ledger=ledger) as client:
+        async with client_at(emulator, limits=UNLIMITED, queries_per_second=5, ledger=ledger) as client:
             handles = [await client.submit(image(str(number))) for number in range(40)]
             monkeypatch.setattr(ledger, "update", shaky)
             await asyncio.sleep(600)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import pickle
 
 import httpx
@@ -25,7 +26,7 @@ from bide import (
     WaitTimeoutError,
 )
 from bide.emulator import DieyuyunStyle, Emulator, ServiceLimits
-from support.emulated import THREE, calls, client_at, emulator_with, image, now, video
+from support.emulated import THREE, UNLIMITED, calls, client_at, emulator_with, image, now, video
 from support.toy import Toy, ToyService
 
 DONE = {"status": "succeeded"}
@@ -171,6 +172,23 @@ async def test_a_busy_service_is_asked_again_after_its_retry_after() -> None:
         assert 17 <= second - first <= 18.1
 
 
+@pytest.mark.parametrize("wait", ["86400", "Wed, 21 Oct 2099 07:28:00 GMT"])
+async def test_an_absurd_retry_after_holds_a_lane_for_an_hour_and_is_reported(
+    wait: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with emulator_with() as emulator, client_at(emulator) as client:
+        emulator.fault(on="create", status=429, headers={"Retry-After": wait})
+        with pytest.raises(WaitTimeoutError, match=f"asks for a longer wait .Retry-After: {wait}.*3600 s"):
+            await client.run(image(), timeout=30)
+        await client.run(image())
+
+        refused, accepted = (each.time for each in calls(emulator, "create"))
+        assert 3600 <= accepted - refused <= 3602
+
+    lines = [each for each in caplog.records if "answered POST" in each.message]
+    assert [each.levelname for each in lines] == ["WARNING"]
+
+
 async def test_a_synchronous_answer_is_a_final_task() -> None:
     style = DieyuyunStyle(always_sync=True)
     async with (
@@ -293,7 +311,7 @@ async def test_a_bug_in_reading_the_answer_makes_the_create_unknown_and_reaches_
 
 async def test_a_full_lane_of_unnamed_cap_learns_from_a_429_that_names_its_reason() -> None:
     async with emulator_with(concurrency=2, video_seconds=10) as emulator:
-        async with client_at(emulator, limits=Limits()) as client:
+        async with client_at(emulator, limits=UNLIMITED) as client:
             await client.gather(*(video(str(number)) for number in range(6)))
             assert (await client.statistics()).lanes[0].learned
 
@@ -599,6 +617,39 @@ async def test_looking_at_the_statistics_does_not_forget_the_create_rate() -> No
         assert emulator.stats()["creates_429"] == 0
 
 
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [
+        (None, 60),
+        (Limits(), 60),
+        (Limits(concurrency=40), 60),
+        ({"image": Limits(concurrency=40)}, 60),
+        (Limits(creates_per_minute=math.inf), 0),
+        (UNLIMITED, 0),
+    ],
+)
+async def test_only_infinity_lifts_a_documented_limit(
+    limits: Limits | dict[str, Limits] | None, seconds: float
+) -> None:
+    """DashScope documents 30 image creates a minute."""
+    async with emulator_with(image_seconds=1) as emulator, client_at(emulator, limits=limits) as client:
+        await client.gather(*(image(f"number {number}") for number in range(31)))
+
+        first, *_, last = (each.time for each in calls(emulator, "create"))
+        assert seconds <= last - first < seconds + 5
+
+
+async def test_infinity_lifts_a_documented_concurrency() -> None:
+    """DashScope documents 3 videos in flight."""
+    async with emulator_with(video_seconds=100) as emulator, client_at(emulator, limits=UNLIMITED) as client:
+        before = now()
+        handles = [await client.submit(video(f"number {number}")) for number in range(9)]
+        await asyncio.gather(*(handle.accepted() for handle in handles))
+
+        assert now() - before < 60
+        assert [lane.cap for lane in (await client.statistics()).lanes] == [None]
+
+
 async def test_a_service_that_says_retry_after_0_is_not_asked_without_a_pause() -> None:
     service = ToyService(creates=[httpx.Response(429, headers={"Retry-After": "0"})])
     async with service.client() as client:
@@ -650,7 +701,8 @@ async def test_what_the_service_has_told_is_recorded_though_the_ledger_fails_at_
     setattr(ledger, step, shaky)
     done = {"id": None, "status": "succeeded"}
     first = {"accept": {"status": "queued"}, "put_back": 429, "finish": done}[step]
-    service = ToyService(creates=[first, {"status": "queued"}], queries=[DONE])
+    running = [{"status": "running"}] * 5
+    service = ToyService(creates=[first, {"status": "queued"}], queries=[*running, DONE])
     async with service.client(ledger=ledger) as client:
         handle = await client.submit(image())
         with pytest.raises(WaitTimeoutError, match="disk full") as told:

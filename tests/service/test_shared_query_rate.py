@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from bide import Client, Limits, SQLiteLedger
+from bide import Client, SQLiteLedger
 from bide._service import query_rate
 from bide._service.query_rate import RAISE_AFTER_SECONDS
 from bide._wire import Secret
 from bide.ledgers.sqlite import session as _session
-from support.emulated import now, video
+from support.emulated import UNLIMITED, now, video
 from support.sites import QuickToy, Site
 from support.toy import ToyService
 from support.virtual_time import wait_for_ledgers
@@ -43,7 +43,7 @@ async def test_two_clients_together_keep_to_the_query_rate_of_their_account(
 ) -> None:
     monkeypatch.setattr(query_rate, "RAISE_AFTER_SECONDS", 1.0)  # so long others have to hear of it
     site = Site(path, ToyService(queries=[RUNNING]))
-    options: dict[str, Any] = {"limits": Limits(), "queries_per_second": 12}
+    options: dict[str, Any] = {"limits": UNLIMITED, "queries_per_second": 12}
     async with site.client(**options) as first:
         for number in range(12):
             await first.submit(video(str(number)))

@@ -179,7 +179,7 @@ class Service:
             if account.has_slot("video", self.world.now):
                 number = next(self._foreign)
                 prompt = f"foreign {number} [seconds {seconds:g}]"
-                work = Work("video", "wan2.6-i2v", prompt, 1, (64, 64), "video", {})
+                work = Work("video", "wan2.6-t2v", prompt, 1, (64, 64), "video", {})
                 self.state.open(account, work, f"foreign-{number}")
                 taken += 1
         return taken

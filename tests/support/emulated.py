@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 KEY = "sk-canary-0123456789"
 SERVICES = ("dieyuyun", "dashscope")
 THREE = Limits(concurrency=3)
+UNLIMITED = Limits(math.inf, math.inf)
 
 
 def provider_at(emulator: Emulator, service: str, **options: Any) -> Provider:

@@ -93,6 +93,9 @@ class Toy:
         except UnexpectedReplyError as fault:
             return TryAgain(fault)
 
+    def contradicts(self, task: Task, request: Request) -> bool:
+        return False
+
     def cancel_call(self, task_id: str) -> Call:
         return Call("DELETE", f"/tasks/{quote_id(task_id)}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_type
 
@@ -70,6 +71,7 @@ def clients(
         Client(DashScope()),
         Client(DashScope(), api_key="sk-1", limits=Limits(concurrency=3)),
         Client(DashScope(), api_key=["sk-1", "sk-2"], limits={"video": Limits(creates_per_minute=2.5)}),
+        Client(DashScope(), limits=Limits(concurrency=math.inf, creates_per_minute=math.inf)),
         Client(Dieyuyun(), deadlines=Deadlines(waiting=60.0, queued=None), queries_per_second=10),
         Client(Dieyuyun(), ledger=MemoryLedger(), transport=transport),
         Client(Dieyuyun(), http_client=http_client),

@@ -117,7 +117,8 @@ def meaning_of(status: int, headers: Mapping[str, str], on_disk: Partial) -> Mea
     if status in REFUSED_STATUSES:
         return AddressRefused(status)
     if status in TEMPORARY_STATUSES or status >= 500:
-        return RetryLater(f"HTTP {status}", Reply(status, headers, b"").retry_after)
+        reply = Reply(status, headers, b"")
+        return RetryLater(f"HTTP {status}{reply.retry_after_note}", reply.retry_after)
     return Permanent(f"HTTP {status}")
 
 

@@ -14,7 +14,7 @@ import ssl
 import time
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
-from urllib.parse import unquote, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 from attrs import field, frozen
@@ -29,6 +29,7 @@ from bide._http.pool import (
     tls_context,
 )
 from bide._text import excerpt, redact, redact_url
+from bide._validators import path_fault
 from bide._version import __version__
 from bide._wire import Reply
 from bide.errors import BideError, TransportError, UnexpectedReplyError
@@ -209,6 +210,12 @@ class Transport:
 
     # Calls -------------------------------------------------------------------------------------------------
 
+    def check(self, call: Call) -> None:
+        """Raise ValueError if *call* can never be sent: its path leads out of the API, or its body is no JSON."""
+        self._url(call)
+        if call.body is not None:
+            _json(call.body)
+
     async def send(
         self,
         call: Call,
@@ -329,14 +336,11 @@ class Transport:
         return Reply(response.status_code, headers, key.remove_from(bytes(content)))
 
     def _url(self, call: Call) -> str:
-        path = call.path
-        inside = path.startswith("/") and not path.startswith("//") and ".." not in unquote(path).split("/")
-        if not inside or any(c in path for c in "\\?# \t\r\n"):
-            raise ValueError(
-                f"a call's path is below the base URL and starts with one '/', not {excerpt(path, 80)!r}"
-            )
+        fault = path_fault(call.path)
+        if fault is not None:
+            raise ValueError(f"a call's path {fault}, not {excerpt(call.path, 80)!r}")
         query = f"?{urlencode(call.query)}" if call.query else ""
-        return f"{self._base_url}{path}{query}"
+        return f"{self._base_url}{call.path}{query}"
 
     def as_curl(self, call: Call, *, key_variable: str) -> str:
         """*call* as a shell command, with the key's variable in place of the key."""

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve
 
-from bide import _outside
+from bide import _outcomes, _outside
 from bide._events import log_line
 from bide._polling.durations import duration_of
 from bide._polling.outage import wait_after_fault
 from bide._polling.pace import JITTER, RECHECK_SECONDS, bounds, eta, lateness, plausible, sample_of
 from bide._service.account import CLOCK_SLACK_SECONDS, misread, retry_after_of
-from bide.errors import APIError, BideError, LedgerError, WaitTimeoutError
+from bide.errors import APIError, BideError, LedgerError, UnexpectedReplyError, WaitTimeoutError
 from bide.models import ErrorDetail, Task, TaskStatus
 from bide.providers import Denied, Gone
 
@@ -83,6 +83,9 @@ class Observer:
         """Take in what a poll (or a list) has shown for the moment *at*, and plan the next poll. Returns its fault."""
         now, watched.is_paced = self._clock(), False
         if isinstance(outcome, Task):
+            if watched.guessed_for and self._account.provider.contradicts(outcome, watched.guessed_for):
+                await self._undo_match(watched)
+                return None
             if watched.needs_poll and not outcome.status.is_final:
                 self._on_contradiction(watched)
             watched.failing_since, watched.gone_since, watched.needs_poll = None, None, False
@@ -131,11 +134,15 @@ class Observer:
         before = watched.task
         task = before.merge(answered)
         if not task.status.is_final:
-            if task.status is not before.status:
-                await self._ledger.update(watched.ticket, task, owner=self._owner)
             task = self._observe_unfinished(watched, task, at, listed=listed)
+            if task.status is not before.status:  # with its eta: this change wakes those who read events
+                await self._ledger.update(watched.ticket, task, owner=self._owner)
         else:
-            await self._ledger.finish(watched.ticket, task, owner=self._owner)
+            try:
+                await self._ledger.finish(watched.ticket, task, owner=self._owner)
+            except LedgerError:
+                self._submissions.advance(watched.ticket, task)  # the waiters get their result all the same
+                raise
             if self._observe_end(watched, task, at):
                 self._on_contradiction(watched)
         watched.task = task
@@ -143,6 +150,16 @@ class Observer:
             self.start_deadline(watched)
         self.note_word(task)
         self._submissions.advance(watched.ticket, task)
+
+    async def _undo_match(self, watched: WatchedTask) -> None:
+        """The task shows another prompt: it is another program's, and the create of its ticket is unknown again."""
+        fault = UnexpectedReplyError(
+            f"task {watched.task_id} fitted by model and time, but was made for another prompt"
+        )
+        task = _outcomes.mark_unknown(Task(ticket=watched.ticket, model=watched.task.model), fault)
+        hold = watched.profile.unknown_hold
+        watched.poll_at = self._clock() + RERECORD_SECONDS  # if another client drives it now
+        await self._ledger.undo_match(watched.ticket, task, owner=self._owner, hold=hold)
 
     async def _take_in_gone(self, watched: WatchedTask, outcome: Gone, now: float) -> None:
         """One "no such task" proves nothing. It ends the task as expired only if it repeats for some time."""

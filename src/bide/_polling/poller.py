@@ -128,6 +128,7 @@ class Poller:
             slot_until=record.slot_until,
             is_dated=since is not None,
             is_named=name is not None,
+            guessed_for=record.request if record.guessed else None,
         )
         if not now:
             self._schedule.plan(watched)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from bide._polling.duration_models import DurationModel
     from bide.errors import BideError
-    from bide.models import Task
+    from bide.models import Request, Task
     from bide.providers import Profile
 
 
@@ -38,6 +38,7 @@ class WatchedTask(Observed):
         gone_since: when the service first answered "no such task", of its last answers in a row.
         needs_poll: whether its next poll must not be a list: a list has shown its end, or lacks the task.
         missing_lists: lists in a row that lacked it.
+        guessed_for: the request for which it was found by model and time alone: it may be another program's task.
     """
 
     task: Task
@@ -60,6 +61,7 @@ class WatchedTask(Observed):
     gone_since: float | None = None
     needs_poll: bool = False
     missing_lists: int = 0
+    guessed_for: Request | None = None
     is_closed: bool = False
 
     @property

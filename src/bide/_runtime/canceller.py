@@ -6,6 +6,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from attrs import evolve
 
@@ -17,7 +18,7 @@ from bide.models import Billing, ErrorDetail, TaskStatus
 from bide.providers import Denied, Gone, Stopped, TooLate, TryAgain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from bide._concurrency import Background
     from bide._polling.poller import Poller
@@ -39,6 +40,7 @@ class Canceller:
 
     Attributes:
         running: the cancels under way, by ticket. They go on when the callers that asked for them leave.
+        taken: the submissions whose cancel the service has taken, until they are freed after their end.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Canceller:
         self._submissions = submissions
         self._poller = poller
         self.running: dict[str, asyncio.Task[bool]] = {}
+        self.taken: WeakSet[Submission] = WeakSet()
 
     # Withdrawing -------------------------------------------------------------------------------------------
 
@@ -124,6 +127,9 @@ class Canceller:
             key, task_id = submission.record.key, submission.task.task_id
             if submission.task.status.is_final or task_id is None or key is None:
                 break
+            if submission.record.guessed:  # it may be another program's task
+                await self._record_answer(submission, taken=False)
+                break
             match await self._account.cancel(key, task_id):
                 case Stopped():
                     await self._record_answer(submission, taken=True)
@@ -152,15 +158,25 @@ class Canceller:
 
     async def _record_answer(self, submission: Submission, *, taken: bool) -> None:
         """Record what the service has answered, for other clients that asked for the cancel, and poll the task soon."""
+        if taken:
+            self.taken.add(submission)
         self._poller.poll_soon(submission.ticket)
         if submission.record.cancelling:
             with suppress(LedgerError):  # the final state will show it
                 await self._ledger.record_cancel_answer(submission.ticket, taken=taken)
 
 
-def log_left(left: Sequence[Record], *, durable: bool) -> None:
-    """Log the ids of the tasks that go on without their client."""
-    ids = [record.task.task_id or record.ticket for record in left]
+def log_left(left: Sequence[Record], *, cancelled: Collection[str], durable: bool) -> None:
+    """Log the ids of the tasks that go on without their client.
+
+    Args:
+        cancelled: tickets of tasks whose cancel the service has taken. They do not go on.
+    """
+    without = frozenset() if durable else cancelled
+    stopped = [record for record in left if record.ticket in without]
+    for some in lines_of_ids([record.task.task_id or record.ticket for record in stopped]):
+        log.info("closed; the service has taken the cancels of %d tasks: %s", len(stopped), some)
+    ids = [record.task.task_id or record.ticket for record in left if record.ticket not in without]
     for some in lines_of_ids(ids):
         if durable:
             log.info("closed; %d records stay for another client to go on: %s", len(ids), some)

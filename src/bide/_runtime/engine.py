@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bide._concurrency import Background, wait_unless_closed
 from bide._downloads.saver import Saver
-from bide._events import EventName, log_line
+from bide._events import IDS_PER_LINE, EventName, lines_of_ids, log_line
 from bide._polling.poller import Poller
 from bide._runtime.canceller import Canceller, log_left
 from bide._runtime.submitter import Submitter
@@ -20,6 +20,7 @@ from bide._submissions import Submissions
 from bide._text import excerpt
 from bide.errors import ClientClosedError, LedgerError
 from bide.ledgers import Hint, LaneTerms, Record
+from bide.ledgers._lanes import known_cap
 from bide.models import TaskStatus
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Engine:
         self.saver.start()
 
     def _slots(self, kind: str) -> int | None:
-        slots = self._settings.limits_of(kind).concurrency
+        slots = known_cap(self._settings.limits_of(kind))
         return None if slots is None else slots * len(self.account.keys)
 
     def _terms(self, kind: str) -> tuple[LaneTerms, ...]:
@@ -211,11 +212,11 @@ class Engine:
 
     def _notice(self, news: Record | Hint) -> None:
         """The ledger has changed a record, of this client or of another one, or gives a hint."""
-        if isinstance(news, Hint):
+        if news is Hint.FAULT:  # it wakes no admission: one that has failed is tried again after a while
+            self.takeover.reconcile_soon()
+        elif isinstance(news, Hint):
             self._submitter.wake()
-            if news is Hint.FAULT:
-                self.takeover.reconcile_soon()
-            elif news is Hint.SLOTS:
+            if news is Hint.SLOTS:
                 self.takeover.retry()
             else:
                 self.takeover.read_ledger_soon(adopt=news is Hint.OWNERS)
@@ -251,6 +252,17 @@ class Engine:
 
     # The end -----------------------------------------------------------------------------------------------
 
+    def describe_left(self) -> str | None:
+        """What a client that was dropped without `aclose` leaves open, for a warning; None in a forked child, whose
+        parent has the client."""
+        if self.background.is_inherited:
+            return None
+        ids = [each.task.task_id or each.ticket for each in self.submissions.open()]
+        some = next(lines_of_ids(ids), None)
+        more = f" and {len(ids) - IDS_PER_LINE} more" if len(ids) > IDS_PER_LINE else ""
+        open_ids = f"{len(ids)} submissions are still open: {some}{more}" if some else "nothing is open"
+        return f"; use `async with`, or await client.aclose(). By task id or ticket, {open_ids}"
+
     async def aclose(self, grace: float, *, withdraw: bool = False) -> None:
         """See `Client.aclose`."""
         self.background.check_place()
@@ -259,6 +271,7 @@ class Engine:
     async def _close(self, grace: float, *, withdraw: bool) -> None:
         """Stop admission, let work under way end, and hand over the rest. All waits fail, even if a step here fails."""
         left: list[Record] = []
+        durable = self._ledger.durable
         try:
             try:
                 await self._wind_down(grace, withdraw=withdraw)
@@ -270,10 +283,13 @@ class Engine:
             left = await self._ledger.leave(self.owner)
         except LedgerError as fault:
             log_line(logging.ERROR, f"open records could not be handed over: {excerpt(str(fault), 1000)}")
+            # The ledger may be lost: then this line alone has the ids.
+            left, durable = [each.record for each in self.submissions.open() if each.record.key], False
         finally:
             self._unsubscribe()
             self.submissions.fail_all()
-            log_left(left, durable=self._ledger.durable)
+            cancelled = {each.ticket for each in self.canceller.taken}
+            log_left(left, cancelled=cancelled, durable=durable)
             await self.saver.aclose()
             await self.account.transport.aclose()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from bide._service.account import CLOCK_SLACK_SECONDS, CREATE_TIMEOUT_SECONDS
 from bide.errors import TransportError
@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     from bide._submissions import Submissions
     from bide.errors import BideError
     from bide.ledgers import Record
-    from bide.models import Task
     from bide.providers import ListedTask
+
+
+@frozen
+class Guess(Accepted):
+    """A listed task that fits by model and time alone: the list does not show its prompt."""
+
 
 LOOKUP_SECONDS = (1.0, 3.0, 8.0, 15.0)
 """When the list is read, in seconds after the fault: a service may list a task a while after its create."""
@@ -55,7 +60,8 @@ class LostCreates:
         if found is None:
             return lost
         # A list has no results: a task that has ended there is still to be polled.
-        return Accepted(evolve(found, status=TaskStatus.RUNNING) if found.status.is_final else found)
+        task = evolve(found.task, status=TaskStatus.RUNNING) if found.task.status.is_final else found.task
+        return Guess(task) if found.prompt is None else Accepted(task)
 
     async def _repeat(self, record: Record, lost: BideError) -> Accepted | BideError:
         advised = 0.0
@@ -73,7 +79,7 @@ class LostCreates:
             self._submissions.note_fault(record.ticket, lost)
         return lost
 
-    async def _look_up(self, record: Record, since: float | None) -> Task | None:
+    async def _look_up(self, record: Record, since: float | None) -> ListedTask | None:
         now = self._ledger.now()
         start = now if since is None else since
         # The sender may have died long ago. It sent the create within the time limit of a create after the admission.
@@ -87,7 +93,7 @@ class LostCreates:
                 return found
         return None
 
-    async def _orphan(self, record: Record, latest: float) -> Task | None:
+    async def _orphan(self, record: Record, latest: float) -> ListedTask | None:
         """The listed task that the lost create, sent not later than *latest*, has made; None if that is not certain."""
         key, sent = record.key or "", record.admitted or latest
         since, until = sent - CLOCK_SLACK_SECONDS, latest + CLOCK_SLACK_SECONDS
@@ -105,7 +111,7 @@ class LostCreates:
         # The list's answer may have corrected the service's clock as we know it: take the window after it.
         window = (self._account.service_time(since), self._account.service_time(until))
         fits = [
-            each.task
+            each
             for each in listed
             if each.task.task_id not in known
             and each.task.created_at is not None

@@ -26,7 +26,7 @@ class ClientSettings:
     """The settings of one client. The keys are not among them: they stay with the transport and the account.
 
     Attributes:
-        limits: what each key may do, for every kind of work or by kind; None is the provider's default.
+        limits: what each key may do, for every kind of work or by kind; None is what the service documents.
         query_rate: status queries of the account in any second; None is no limit.
         save_to: the directory to which each result is saved automatically, or None.
         adopts: whether the client takes over all that other clients leave, or only what it must.
@@ -44,7 +44,8 @@ class ClientSettings:
 
     def limits_of(self, kind: str) -> Limits:
         """The limits of each key for a *kind* of work."""
-        if isinstance(self.limits, Limits):
-            return self.limits
-        given = self.limits.get(kind) if self.limits is not None else None
-        return self.provider.profile(kind).limits if given is None else given
+        documented = self.provider.profile(kind).limits
+        given = (
+            self.limits if self.limits is None or isinstance(self.limits, Limits) else self.limits.get(kind)
+        )
+        return documented if given is None else given.over(documented)

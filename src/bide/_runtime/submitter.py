@@ -23,7 +23,7 @@ from attrs import evolve
 
 from bide import _outcomes
 from bide._events import log_line
-from bide._runtime.lost_creates import LostCreates
+from bide._runtime.lost_creates import Guess, LostCreates
 from bide._runtime.reach import Reach
 from bide._service.account import misread
 from bide.errors import BideError, LedgerError, TransportError, UnexpectedReplyError
@@ -241,6 +241,8 @@ class Submitter:
             withdrawn = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE)
             await self._finish(record, withdrawn)
             return None
+        if not await self._is_to_be_sent(record):
+            return None
         if self._first_post is None:
             self._first_post = self._ledger.now()
         was_held_back = False
@@ -249,7 +251,11 @@ class Submitter:
             nonlocal was_held_back
             if self._ledger.now() - (record.admitted or 0.0) < CONNECTING_SECONDS:
                 return True
-            may = await self._ledger.confirm(record.ticket, owner=self._owner, admitted=record.admitted)
+            try:
+                may = await self._ledger.confirm(record.ticket, owner=self._owner, admitted=record.admitted)
+            except LedgerError as fault:  # it is not sent, and put back when the ledger works again
+                self._submissions.note_fault(record.ticket, fault)
+                return False
             was_held_back = not may
             return may
 
@@ -263,6 +269,13 @@ class Submitter:
         self._reach.note_connection()
         return outcome
 
+    async def _is_to_be_sent(self, record: Record) -> bool:
+        """Whether the ledger still has *record* as it was admitted. Without its ledger nothing is sent: this waits."""
+        kept = await self._keep(record.ticket, lambda: self._ledger.get(record.ticket))
+        if kept is None or kept.task.status is not TaskStatus.SUBMITTING:
+            return False
+        return (kept.owner, kept.admitted) == (self._owner, record.admitted)
+
     async def _resolve(self, record: Record, lost: BideError, since: float | None = None) -> None:
         """The create may have arrived: record the task that it has made, or that this is unknown."""
         found = await self._lost_creates.find(record, lost, since)
@@ -275,10 +288,12 @@ class Submitter:
         ticket = record.ticket
         match outcome:
             case Accepted(answered):
-                task = record.task.merge(answered)
-                kept = await self._keep(ticket, lambda: self._accept(record, task), task.task_id)
+                task, guessed = record.task.merge(answered), isinstance(outcome, Guess)
+                kept = await self._keep(
+                    ticket, lambda: self._accept(record, task, guessed=guessed), task.task_id
+                )
                 if kept.task.status is TaskStatus.SUBMITTING and kept.owner == self._owner:
-                    await self._finish_unknown(record, _id_is_taken(task.task_id))
+                    await self._finish_unknown(record, await self._id_is_taken(record, task.task_id or ""))
                 elif kept.task.task_id != task.task_id:
                     log_line(
                         logging.ERROR,
@@ -329,13 +344,20 @@ class Submitter:
                 self._submissions.note_fault(ticket, error)
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _accept(self, record: Record, task: Task) -> Record:
+    async def _accept(self, record: Record, task: Task, *, guessed: bool) -> Record:
         """The create was answered with *task*."""
         if task.status is TaskStatus.SUCCEEDED and task.task_id is not None and not task.outputs:
             task = evolve(task, status=TaskStatus.RUNNING)  # it has ended, but only a poll shows its result
         if task.status.is_final:
             return await self._ledger.finish(record.ticket, task, owner=self._owner)
-        return await self._ledger.accept(record.ticket, task, owner=self._owner, admitted=record.admitted)
+        try:
+            return await self._ledger.accept(
+                record.ticket, task, owner=self._owner, admitted=record.admitted, guessed=guessed
+            )
+        except LedgerError:
+            # Its result reaches the waiters.
+            self._poller.watch(evolve(record, task=task, guessed=guessed), answered=True)
+            raise
 
     async def _finish(self, record: Record, task: Task) -> None:
         """The create has made no task, and is not tried again."""
@@ -393,8 +415,8 @@ class Submitter:
                 seconds = max(0.0, view.state.paused_until - now)
                 self._submissions.announce_pause(record.ticket, key, seconds, error)
 
-
-def _id_is_taken(task_id: str | None) -> UnexpectedReplyError:
-    return UnexpectedReplyError(
-        f"the service answered with task id {task_id}, which belongs to another ticket"
-    )
+    async def _id_is_taken(self, record: Record, task_id: str) -> UnexpectedReplyError:
+        other = await self._keep(record.ticket, lambda: self._ledger.ticket_of_task(record.origin, task_id))
+        return UnexpectedReplyError(
+            f"the service answered with task id {task_id}, which it had given to ticket {other} already"
+        )

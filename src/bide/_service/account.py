@@ -6,6 +6,7 @@ It stands between the adapters, which know the service's words, and submission a
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from attrs import define, evolve, field
 
 from bide import _outside
+from bide._events import log_line
 from bide._text import excerpt
 from bide.errors import APIError, NotFoundError, TransportError, UnexpectedReplyError
 from bide.models import Task
@@ -265,6 +267,8 @@ class Account:
         )
         if reply.date is not None:
             self._offset = reply.date - self.ledger.now()
+        if note := reply.retry_after_note:
+            log_line(logging.WARNING, f"{self.origin} answered {call.method} with HTTP {reply.status}{note}")
         return reply
 
 

@@ -185,7 +185,7 @@ class _Follower:
                 await stack.enter_async_context(self._mode.ledger)
             self._client = Client(
                 self._provider,
-                limits=self._limits(),
+                limits=Limits(concurrency=self._goal.concurrency),
                 ledger=self._mode.ledger,
                 adopt=self._mode.adopts,
                 on_event=self._show_event,
@@ -212,14 +212,6 @@ class _Follower:
             event = evolve(event, task=by_id.task)
         if event.ticket in self._own or not self._mode.creates:
             self._display.show_event(event)
-
-    def _limits(self) -> dict[str, Limits] | None:
-        """The documented limits of the service, with the concurrency that the user wants."""
-        concurrency = self._goal.concurrency
-        if concurrency is None:
-            return None
-        profiles = {kind: self._provider.profile(kind) for kind in ("image", "video")}
-        return {kind: evolve(profile.limits, concurrency=concurrency) for kind, profile in profiles.items()}
 
     # Following ---------------------------------------------------------------------------------------------
 

@@ -109,18 +109,25 @@ class LaneLoad:
     next_free: float = math.inf
 
 
+def known_cap(limits: Limits) -> int | None:
+    """How many tasks may be in flight by *limits*; None is no limit."""
+    most = limits.concurrency
+    return None if most is None or most == math.inf else int(most)
+
+
 def cap(state: LaneState, limits: Limits, now: float) -> int | None:
     """How many tasks may be in flight now; None is no limit."""
+    known = known_cap(limits)
     if state.learned is None:
-        return limits.concurrency
+        return known
     learned = state.learned + (now >= state.probe_at)
-    return learned if limits.concurrency is None else min(learned, limits.concurrency)
+    return learned if known is None else min(learned, known)
 
 
 def window(limits: Limits) -> tuple[int, float]:
     """The create rate as (how many, in how many seconds)."""
     rate = limits.creates_per_minute
-    if rate is None:
+    if rate is None or rate == math.inf:
         return 0, 0.0
     whole = max(1, int(rate))
     return whole, MINUTE_SECONDS * whole / rate
@@ -141,7 +148,8 @@ def may_start_at(state: LaneState, load: LaneLoad, limits: Limits, now: float) -
         if load.slots < MOST_COUNTED_SLOTS and load.submitting >= _creates_at_once(load):
             return math.inf
     elif load.slots >= most:
-        is_below_cap = limits.concurrency is None or most < limits.concurrency
+        known = known_cap(limits)
+        is_below_cap = known is None or most < known
         is_next = state.learned is not None and load.slots == state.learned
         probe_at = state.probe_at if is_below_cap and is_next else math.inf
         at = max(at, min(load.next_free, probe_at))
@@ -202,7 +210,7 @@ def after_refusal(
     )
     pause = 0.0
     if setback == "slots":
-        is_known = certain or limits.concurrency is not None
+        is_known = certain or known_cap(limits) is not None
         after = _after_full_lane(after, is_known=is_known, others=others, same_round=same_round, now=now)
         after = evolve(after, probe_at=after.probe_at - chance * PROBE_JITTER_SHARE * PROBE_SECONDS)
         if retry_after is None and not others:
@@ -225,7 +233,8 @@ def after_refusal(
 
 def _is_usual(state: LaneState, limits: Limits, tasks: int, sent: float) -> bool:
     """Whether a lane with a documented cap has taken so many tasks at once before."""
-    if limits.concurrency is None or tasks > limits.concurrency:
+    known = known_cap(limits)
+    if known is None or tasks > known:
         return False
     # A task that had ended unseen may have made room for the last probe: that shows nothing of the cap.
     is_new = sent - state.raised_at < PROBE_SECONDS

@@ -108,6 +108,10 @@ class Ledger(ABC):
         """The open record of the service's *task_id*."""
         return await self._step(lambda machine: machine.find(origin, task_id), writes=False)
 
+    async def ticket_of_task(self, origin: str, task_id: str) -> str | None:
+        """The ticket of the record that has, or had recently, the service's *task_id*."""
+        return await self._step(lambda machine: machine.store.ticket_of_task(origin, task_id), writes=False)
+
     async def known_task_ids(self, origin: str, task_ids: Collection[str]) -> frozenset[str]:
         """Those of *task_ids* that a record has, or had recently."""
         return await self._step(lambda machine: machine.known_task_ids(origin, task_ids), writes=False)
@@ -129,14 +133,28 @@ class Ledger(ABC):
         """
         return await self._step(lambda machine: machine.confirm(ticket, owner, admitted))
 
-    async def accept(self, ticket: str, task: Task, *, owner: str, admitted: float | None = None) -> Record:
+    async def accept(
+        self, ticket: str, task: Task, *, owner: str, admitted: float | None = None, guessed: bool = False
+    ) -> Record:
         """Record that the create was answered with a task that goes on.
 
         The answer to the create that was admitted at *admitted* counts even if another owner drives the record now, or
         if the record has become `unknown` meanwhile: the id of what was bought must not be lost. If another record of
         the service has the same task id, the record is returned unchanged, still `submitting`.
+
+        Args:
+            guessed: the task was found by model and time alone. The answer to the create replaces it, if it comes.
         """
-        return await self._step(lambda machine: machine.accept(ticket, task, owner, admitted), vital=True)
+        return await self._step(
+            lambda machine: machine.accept(ticket, task, owner, admitted, guessed=guessed), vital=True
+        )
+
+    async def undo_match(self, ticket: str, task: Task, *, owner: str, hold: float) -> Record:
+        """Record that the guessed task of the record is not its own: the record ends as *task*, which is `unknown`.
+
+        It keeps its slot for *hold* seconds. The task's id is free for another record.
+        """
+        return await self._step(lambda machine: machine.undo_match(ticket, task, owner, hold), vital=True)
 
     async def put_back(
         self,

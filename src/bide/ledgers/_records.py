@@ -53,6 +53,7 @@ class Record:
         cancelling: a cancel was requested while it was `submitting`.
         cancel_taken: whether the service accepted that cancel; None while it has not answered.
         followed: a client that does not drive it follows its changes.
+        guessed: its task was found in the service's list by model and time alone, and may be another program's.
         wanted_by: the clients with callers that want it. A client that has died stays among them.
         attempt: how often its ticket was submitted, where the earlier attempts made no task or have failed.
         files: what was saved of its results.
@@ -77,6 +78,7 @@ class Record:
     cancelling: bool = False
     cancel_taken: bool | None = None
     followed: bool = False
+    guessed: bool = False
     wanted_by: tuple[str, ...] = ()
     attempt: int = 1
     files: tuple[SavedFile, ...] = ()
@@ -155,7 +157,7 @@ class LaneTerms:
 
     Attributes:
         key: the key's fingerprint, never the key.
-        limits: how many tasks and creates the lane takes.
+        limits: how many tasks and creates the lane takes; None and `math.inf` are no limit here.
         slot_for: the longest time that a task may use its slot, in seconds.
     """
 

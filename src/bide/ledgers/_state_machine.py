@@ -18,7 +18,7 @@ from bide.ledgers._records import MOST_LEARNED_NAMES, MOST_UNSAVED_RECORDS, Held
 from bide.models import Billing, ErrorDetail, TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from bide.ledgers._lanes import Setback
     from bide.ledgers._records import LaneTerms
@@ -99,20 +99,28 @@ class StateMachine:
         self._wait_again(record)
         return False
 
-    def accept(self, ticket: str, task: Task, owner: str, admitted: float | None) -> Record:
+    def accept(
+        self, ticket: str, task: Task, owner: str, admitted: float | None, *, guessed: bool = False
+    ) -> Record:
         record = self._record(ticket)
         if self._belongs_to_another(record, task):
             return record
-        status = record.task.status
-        is_answer = admitted is not None and record.admitted == admitted and record.task.task_id is None
-        if self._is_fenced(record, owner) and is_answer and status is TaskStatus.UNKNOWN:
+        status, is_answer = record.task.status, _is_answer(record, admitted, guessed=guessed)
+        is_late = status is TaskStatus.UNKNOWN or record.guessed
+        if self._is_fenced(record, owner) and is_answer and is_late:
             until = self.store.now() + record.slot_for
-            return self._change(record, task=task, owner=None, slot_until=until)
+            return self._change(record, task=task, owner=None, guessed=False, slot_until=until)
         if self._is_fenced(record, owner) and not (is_answer and status is TaskStatus.SUBMITTING):
             return record
         if record.task.status is TaskStatus.SUBMITTING:
             self._admission.note_accept(record)
-        return self._change(record, task=task)
+        return self._change(record, task=task, guessed=guessed)
+
+    def undo_match(self, ticket: str, task: Task, owner: str, hold: float) -> Record:
+        record = self._record(ticket)
+        if self._is_fenced(record, owner) or not record.guessed:
+            return record
+        return self._change(record, task=task, guessed=False, slot_until=self.store.now() + hold)
 
     def put_back(
         self,
@@ -223,7 +231,7 @@ class StateMachine:
             record.task, status=TaskStatus.QUEUED, task_id=task_id, error=None, billing=Billing.UNKNOWN
         )
         until = self.store.now() + record.slot_for
-        return self._change(record, task=task, owner=None, slot_until=until)
+        return self._change(record, task=task, owner=None, guessed=False, slot_until=until)
 
     def forget(self, ticket: str) -> Record:
         record = self._named_record(ticket)
@@ -320,13 +328,8 @@ class StateMachine:
 
     def unsaved_records(self, origin: str, keys: Collection[str]) -> list[Record]:
         own_keys, now = frozenset(keys), _outside.wall_time()
-        found = [
-            (min(ahead), record.sequence, record)
-            for record in self.store.unsaved_records(origin, own_keys, now, MOST_UNSAVED_RECORDS)
-            if _belongs_to(record, own_keys)
-            and (ahead := [moment for moment in record.losses if moment > now])
-        ]
-        return [record for *_, record in sorted(found, key=lambda each: each[:2])[:MOST_UNSAVED_RECORDS]]
+        records = self.store.unsaved_records(origin, own_keys, now, MOST_UNSAVED_RECORDS)
+        return _in_order_of_losses((each for each in records if _belongs_to(each, own_keys)), now)
 
     def lanes(self, origin: str, keys: Collection[str]) -> list[LaneView]:
         now = self.store.now()
@@ -370,9 +373,27 @@ class StateMachine:
 
     def _belongs_to_another(self, record: Record, task: Task) -> bool:
         """Whether another submission already has the task with which the create of *record* was answered."""
-        if task.task_id is None or record.task.task_id is not None:
+        if task.task_id in (None, record.task.task_id):
             return False
         return self.store.ticket_of_task(record.origin, task.task_id) not in (None, record.ticket)
+
+
+def _is_answer(record: Record, admitted: float | None, *, guessed: bool) -> bool:
+    """Whether *record* lacks the task that the create of *admitted* has made. A guess is no more than a stopgap."""
+    is_stopgap = record.guessed and not guessed and not record.task.status.is_final
+    return (
+        admitted is not None and record.admitted == admitted and (record.task.task_id is None or is_stopgap)
+    )
+
+
+def _in_order_of_losses(records: Iterable[Record], now: float) -> list[Record]:
+    """Those of *records* that lose a result after *now*; those that lose it first come first."""
+    found = [
+        (min(ahead), record.sequence, record)
+        for record in records
+        if (ahead := [moment for moment in record.losses if moment > now])
+    ]
+    return [record for *_, record in sorted(found, key=lambda each: each[:2])[:MOST_UNSAVED_RECORDS]]
 
 
 def _has_request(record: Record) -> bool:

@@ -100,6 +100,8 @@ class MemoryStore(Store):
             lane.submitting.pop(before.ticket, None)
             if after.key != before.key or after.task.status.is_final:
                 lane.slots.pop(before.ticket, None)
+        if before.task.task_id not in (None, after.task.task_id):
+            self._tickets.get(before.origin, {}).pop(before.task.task_id or "", None)
         if before.task.status.is_final:
             # A handle that holds the ended record before this change keeps the new one on record, too.
             finalize(before, _drop_reference, after).atexit = False

@@ -27,6 +27,7 @@ from bide.providers._base import (
     TryAgain,
     Unclear,
 )
+from bide.providers._calls import is_other_prompt
 from bide.providers.dashscope import DashScope
 from bide.providers.dieyuyun import Dieyuyun
 
@@ -52,5 +53,6 @@ __all__ = [
     "TooLate",
     "TryAgain",
     "Unclear",
+    "is_other_prompt",
     "quote_id",
 ]

@@ -25,7 +25,7 @@ class Profile:
         typical: the documented range of durations (about the 10 % and 90 % points).
         longest: the longest time that such a task takes; after that time the task's slot counts as free.
         unknown_hold: how long a create with an unknown outcome occupies a slot.
-        limits: the documented limits of a key.
+        limits: the documented limits of a key; None where no limit is documented.
         lifetime: how long the service keeps results after a task's end; None if its documents do not say.
     """
 
@@ -204,6 +204,13 @@ class Provider(Protocol):
 
     def read_task(self, reply: Reply, task_id: str) -> QueryOutcome:
         """What the reply to `query_call` means. A `Task` comes without a ticket."""
+        ...
+
+    def contradicts(self, task: Task, request: Request) -> bool:
+        """Whether *task*, as `read_task` has read it, shows a prompt that is not the prompt of *request*.
+
+        False if the service does not show the prompt of a task. `is_other_prompt` compares two prompts.
+        """
         ...
 
     def cancel_call(self, task_id: str) -> Call:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
@@ -11,6 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 import attrs
 
 from bide._text import excerpt
+from bide._validators import path_fault
 from bide._wire import Call, quote_id
 
 if TYPE_CHECKING:
@@ -62,9 +64,12 @@ def check_base_url(value: str, where: str) -> str:
 
 
 def check_path(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    """An attrs validator for a path below the base URL; query_path and cancel_path must hold "{id}" once."""
+    """An attrs validator for a path below the base URL; query_path and cancel_path must hold "{id}" once, and may have
+    a query."""
     needed = 1 if attribute.name in ("query_path", "cancel_path") else 0
-    if not isinstance(value, str) or not value.startswith("/") or value.count("{id}") != needed:
+    path = value if isinstance(value, str) else ""
+    path = path.partition("?")[0].replace("{id}", "id") if needed else path
+    if not isinstance(value, str) or value.count("{id}") != needed or path_fault(path) is not None:
         rest = ' that has "{id}" once, like "/tasks/{id}"' if needed else ', like "/tasks"'
         raise ValueError(f"{type(instance).__name__}: {attribute.name} must be a path{rest}, not {value!r}")
 
@@ -119,6 +124,15 @@ def merge(
             f"{where} must not hold {names}: use the request's own field, or give it in one place only"
         )
     return {**own, **extra}
+
+
+def is_other_prompt(shown: str, given: str) -> bool:
+    """Whether a service that shows the prompt *shown* was not given the prompt *given*.
+
+    Spaces count once, and a beginning is no other prompt: services cut long ones.
+    """
+    shown, given = (" ".join(unicodedata.normalize("NFKC", each).split()) for each in (shown, given))
+    return not given.startswith(shown.removesuffix("…").rstrip(" ."))
 
 
 def has_oss_url(value: object) -> bool:

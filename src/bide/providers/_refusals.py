@@ -182,7 +182,7 @@ class FaultReader:
             words += f" (request id {fault.request_id})"
         verb = "failed at" if cls is ServerError else "refused"
         return cls(
-            f"{self.title} {verb} the {action}: {words}{self._advice(cls, fault, reply)}",
+            f"{self.title} {verb} the {action}: {words}{self._advice(cls, fault, reply)}{reply.retry_after_note}",
             status_code=fault.status,
             code=fault.code,
             message=fault.message,

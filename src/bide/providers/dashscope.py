@@ -217,6 +217,16 @@ class DashScope:
         """The call that polls a task."""
         return calls.task_call("GET", self.query_path, task_id, self._headers)
 
+    def contradicts(self, task: Task, request: Request) -> bool:
+        """Whether *task* shows another prompt than that of *request*. A succeeded task shows it as `orig_prompt`."""
+        output = read.mapping(task.raw, "output")
+        results = output.get("results") if output is not None else None
+        places = [output, *results] if isinstance(results, list) else [output, results]
+        shown = [prompt for each in places if (prompt := read.text(each, "orig_prompt")) is not None]
+        own = {"prompt": request.prompt} if not isinstance(request, RawRequest) else request.body.get("input")
+        given = read.text(own, "prompt")
+        return given is not None and any(calls.is_other_prompt(each, given) for each in shown)
+
     def cancel_call(self, task_id: str) -> Call:
         """The call that cancels a task. The service accepts it while the task is `PENDING`."""
         return calls.task_call("POST", self.cancel_path, task_id, self._headers)

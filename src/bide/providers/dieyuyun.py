@@ -238,6 +238,10 @@ class Dieyuyun:
         """The call that polls a task."""
         return calls.task_call("GET", self.query_path, task_id)
 
+    def contradicts(self, task: Task, request: Request) -> bool:  # noqa: ARG002 - no answer shows the prompt
+        """Whether *task* shows another prompt than that of *request*: the service shows none."""
+        return False
+
     def cancel_call(self, task_id: str) -> Call:
         """The call that cancels a task. The service accepts it while the task is `queued` or `processing`."""
         return calls.task_call("POST", self.cancel_path, task_id)

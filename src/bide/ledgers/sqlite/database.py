@@ -93,6 +93,10 @@ SCHEMA = (
     DROP INDEX records_submitting;
     CREATE INDEX records_submitting ON records (origin, kind, lane, admitted) WHERE status = 'submitting';
     """,
+    # Earlier versions did not note how they had found a task.
+    """
+    ALTER TABLE records ADD COLUMN guessed INTEGER;
+    """,
 )
 """Each step takes a file from one version of the schema to the next. Steps are only added, never changed."""
 
@@ -114,6 +118,7 @@ class Database:
         self._is_full = False
         self._lock = -1
         self._open_file: tuple[int, int] | None = None
+        self._places: dict[Path, tuple[int, int]] = {}
         try:
             if not path.parent.is_dir():
                 raise LedgerError(
@@ -126,6 +131,7 @@ class Database:
             close_in_children(self._lock)
             with self._write_lock():
                 self.connection: sqlite3.Connection = self._open()
+                self._places = {each: _identity(each.stat()) for each in (path, folder)}
             self._clock_offset = self._read_clock_offset()
         except BaseException as fault:
             self._close_lock()
@@ -173,8 +179,13 @@ class Database:
 
     @contextmanager
     def transaction(self, *, writes: bool, vital: bool = False) -> Iterator[sqlite3.Connection]:
-        """Everything done inside takes effect, or nothing does. No other process writes meanwhile."""
+        """Everything done inside takes effect, or nothing does. No other process writes meanwhile.
+
+        Raises:
+            LedgerError: the file, or the folder of locks, is not at its place any more. Nothing was recorded.
+        """
         if not writes:
+            self._check_places()
             self.connection.execute("BEGIN")
             try:
                 yield self.connection
@@ -190,11 +201,25 @@ class Database:
             self.connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self.connection
+                self._check_places()
                 self.connection.execute("COMMIT")
             except BaseException:
                 if self.connection.in_transaction:
                     self.connection.execute("ROLLBACK")
                 raise
+
+    def _check_places(self) -> None:
+        """Raise LedgerError unless the paths lead to the open files: SQLite would go on with a file that no other
+        process sees. A path that cannot be read for another reason proves nothing."""
+        for path, identity in self._places.items():
+            try:
+                there = _identity(path.stat())
+            except (FileNotFoundError, NotADirectoryError):
+                there = None
+            except OSError:
+                continue
+            if there != identity:
+                raise _gone(self.path, path, is_replaced=there is not None)
 
     @contextmanager
     def _write_lock(self) -> Iterator[None]:
@@ -252,6 +277,21 @@ class Database:
                 row = (_outside.new_bytes(16),)
                 connection.execute("INSERT INTO meta VALUES ('salt', ?)", row)
             return bytes(row[0])
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    """What a file keeps when it is moved or changed, and no other file has while it is open."""
+    return status.st_dev, status.st_ino
+
+
+def _gone(path: Path, missing: Path, *, is_replaced: bool) -> LedgerError:
+    """The error after *missing*, which is the ledger *path* or its folder of locks, was deleted, moved or replaced."""
+    what = f"the ledger {path}" if missing == path else f"the folder of locks of the ledger {path}"
+    fate = "replaced by another one" if is_replaced else "deleted or moved"
+    return LedgerError(
+        f"{what} was {fate} while it was open: nothing is recorded and nothing new is sent; tasks that were sent are "
+        f"still polled. Move it back ({missing}), and work goes on; or close all clients that use it and open new ones"
+    )
 
 
 def _newest_time(connection: sqlite3.Connection) -> float:

@@ -35,6 +35,10 @@ class SQLiteLedger(Ledger):
     `async with SQLiteLedger(path)`. One instance serves one event loop at a time. Fork before a ledger is first used,
     or start processes by `spawn`: a forked process cannot open a ledger that was open at the fork.
 
+    If the file, the folder of locks beside it or their directory is deleted, moved or replaced while it is open, each
+    method raises `LedgerError`. Nothing new is sent then, and what was sent is still polled. Move it back, and work
+    goes on; or close all clients that use it.
+
     Args:
         path: the file, on a local disk. A missing file is made, for this user alone, with a folder of locks beside it.
         durability: "process": records outlive the death of processes. "power": the intent to buy, and the ids of what

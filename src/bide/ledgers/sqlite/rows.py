@@ -24,7 +24,7 @@ PLAIN_COLUMNS = (
     *("sequence", "ticket", "version", "origin", "kind", "digest"),
     *("owner", "admitted", "slot_for", "slot_until", "cancel_taken", "attempt"),
 )
-FLAG_COLUMNS = ("cancelling", "followed")
+FLAG_COLUMNS = ("cancelling", "followed", "guessed")
 COLUMNS = (
     *PLAIN_COLUMNS,
     *FLAG_COLUMNS,
@@ -154,7 +154,7 @@ def task_text(record: Record, *, prompts: bool) -> str | None:
         for error in filter(None, [plain["error"], *(output["error"] for output in plain["outputs"])]):
             for name in ("message", "text"):
                 error[name] = error[name].replace(prompt, "…") if prompt and error[name] else error[name]
-    del plain["ticket"], plain["status"]
+    del plain["ticket"], plain["status"], plain["eta"]  # an eta is true for a moment only
     text = json.dumps({name: value for name, value in plain.items() if value not in (None, ())})
     if raw is not None and prompts:
         raw_text = json.dumps(raw)
@@ -182,6 +182,7 @@ def record_of(row: tuple[Any, ...], request: Request | None) -> Record:
         sent_at=_moment(values["sent_at"]),
         cancelling=bool(values["cancelling"]),
         followed=bool(values["followed"]),
+        guessed=bool(values["guessed"]),
         files=tuple(_file_of(each) for each in json.loads(values["files"] or "[]")),
     )
 

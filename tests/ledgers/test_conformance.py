@@ -10,7 +10,7 @@ import pytest
 from bide.errors import LedgerError
 from bide.ledgers import Held, Ledger, MemoryLedger, Record, SQLiteLedger
 from bide.models import ImageRequest, Limits, Task, TaskStatus
-from support.ledger_worlds import ORIGIN, World, admit, admitted, record, state, terms
+from support.ledger_worlds import ORIGIN, World, admit, admitted, put_back, record, state, terms
 
 
 async def test_a_ticket_is_put_on_record_once(ledger: Ledger) -> None:
@@ -122,9 +122,7 @@ async def test_a_record_that_is_put_back_is_first_in_the_queue_and_its_lane_paus
     await ledger.add(record("t2"))
     first = await admitted(ledger)
 
-    back = await ledger.put_back(
-        first.ticket, "slots", limits=Limits(3), certain=True, owner="me", retry_after=30.0
-    )
+    back = await put_back(ledger, first.ticket, retry_after=30.0)
 
     assert back.task.status is TaskStatus.WAITING
     assert back.key is None
@@ -163,7 +161,7 @@ async def test_a_cancel_that_was_asked_for_meanwhile_ends_a_record_that_is_put_b
     await admitted(ledger)
 
     marked = await ledger.request_cancel("t1")
-    back = await ledger.put_back("t1", "rate", limits=Limits(3), certain=True, owner="me", retry_after=None)
+    back = await put_back(ledger, "t1", "rate")
 
     assert marked.cancelling
     assert back.task.status is TaskStatus.CANCELLED
@@ -192,7 +190,7 @@ async def test_a_final_state_is_recorded_once(ledger: Ledger) -> None:
         await ledger.finish("t1", state(first, TaskStatus.FAILED), owner="me"),
         await ledger.update("t1", state(first, TaskStatus.RUNNING), owner="me"),
         await ledger.accept("t1", state(first, TaskStatus.QUEUED), owner="me"),
-        await ledger.put_back("t1", "rate", limits=Limits(3), certain=True, owner="me", retry_after=None),
+        await put_back(ledger, "t1", "rate"),
         await ledger.withdraw("t1", state(first, TaskStatus.CANCELLED)),
         await ledger.request_cancel("t1"),
     ]

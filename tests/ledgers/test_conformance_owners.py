@@ -316,7 +316,7 @@ async def test_each_step_may_be_taken_twice(ledger: Ledger) -> None:
         lambda: ledger.finish("t1", done, owner="me"),
         lambda: ledger.record_files("t1", files),
         lambda: put_back(ledger, "t2", "rate", limits=limits, retry_after=1.0),
-        lambda: ledger.take_back("t2", owner="me"),
+        lambda: ledger.take_back("t2", owner="me", admitted=second.admitted),
         lambda: ledger.withdraw("t3", gone),
     ):
         once, again = await step(), await step()

@@ -236,6 +236,7 @@ class LedgerMachine(RuleBasedStateMachine):
         (me, ledger), limits = self._who(choose, ticket), self.model.limits
         setback, certain, retry_after = choose(SETBACKS), choose((True, False)), choose(ADVICE)
         what: dict[str, Any] = {"limits": limits, "certain": certain, "retry_after": retry_after}
+        what["admitted"] = ticket.admitted
         got, now = self._timed(ledger.put_back(ticket.name, setback, owner=me, **what))
         if ticket.status == "submitting" and ticket.owner == me:
             self.model.refuse(ticket, setback, now, certain=certain, retry_after=retry_after)
@@ -254,9 +255,13 @@ class LedgerMachine(RuleBasedStateMachine):
         if ticket is None:
             return
         me, ledger = self._who(choose, ticket)
-        got, now = self._timed(ledger.take_back(ticket.name, owner=me))
-        if ticket.status == "submitting" and ticket.owner == me:
-            self.model.offers[ticket.kind, me] = -math.inf
+        admitted, pass_over = ticket.admitted - choose((0.0, 0.0, 0.0, 1.0)), choose((True, False))
+        got, now = self._timed(
+            ledger.take_back(ticket.name, owner=me, admitted=admitted, pass_over=pass_over)
+        )
+        if ticket.status == "submitting" and ticket.owner == me and ticket.admitted == admitted:
+            if pass_over:
+                self.model.offers[ticket.kind, me] = -math.inf
             self._wait_again(ticket, now)
         self._matches(got, ticket)
 
@@ -268,10 +273,7 @@ class LedgerMachine(RuleBasedStateMachine):
         may, now = self._timed(ledger.confirm(ticket.name, owner=me, admitted=admitted))
         is_this = ticket.status == "submitting" and ticket.owner == me and ticket.admitted == admitted
         is_paused = self.model.lane(ticket.kind, ticket.key or "").state.paused_until > now
-        is_over = is_this and (ticket.cancelling or not ticket.wanted_by)
-        assert may == (is_this and not is_paused and not is_over)
-        if is_this and not may:
-            self._wait_again(ticket, now)
+        assert may == (is_this and not is_paused and not ticket.cancelling and bool(ticket.wanted_by))
 
     def _update(self, choose: Choose) -> None:
         ticket = self._pick(choose, "queued", "running")

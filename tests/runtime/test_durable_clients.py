@@ -133,7 +133,8 @@ async def test_a_ticket_of_another_service_or_key_is_refused(path: Path, other: 
     site = Site(path, ToyService(queries=[RUNNING]))
     provider = other.pop("provider", QuickToy())
     async with site.client() as first:
-        await first.submit(video(), ticket="t")
+        await (await first.submit(video(), ticket="t")).accepted()
+        site.service.script["GET"] = [404]  # the account of the other key has no such task
         async with site.client(provider, **other) as second:
             with pytest.raises(ValueError, match=r"another (service|key)"):
                 await second.attach(ticket="t")

@@ -34,7 +34,7 @@ class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[valid-type, m
         if ready or timeout == 0:
             self.silent = 0
             return ready
-        if self.loop.threads:
+        if self.loop.has_thread_at_work():
             return super().select(0.01)
         # Loopback traffic is almost always readable by now; a moment of real time makes that certain.
         ready = super().select(0.0005 if len(self.get_map()) > 1 else 0)
@@ -78,7 +78,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         selector = _JumpingSelector()
         selector.loop = self
-        self.threads = 0
+        self._in_threads: set[asyncio.Future[Any]] = set()
         self._virtual = 1000.0
         super().__init__(selector)
 
@@ -94,17 +94,20 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._virtual += seconds + 1e-9
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
-        self.threads += 1
-        future = super().run_in_executor(executor, func, *args)
-        future.add_done_callback(self._thread_done)
-        return future
+        return self.wait_for_thread(super().run_in_executor(executor, func, *args))
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         # From Python 3.12 on the runner gives it 300 seconds, which are a moment here.
         await super().shutdown_default_executor()
 
-    def _thread_done(self, _future: object) -> None:
-        self.threads -= 1
+    def wait_for_thread(self, future: asyncio.Future[Any]) -> asyncio.Future[Any]:
+        """Let no virtual time pass until *future*, on which a thread works, is done."""
+        self._in_threads.add(future)
+        return future
+
+    def has_thread_at_work(self) -> bool:
+        self._in_threads = {future for future in self._in_threads if not future.done()}
+        return bool(self._in_threads)
 
 
 def wait_for_ledgers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,10 +122,7 @@ def wait_for_ledgers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def wait_for(future: asyncio.Future[Any]) -> asyncio.Future[Any]:
         loop = future.get_loop()
-        if isinstance(loop, VirtualTimeLoop):
-            loop.threads += 1
-            future.add_done_callback(loop._thread_done)
-        return future
+        return loop.wait_for_thread(future) if isinstance(loop, VirtualTimeLoop) else future
 
     def stop_and_wait(worker: Worker) -> None:
         stop(worker)

@@ -232,8 +232,8 @@ class Transport:
             timeout: seconds for the whole exchange.
             fresh: use no connection that has been idle for more than a second (a caller's client decides on its own).
             limit: bytes of the body that are read at most.
-            may_be_sent: called when the connection stands, before the first byte is sent (on a caller's client: before
-                its connection is made). If it returns False or raises, nothing is sent.
+            may_be_sent: called when the connection stands, before the first byte is sent (on a caller's client or
+                transport: before its connection is made). If it returns False or raises, nothing is sent.
 
         Raises:
             TransportError: no usable reply; `may_have_arrived` says whether the service can have read the call.
@@ -270,7 +270,9 @@ class Transport:
         }
         if exchange.fresh:
             extensions[MAX_IDLE_EXTENSION] = FRESH_SECONDS
-        if exchange.may_be_sent is not None:
+        if self._given is not None:
+            await exchange.check()
+        elif exchange.may_be_sent is not None:
             extensions["trace"] = exchange.trace
         request = httpx.Request(
             exchange.call.method,

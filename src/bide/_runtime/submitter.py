@@ -50,8 +50,6 @@ place, it could be sent after a 429 has paused its lane."""
 NEVER_CONNECTED_SECONDS = 30.0
 """After this many seconds without any connection the waiters get an error: the address may be wrong. The requests go
 on waiting."""
-CONNECTING_SECONDS = 0.1
-"""A create whose connection took longer than this is checked again on the ledger before it is sent."""
 RETRY_SECONDS = 5.0
 """Seconds until a step is tried again after a fault of the ledger, or of an adapter."""
 
@@ -241,40 +239,30 @@ class Submitter:
             withdrawn = evolve(record.task, status=TaskStatus.CANCELLED, billing=Billing.NONE)
             await self._finish(record, withdrawn)
             return None
-        if not await self._is_to_be_sent(record):
-            return None
         if self._first_post is None:
             self._first_post = self._ledger.now()
         was_held_back = False
 
         async def may_be_sent() -> bool:
             nonlocal was_held_back
-            if self._ledger.now() - (record.admitted or 0.0) < CONNECTING_SECONDS:
-                return True
             try:
                 may = await self._ledger.confirm(record.ticket, owner=self._owner, admitted=record.admitted)
-            except LedgerError as fault:  # it is not sent, and put back when the ledger works again
+            except LedgerError as fault:  # without its ledger nothing is sent
                 self._submissions.note_fault(record.ticket, fault)
-                return False
+                may = False
             was_held_back = not may
             return may
 
         try:
             outcome = await self._account.create(record, may_be_sent)
         except TransportError as fault:
+            outcome = None
             if not was_held_back:
                 await self._record_unsent(record, fault)
                 return None
-            outcome = None
+            await self._take_back(record)
         self._reach.note_connection()
         return outcome
-
-    async def _is_to_be_sent(self, record: Record) -> bool:
-        """Whether the ledger still has *record* as it was admitted. Without its ledger nothing is sent: this waits."""
-        kept = await self._keep(record.ticket, lambda: self._ledger.get(record.ticket))
-        if kept is None or kept.task.status is not TaskStatus.SUBMITTING:
-            return False
-        return (kept.owner, kept.admitted) == (self._owner, record.admitted)
 
     async def _resolve(self, record: Record, lost: BideError, since: float | None = None) -> None:
         """The create may have arrived: record the task that it has made, or that this is unknown."""
@@ -312,7 +300,7 @@ class Submitter:
             return
         self._reach.note_failure()
         self._submissions.note_fault(record.ticket, fault)
-        await self._keep(record.ticket, lambda: self._ledger.take_back(record.ticket, owner=self._owner))
+        await self._take_back(record, pass_over=True)
         seconds = max(0.0, self._reach.next_try - self._ledger.now())
         self._account.counters.pauses += 1
         self._submissions.announce_pause(record.ticket, record.key or "", seconds, fault)
@@ -377,6 +365,15 @@ class Submitter:
 
         await self._keep(record.ticket, finish)
 
+    async def _take_back(self, record: Record, *, pass_over: bool = False) -> None:
+        """The create of *record* was not sent: the request waits again."""
+        await self._keep(
+            record.ticket,
+            lambda: self._ledger.take_back(
+                record.ticket, owner=self._owner, admitted=record.admitted, pass_over=pass_over
+            ),
+        )
+
     async def _put_back(
         self,
         record: Record,
@@ -394,6 +391,7 @@ class Submitter:
                 record.ticket,
                 reason,
                 owner=self._owner,
+                admitted=record.admitted,
                 limits=limits,
                 certain=certain,
                 retry_after=retry_after,

@@ -128,10 +128,10 @@ class Ledger(ABC):
     async def confirm(self, ticket: str, *, owner: str, admitted: float | None) -> bool:
         """Whether the create that was admitted at *admitted* may still be sent: called when its connection stands.
 
-        If its lane has paused since, it goes back into the queue. If no client wants it any more, it ends as
-        `cancelled`. If another client drives the record now, nothing changes.
+        It may not if its lane has paused since, if no client wants it any more, or if another client drives the record
+        now. `take_back` records that it was not sent.
         """
-        return await self._step(lambda machine: machine.confirm(ticket, owner, admitted))
+        return await self._step(lambda machine: machine.confirm(ticket, owner, admitted), writes=False)
 
     async def accept(
         self, ticket: str, task: Task, *, owner: str, admitted: float | None = None, guessed: bool = False
@@ -162,26 +162,42 @@ class Ledger(ABC):
         setback: Setback,
         *,
         owner: str,
+        admitted: float | None,
         limits: Limits,
         certain: bool,
         retry_after: float | None,
     ) -> Record:
-        """Put the record back at the head of the queue, and pause its lane: the create made no task, for now.
+        """Put the record back at the head of the queue: the create of *admitted* made no task, for now.
+
+        Its lane learns from that, and may pause.
 
         If a cancel was requested meanwhile, or no client wants the record any more, it ends as `cancelled` instead.
         """
         return await self._step(
             lambda machine: machine.put_back(
-                ticket, setback, owner=owner, limits=limits, certain=certain, retry_after=retry_after
+                ticket,
+                setback,
+                owner=owner,
+                admitted=admitted,
+                limits=limits,
+                certain=certain,
+                retry_after=retry_after,
             )
         )
 
-    async def take_back(self, ticket: str, *, owner: str) -> Record:
-        """Put the record back at the head of the queue: its create was not sent, since *owner* has no connection.
+    async def take_back(
+        self, ticket: str, *, owner: str, admitted: float | None, pass_over: bool = False
+    ) -> Record:
+        """Put the record back at the head of the queue: the create that was admitted at *admitted* was not sent.
 
-        The lane does not pause. *owner* is passed over until it calls `admit` again.
+        The lane does not pause. If no client wants the record any more, it ends as `cancelled` instead.
+
+        Args:
+            pass_over: *owner* has no connection: it is passed over until it calls `admit` again.
         """
-        return await self._step(lambda machine: machine.take_back(ticket, owner))
+        return await self._step(
+            lambda machine: machine.take_back(ticket, owner, admitted, pass_over=pass_over)
+        )
 
     async def update(self, ticket: str, task: Task, *, owner: str) -> Record:
         """Record a new state that is not final."""

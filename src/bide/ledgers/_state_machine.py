@@ -91,13 +91,10 @@ class StateMachine:
         )
 
     def confirm(self, ticket: str, owner: str, admitted: float | None) -> bool:
-        record = self._record(ticket)
-        if not self._is_being_sent(record, owner) or record.admitted != admitted:
+        record = self.store.record(ticket)
+        if record is None or not self._is_being_sent(record, owner, admitted):
             return False
-        if not self._admission.is_paused(record) and record.wanted_by and not record.cancelling:
-            return True
-        self._wait_again(record)
-        return False
+        return bool(record.wanted_by) and not record.cancelling and not self._admission.is_paused(record)
 
     def accept(
         self, ticket: str, task: Task, owner: str, admitted: float | None, *, guessed: bool = False
@@ -128,28 +125,30 @@ class StateMachine:
         setback: Setback,
         *,
         owner: str,
+        admitted: float | None,
         limits: Limits,
         certain: bool,
         retry_after: float | None,
     ) -> Record:
         record = self._record(ticket)
-        if not self._is_being_sent(record, owner):
+        if not self._is_being_sent(record, owner, admitted):
             return record
         self._admission.note_refusal(record, limits, setback, certain=certain, retry_after=retry_after)
         return self._wait_again(record)
 
-    def take_back(self, ticket: str, owner: str) -> Record:
+    def take_back(self, ticket: str, owner: str, admitted: float | None, *, pass_over: bool) -> Record:
         record = self._record(ticket)
-        if not self._is_being_sent(record, owner):
+        if not self._is_being_sent(record, owner, admitted):
             return record
-        self._admission.pass_over(record)
+        if pass_over:
+            self._admission.pass_over(record)
         return self._wait_again(record)
 
     @staticmethod
-    def _is_being_sent(record: Record, owner: str) -> bool:
-        return (
-            record.task.status is TaskStatus.SUBMITTING and record.owner == owner and record.key is not None
-        )
+    def _is_being_sent(record: Record, owner: str, admitted: float | None) -> bool:
+        """Whether *owner* sends the create that was admitted then: it may have been put back, and admitted again."""
+        is_this = record.owner == owner and record.admitted == admitted
+        return is_this and record.task.status is TaskStatus.SUBMITTING
 
     def _wait_again(self, record: Record) -> Record:
         """The create of *record* has made no task: it waits at its old place, if a client still wants it."""

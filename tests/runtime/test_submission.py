@@ -714,11 +714,11 @@ async def test_what_the_service_has_told_is_recorded_though_the_ledger_fails_at_
 
 
 async def test_a_create_that_is_answered_as_done_without_a_result_is_looked_at_for_it() -> None:
-    service = ToyService(creates=[{"status": "succeeded"}], queries=[{"status": "succeeded"}])
+    service = ToyService(creates=[{"status": "succeeded", "outputs": 0}], queries=[{"status": "succeeded"}])
     async with service.client() as client:
         task = await client.run(image())
 
-    assert task.status is TaskStatus.SUCCEEDED
+    assert (task.status, len(task.outputs), task.error) == (TaskStatus.SUCCEEDED, 1, None)
     assert (service.count("POST"), service.count("GET")) == (1, 1)
 
 

@@ -347,7 +347,7 @@ class Submitter:
     async def _accept(self, record: Record, task: Task, *, guessed: bool) -> Record:
         """The create was answered with *task*."""
         if task.status is TaskStatus.SUCCEEDED and task.task_id is not None and not task.outputs:
-            task = evolve(task, status=TaskStatus.RUNNING)  # it has ended, but only a poll shows its result
+            task = _outcomes.await_outputs(task)  # it has ended, but only a poll shows its result
         if task.status.is_final:
             return await self._ledger.finish(record.ticket, task, owner=self._owner)
         try:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 POLLS_SHARE = 0.7
 """The share of the transport's places that polls may take; the rest is for creates."""
-STUMBLE_SECONDS = 5.0
+RESUME_SECONDS = 5.0
 """Seconds until the poller goes on after an unforeseen exception."""
 
 
@@ -195,20 +195,20 @@ class Poller:
                     self._observer.pass_deadline(watched)
                 until = self._start_due()
             except Exception as fault:  # noqa: BLE001 - a wait that times out names it, and polling goes on
-                until = self._stumble(fault)
+                until = self._pause_after(fault)
             until = min(until, self._schedule.next_moment)
             timer = loop.call_at(until, self._wake.set) if until < math.inf else None
             await self._wake.wait()
             if timer is not None:
                 timer.cancel()
 
-    def _stumble(self, fault: Exception) -> float:
+    def _pause_after(self, fault: Exception) -> float:
         """An unforeseen exception: pause for a moment. Returns when to go on."""
         error = misread(fault)
-        log_line(logging.ERROR, f"no task is polled for {STUMBLE_SECONDS:g} s: {error}")
+        log_line(logging.ERROR, f"no task is polled for {RESUME_SECONDS:g} s: {error}")
         for watched in self._schedule.tasks():
             self._submissions.note_fault(watched.ticket, error)
-        self._resume_at = self._clock() + STUMBLE_SECONDS
+        self._resume_at = self._clock() + RESUME_SECONDS
         return self._resume_at
 
     def _start_due(self) -> float:
@@ -224,7 +224,7 @@ class Poller:
         try:
             return self._start_next()
         except Exception as fault:  # noqa: BLE001 - a wait that times out names it, and polling goes on
-            self._stumble(fault)
+            self._pause_after(fault)
             self._wake.set()
             return False
 

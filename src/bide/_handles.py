@@ -119,7 +119,7 @@ class TaskHandle:
             TaskCancelledError, TaskExpiredError: it ended without a result.
             APIError: the create was refused. Nothing was made.
             TransportError: the address cannot work; or no connection has worked for 30 s, and the request waits on.
-            AuthenticationError: for 30 s the service has said that the key may not query the task, which stays on record
+            AuthenticationError: for 30 s the service has said that the key may not query the task. It stays on record
                 and is polled again.
             SubmissionUnknownError: the create may have arrived; it is unknown whether it did.
             WaitTimeoutError: *timeout* seconds or a deadline passed. The task goes on; call again to wait longer.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
 from typing import Any
@@ -15,6 +16,7 @@ from bide import (
     Deadlines,
     InvalidRequestError,
     Limits,
+    MemoryLedger,
     Pace,
     ServerError,
     TaskExpiredError,
@@ -402,3 +404,23 @@ async def test_a_burst_of_what_is_due_leaves_the_loop_to_others_between() -> Non
 
         assert called == list(range(1200))
         assert max(after - before for before, after in itertools.pairwise([0, *seen, 1200])) <= 500
+
+
+async def test_a_late_record_of_a_task_that_has_ended_is_polled_once_and_closed() -> None:
+    service, ledger = ToyService(queries=[RUNNING, DONE]), MemoryLedger()
+    async with service.client(ledger=ledger) as client:
+        handle = await client.submit(image())
+        await handle.accepted()
+        late = await ledger.get(handle.ticket)
+        assert late is not None
+        await handle.result()
+        del handle
+        gc.collect()
+        polls = service.count("GET")
+
+        submission = client._engine.open(late)  # type: ignore[union-attr]
+        await asyncio.sleep(30)
+
+        assert submission.task.status is TaskStatus.SUCCEEDED
+        assert service.count("GET") == polls + 1
+        assert (await client.statistics()).open == 0

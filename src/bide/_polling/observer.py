@@ -165,12 +165,17 @@ class Observer:
                 await self._ledger.update(watched.ticket, task, owner=self._owner)
         else:
             try:
-                await self._ledger.finish(watched.ticket, task, owner=self._owner)
+                record = await self._ledger.finish(watched.ticket, task, owner=self._owner)
             except LedgerError:
                 self._submissions.advance(watched.ticket, task)  # the waiters get their result all the same
                 raise
             if watched.empty_since is None and self._observe_end(watched, task, at):
                 self._on_contradiction(watched)
+            self._schedule.remove(watched.ticket)
+            # The ledger has reported the change before this step ended. If the submission is open all the same, the
+            # task had ended before, and a late record of it was opened.
+            if self._submissions.is_open(watched.ticket):
+                self._submissions.change_record(record)
         watched.task = task
         if task.status is not before.status:
             self.start_deadline(watched)

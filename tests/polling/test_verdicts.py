@@ -105,9 +105,14 @@ async def test_a_page_that_answers_a_cancel_is_no_cancel() -> None:
         assert [each.status for each in emulator.tasks()] == ["CANCELED"]
 
 
-async def test_a_locked_ledger_ends_no_gather_whose_tasks_have_ended() -> None:
+async def test_a_locked_ledger_raises_in_no_gather() -> None:
     class Locked(MemoryLedger):
         is_locked = False
+
+        async def update(self, ticket: str, task: Task, *, owner: str) -> Record:
+            if self.is_locked:
+                raise LedgerError("the file is locked")
+            return await super().update(ticket, task, owner=owner)
 
         async def finish(self, ticket: str, task: Task, *, owner: str, hold: float = 0.0) -> Record:
             if self.is_locked:
@@ -120,7 +125,8 @@ async def test_a_locked_ledger_ends_no_gather_whose_tasks_have_ended() -> None:
         await asyncio.sleep(2)
         ledger.is_locked = True
         await asyncio.sleep(60)
-        assert not gathering.done()
         ledger.is_locked = False
 
         assert len(await asyncio.wait_for(gathering, 10)) == 2
+        await asyncio.sleep(10)
+        assert (await client.statistics()).open == 0

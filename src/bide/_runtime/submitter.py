@@ -233,12 +233,10 @@ class Submitter:
         finally:
             self._sending.pop(record.ticket, None)
             self._wake.set()
-        if outcome is None:
-            return
         if isinstance(outcome, Unclear):
             self._submissions.note_fault(record.ticket, outcome.error)
             await self._resolve(record, outcome.error)
-        else:
+        elif outcome is not None:
             await self._record(record, outcome)
 
     async def _send(self, record: Record) -> CreateOutcome | None:

@@ -67,7 +67,8 @@ async def cpu(poll: Callable[[], Awaitable[object]]) -> float:
 
 async def main(there: Service) -> list[Row]:
     """All three, in turns."""
-    provider = DashScope(base_url=there.base_url)
+    tiny = 1e-6  # no floor between two polls, which would be waited for
+    provider = DashScope(base_url=there.base_url, image_floor=tiny, video_floor=tiny)
     address = f"{there.base_url}/tasks/task-1"
     headers = {"Authorization": "Bearer sk-bench"}
     floor = Floor(*await asyncio.open_connection("127.0.0.1", int(there.origin.rpartition(":")[2])))

@@ -188,7 +188,7 @@ async def wait_done(job: asyncio.Future[Any]) -> None:
             await asyncio.wait([job])
 
 
-async def wait_unless_closed(task: asyncio.Task[_T]) -> _T:
+async def wait_unless_closed(task: asyncio.Future[_T]) -> _T:
     """Wait for a background *task*, which goes on when this wait is cancelled.
 
     Raises:

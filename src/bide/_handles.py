@@ -105,6 +105,9 @@ class TaskHandle:
     async def result(self, *, timeout: float | None = None) -> Task:
         """Wait until the task has ended and return its last snapshot.
 
+        A task that has succeeded without any output is polled for 60 s more. Then it is returned without outputs, and
+        its `error` says so.
+
         Cancelling this stops the waiting, never the task: that goes on and stays on record.
 
         Args:
@@ -116,7 +119,8 @@ class TaskHandle:
             TaskCancelledError, TaskExpiredError: it ended without a result.
             APIError: the create was refused. Nothing was made.
             TransportError: the address cannot work; or no connection has worked for 30 s, and the request waits on.
-            AuthenticationError: the key may no longer query the task, which stays on record and is polled again.
+            AuthenticationError: for 30 s the service has said that the key may not query the task. It stays on record
+                and is polled again.
             SubmissionUnknownError: the create may have arrived; it is unknown whether it did.
             WaitTimeoutError: *timeout* seconds or a deadline passed. The task goes on; call again to wait longer.
             ClientClosedError: the client was closed meanwhile; the message names the id.
@@ -136,7 +140,10 @@ class TaskHandle:
         return TaskEvents(self._engine, self._submission)
 
     async def refresh(self) -> Task:
-        """Poll the task now and return the newest snapshot; a poll under way is shared.
+        """Poll the task soon and return the newest snapshot; all callers share one poll, also one under way.
+
+        The poll comes as soon as the least time between two polls of the task has passed (the provider's floor, or
+        that of the `Pace`) and the query rate allows it. It takes turns with the polls of the other tasks.
 
         A request that was not accepted yet, and a task that has ended, are not polled: the last snapshot is returned
         (`client.attach(task_id)` polls an ended task again).

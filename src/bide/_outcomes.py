@@ -19,7 +19,7 @@ from bide.errors import (
     WaitTimeoutError,
     error_type,
 )
-from bide.models import Billing, ErrorDetail, TaskStatus
+from bide.models import NO_OUTPUT, Billing, ErrorDetail, TaskStatus
 
 if TYPE_CHECKING:
     from bide.ledgers import Record
@@ -51,6 +51,20 @@ def reject(task: Task, error: APIError | TransportError) -> Task:
             retryable=False if api else None,
         ),
     )
+
+
+def await_outputs(task: Task) -> Task:
+    """*task*, which has succeeded without any output, as one that is polled for its outputs."""
+    detail = ErrorDetail(code=NO_OUTPUT, message="the service reports success, but no output yet")
+    return evolve(task, status=TaskStatus.RUNNING, error=detail)
+
+
+def end_without_outputs(task: Task, seconds: float) -> Task:
+    """*task*, which has succeeded and has shown no output for *seconds*."""
+    detail = ErrorDetail(
+        code=NO_OUTPUT, message=f"the service reports success, but has shown no output for {seconds:g} s"
+    )
+    return evolve(task, error=detail)
 
 
 def mark_unknown(task: Task, fault: BideError) -> Task:

@@ -38,16 +38,21 @@ class Submission:
         record: the newest one of the ledger.
         task: the newest snapshot. While the task goes on, it is newer than the record's: progress is not recorded.
         fault: the last passing fault.
+        raised: the class of the last error for the waiters: the log warns of the first one of its kind.
         unraised: an error for the waiters that came while there was no waiter; the next waiter raises it.
         is_kept: whether a caller has got a handle of it, and so wants it to its end.
     """
 
-    __slots__ = ("__weakref__", "_handle", "_watchers", "fault", "is_kept", "record", "task", "unraised")
+    __slots__ = (
+        *("__weakref__", "_handle", "_watchers"),
+        *("fault", "is_kept", "raised", "record", "task", "unraised"),
+    )
 
     def __init__(self, record: Record) -> None:
         self.record: Record = record
         self.task: Task = record.task
         self.fault: BideError | None = None
+        self.raised: type[BideError] | None = None
         self.unraised: BideError | None = None
         self.is_kept: bool = False
         self._handle: Any = None  # once it has ended, a weak reference: dropping the last handle frees it
@@ -293,9 +298,9 @@ class Submissions:
         """Raise *error* in the waiters of *ticket*, and log it. It does not end the submission."""
         submission = self._open.get(ticket)
         if submission is not None:
-            again = type(submission.fault) is type(error)
+            again = submission.raised is type(error)
             log_line(logging.DEBUG if again else logging.WARNING, f"{ticket}: {excerpt(str(error), 1000)}")
-            submission.fault = error
+            submission.fault, submission.raised = error, type(error)
             submission.fail_waiters(error)
 
     def fail_waiting(self, error: BideError) -> None:

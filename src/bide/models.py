@@ -165,6 +165,10 @@ def _without_query(url: str | None) -> str | None:
     return url.partition("?")[0] + "?…"
 
 
+NO_OUTPUT = "NoOutput"
+"""The code of the error of a task that has succeeded without any output."""
+
+
 @frozen
 class Task:
     """A snapshot of a submission at one moment. It never changes; a newer state is a new snapshot.
@@ -183,7 +187,7 @@ class Task:
         created_at: when the service says that it made the task, UTC; likewise `started_at` and `finished_at`.
         outputs: the results of a `succeeded` task; a part that failed has an `error`.
         usage: what the service counted, unchanged.
-        error: why there is no result.
+        error: why there is no result, or why a `succeeded` task has no outputs.
         billing: what the service's documents say about the cost at this status.
         raw: the service's last answer, unchanged.
     """
@@ -204,6 +208,13 @@ class Task:
     error: ErrorDetail | None = None
     billing: Billing = Billing.UNKNOWN
     raw: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    @property
+    def awaits_outputs(self) -> bool:
+        """Whether the service has reported success, but no output yet. The status is `running` then, and the slot is
+        free. bide polls the task for up to 60 s more, and then it is `succeeded` without outputs, as `error` says."""
+        code = None if self.error is None else self.error.code
+        return self.status is TaskStatus.RUNNING and code == NO_OUTPUT
 
     def to_dict(self) -> dict[str, Any]:
         """This snapshot as plain JSON data; `Task.from_dict` reads it back."""

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from bide import Pace, TaskStatus
-from bide._polling.outage import FAULTS_BEFORE_OUTAGE, Outage, wait_after_fault
+from bide._service.outage import FAULTS_BEFORE_OUTAGE, Outage, wait_after_fault
 from support.emulated import calls, client_at, emulator_with, image, now
 from support.toy import Toy, ToyService
 
@@ -37,9 +37,12 @@ def test_a_service_that_does_not_answer_is_tried_every_two_seconds_and_after_a_m
     gaps = [after - before for before, after in itertools.pairwise(later)]
     assert set(gaps) == {2.0, 10.0}
     assert gaps.index(10.0) == pytest.approx(30, abs=2)
-    assert outage.note_answer()
+    ended: list[bool] = []
+    outage.on_end.append(lambda: ended.append(True))
+    outage.note_answer()
     assert outage.next_try == -math.inf
-    assert not outage.note_answer()
+    outage.note_answer()
+    assert ended == [True]
 
 
 def test_the_next_try_obeys_the_retry_after_of_a_service_that_is_down() -> None:

@@ -444,6 +444,22 @@ def test_a_create_that_is_not_accepted_means_what_its_code_says(
         )
 
 
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410])
+@pytest.mark.parametrize("body", [b"<html><h1>Forbidden</h1></html>", None])
+def test_the_page_of_a_proxy_says_nothing_about_a_create(provider: DashScope, status: int, body: Any) -> None:
+    read = provider.read_created(reply(body, status), VIDEO)
+
+    assert isinstance(read, Unclear)
+    assert isinstance(read.error, UnexpectedReplyError)
+
+
+@pytest.mark.parametrize("status", [407, 411, 413, 414, 431])
+def test_what_a_proxy_does_not_pass_on_for_its_form_has_made_no_task(
+    provider: DashScope, status: int
+) -> None:
+    assert isinstance(provider.read_created(reply(b"<html>", status), VIDEO), Refused)
+
+
 @pytest.mark.parametrize("code", [None, "SomethingNew", "Throttling.SomethingNew"])
 def test_a_429_without_a_known_code_is_taken_for_full_slots(provider: DashScope, code: str | None) -> None:
     read = provider.read_created(reply({"code": code}, 429, retry_after="5"), VIDEO)
@@ -707,12 +723,22 @@ def test_a_failure_may_be_described_at_the_top_level(provider: DashScope) -> Non
 QUERY_FAULTS: list[tuple[int, Any, type, type[Exception]]] = [
     (200, {"output": {"task_id": ID, "task_status": "UNKNOWN"}}, Gone, NotFoundError),
     (404, {"code": "NotFound"}, Gone, NotFoundError),
-    (410, None, Gone, NotFoundError),
+    (410, {"code": "NotFound"}, Gone, NotFoundError),
+    # What the service has not said itself is no verdict.
+    (401, b"<html>", TryAgain, UnexpectedReplyError),
+    (403, b"<html>", TryAgain, UnexpectedReplyError),
+    (404, b"<html>", TryAgain, UnexpectedReplyError),
+    (404, None, TryAgain, UnexpectedReplyError),
+    (404, {}, TryAgain, UnexpectedReplyError),
+    (404, {"detail": "Not Found"}, TryAgain, UnexpectedReplyError),
+    (403, {"message": "Missing Authentication Token"}, TryAgain, UnexpectedReplyError),
+    (405, b"<html>", TryAgain, UnexpectedReplyError),
+    (400, None, TryAgain, UnexpectedReplyError),
     (400, {"code": "InvalidParameter"}, Denied, InvalidRequestError),
     (401, {"code": "InvalidApiKey"}, Denied, AuthenticationError),
     (403, {"code": "AccessDenied"}, Denied, AuthenticationError),
     (200, {"code": "InvalidApiKey"}, Denied, AuthenticationError),
-    (302, None, Denied, InvalidRequestError),
+    (302, None, TryAgain, InvalidRequestError),
     (400, {"code": "Throttling.RateQuota"}, TryAgain, InvalidRequestError),
     (408, None, TryAgain, InvalidRequestError),
     (425, None, TryAgain, InvalidRequestError),
@@ -767,9 +793,13 @@ def test_a_reply_without_an_id_is_about_the_polled_task(provider: DashScope) -> 
         (400, {"code": "UnsupportedOperation", "message": "Failed to cancel the task"}, TooLate),
         (200, {"code": "UnsupportedOperation"}, TooLate),
         (400, {"code": "InvalidParameter"}, Denied),
-        (404, None, Gone),
+        (200, b"<html>Log in to the network</html>", TryAgain),
+        (404, {"code": "NotFound"}, Gone),
+        (404, None, TryAgain),
+        (404, b"<html>", TryAgain),
         (401, {"code": "InvalidApiKey"}, Denied),
-        (403, None, Denied),
+        (403, {"code": "AccessDenied"}, Denied),
+        (403, b"<html>", TryAgain),
         (200, {"code": "InternalError"}, TryAgain),
         (408, None, TryAgain),
         (425, None, TryAgain),
@@ -867,8 +897,12 @@ def test_a_list_states_its_pages(provider: DashScope, more: dict[str, Any], numb
         (200, {"code": "InternalError"}, TryAgain),
         (200, {"code": "InvalidApiKey"}, Denied),
         (400, {"code": "InvalidParameter"}, Denied),
-        (401, None, Denied),
-        (404, None, Denied),
+        (401, {"code": "InvalidApiKey"}, Denied),
+        (404, {"code": "NotFound"}, Denied),
+        (401, None, TryAgain),
+        (403, b"<html>", TryAgain),
+        (404, b"<html>", TryAgain),
+        (200, b"<html>", TryAgain),
         (429, None, TryAgain),
         (500, None, TryAgain),
     ],

@@ -225,17 +225,19 @@ def flat(code: str) -> dict[str, Any]:
     return {"error_code": code, "error_message": "No way."}
 
 
-CREATE_FAULTS: list[tuple[int, Any, type, str | None, type[APIError]]] = [
+CREATE_FAULTS: list[tuple[int, Any, type, str | None, type[Exception]]] = [
     (400, openai("invalid_request"), Refused, None, InvalidRequestError),
     (400, flat("invalid_request"), Refused, None, InvalidRequestError),
     (400, openai("content_policy_violation"), Refused, None, InvalidRequestError),
     (401, openai("invalid_api_key"), Refused, None, AuthenticationError),
-    (402, None, Refused, None, BillingError),
+    (402, openai(None), Refused, None, BillingError),
     (402, flat("insufficient_credit"), Refused, None, BillingError),
     (403, openai("insufficient_user_quota"), Refused, None, BillingError),
-    (403, None, Refused, None, AuthenticationError),
+    (403, openai(None), Refused, None, AuthenticationError),
+    (403, None, Unclear, None, UnexpectedReplyError),
+    (403, b"<html>", Unclear, None, UnexpectedReplyError),
     (404, openai("model_not_found"), Refused, None, NotFoundError),
-    (422, None, Refused, None, InvalidRequestError),
+    (422, openai(None), Refused, None, InvalidRequestError),
     (429, openai("insufficient_quota"), Refused, None, BillingError),
     (429, openai(None, "insufficient_quota"), Refused, None, BillingError),
     (429, openai("monthly_cap", "insufficient_quota"), Refused, None, BillingError),
@@ -264,7 +266,7 @@ CREATE_FAULTS: list[tuple[int, Any, type, str | None, type[APIError]]] = [
 
 @pytest.mark.parametrize(("status", "body", "outcome", "reason", "error"), CREATE_FAULTS)
 def test_a_create_that_is_not_accepted_means_what_its_code_says(
-    provider: Dieyuyun, status: int, body: Any, outcome: type, reason: str | None, error: type[APIError]
+    provider: Dieyuyun, status: int, body: Any, outcome: type, reason: str | None, error: type[Exception]
 ) -> None:
     read = provider.read_created(reply(body, status), IMAGE)
 
@@ -547,9 +549,14 @@ def test_a_time_may_be_written_in_several_ways(provider: Dieyuyun, when: Any) ->
         (410, flat("task_expired"), Gone, NotFoundError),
         (200, openai("task_not_found"), Gone, NotFoundError),
         (401, openai("invalid_api_key"), Denied, AuthenticationError),
-        (402, None, Denied, BillingError),
-        (403, None, Denied, AuthenticationError),
-        (400, None, Denied, InvalidRequestError),
+        (402, flat("insufficient_credit"), Denied, BillingError),
+        (403, openai(None), Denied, AuthenticationError),
+        (400, {"message": "No way."}, Denied, InvalidRequestError),
+        (401, b"<html>", TryAgain, UnexpectedReplyError),
+        (403, b"<html>", TryAgain, UnexpectedReplyError),
+        (404, b"<html>", TryAgain, UnexpectedReplyError),
+        (404, None, TryAgain, UnexpectedReplyError),
+        (404, {"status": 404, "error": "Not Found"}, TryAgain, UnexpectedReplyError),
         (408, None, TryAgain, InvalidRequestError),
         (425, None, TryAgain, InvalidRequestError),
         (429, openai("rate_limit_exceeded"), TryAgain, RateLimitError),
@@ -589,13 +596,18 @@ def test_a_poll_that_shows_no_task_means_what_its_reply_says(
         (204, None, Stopped),
         (200, flat("internal_error"), TryAgain),
         (409, openai("invalid_task_status"), TooLate),
-        (409, None, TooLate),
+        (409, {"message": "already completed"}, TooLate),
+        (409, None, TryAgain),
+        (200, b"<html>Log in to the network</html>", TryAgain),
         (400, flat("task_already_completed"), TooLate),
         (422, {"message": "Task cannot be cancelled"}, TooLate),
         (400, openai("invalid_request"), Denied),
-        (401, None, Denied),
-        (404, None, Gone),
-        (410, None, Gone),
+        (401, openai("invalid_api_key"), Denied),
+        (404, openai("task_not_found"), Gone),
+        (410, flat("task_expired"), Gone),
+        (401, None, TryAgain),
+        (404, None, TryAgain),
+        (404, b"<html>", TryAgain),
         (429, None, TryAgain),
         (408, None, TryAgain),
         (500, None, TryAgain),

@@ -334,7 +334,7 @@ async def test_as_completed_takes_an_async_source_and_does_not_wait_for_it_where
 
 
 async def test_as_completed_yields_failures_too_and_raises_what_waiters_are_told() -> None:
-    service = ToyService(creates=[422, {"status": "queued"}], queries=[401, DONE])
+    service = ToyService(creates=[422, {"status": "queued"}], queries=[*[401] * 4, DONE])
     async with service.client(limits=Limits(1)) as client:
         completed = client.as_completed([image("one"), image("two")])
 

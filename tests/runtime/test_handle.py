@@ -54,7 +54,7 @@ async def test_a_failure_ends_the_events_quietly_with_its_snapshot() -> None:
 
 
 async def test_events_raise_what_waiters_are_told_and_can_go_on() -> None:
-    async with ToyService(queries=[401, DONE]).client() as client:
+    async with ToyService(queries=[*[401] * 4, DONE]).client() as client:
         events = (await client.submit(image())).events()
 
         with pytest.raises(Exception, match="denied"):

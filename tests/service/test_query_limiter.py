@@ -22,29 +22,62 @@ async def query(limiter: QueryLimiter, seconds: float = 0.0) -> float:
     return begun
 
 
-async def test_whoever_waits_goes_in_order_of_arrival_and_before_the_poller() -> None:
-    limiter = QueryLimiter(2)
-    first = [asyncio.create_task(query(limiter)) for _ in range(6)]
-    await asyncio.sleep(0)
+class EndlessPoller:
+    """A taker that always has a poll to send. Each takes a moment."""
 
-    assert not limiter.try_acquire(now())
-    begun = [await each for each in first]
+    def __init__(self, limiter: QueryLimiter) -> None:
+        self.limiter = limiter
+        self.polls: list[float] = []
+        limiter.add_taker(self.take)
+
+    def take(self) -> bool:
+        self.polls.append(now())
+        asyncio.get_running_loop().call_later(0.01, self.limiter.release)
+        return True
+
+
+async def test_callers_that_wait_go_in_order_of_arrival() -> None:
+    limiter = QueryLimiter(2)
+    begun = await asyncio.gather(*(query(limiter) for _ in range(6)))
+
     assert begun == sorted(begun)
     assert begun[-1] - begun[0] == pytest.approx(2 * 1.02, abs=0.01)
 
 
-async def test_the_poller_hears_of_a_place_once_nobody_waits() -> None:
-    limiter, heard = QueryLimiter(1), []
-    limiter.on_free.append(lambda: heard.append(now()))
-    assert limiter.try_acquire(now())
-    waits = asyncio.create_task(query(limiter))
-    await asyncio.sleep(0)
+async def test_callers_without_end_and_several_pollers_each_get_their_part() -> None:
+    limiter, calls = QueryLimiter(20), []
 
-    limiter.release()
-    assert heard == []
-    await waits
+    async def loop_on_queries() -> None:
+        while True:
+            calls.append(await query(limiter, 0.01))
 
-    assert len(heard) >= 1
+    callers = [asyncio.create_task(loop_on_queries()) for _ in range(30)]
+    one, two = EndlessPoller(limiter), EndlessPoller(limiter)
+    await asyncio.sleep(60)
+    for taker in (one, two):
+        limiter.remove_taker(taker.take)
+    for caller in callers:
+        caller.cancel()
+
+    assert len(calls) == pytest.approx(20 * 60 / 3, rel=0.1)
+    assert len(one.polls) == pytest.approx(len(two.polls), abs=2)
+    assert len(one.polls) == pytest.approx(len(calls), rel=0.1)
+
+
+async def test_a_poller_gets_a_place_as_soon_as_one_is_free() -> None:
+    limiter, offered = QueryLimiter(1), []
+
+    def take() -> bool:
+        offered.append(now())
+        return False
+
+    limiter.add_taker(take)
+    before = now()
+    await query(limiter)
+    await query(limiter)
+
+    assert now() - before == pytest.approx(1.02)
+    assert offered, "the poller was offered the places that it did not need"
 
 
 async def test_random_cancels_lose_no_place_and_break_no_limit() -> None:

@@ -14,7 +14,7 @@ from attrs import field, frozen
 from bide import Client
 from bide._wire import Call, Reply, quote_id
 from bide.errors import InvalidRequestError, NotFoundError, ServerError, UnexpectedReplyError
-from bide.models import Limits, Request, Task, TaskStatus
+from bide.models import Limits, Output, Request, Task, TaskStatus
 from bide.providers import (
     Accepted,
     Denied,
@@ -116,8 +116,15 @@ class Toy:
         data = reply.object()
         word = data.get("status", "running")
         status = TaskStatus(word) if self.knows(word) else TaskStatus.RUNNING
+        has_output = status is TaskStatus.SUCCEEDED and data.get("outputs", 1)
+        outputs = (Output(url="https://toy.example/file.png", kind="image"),) if has_output else ()
         return Task(
-            task_id=data.get("id"), status=status, raw_status=word, progress=data.get("progress"), raw=data
+            task_id=data.get("id"),
+            status=status,
+            raw_status=word,
+            progress=data.get("progress"),
+            outputs=outputs,
+            raw=data,
         )
 
 

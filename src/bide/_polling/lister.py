@@ -33,7 +33,7 @@ from bide._service.account import CLOCK_SLACK_SECONDS, misread, retry_after_of
 from bide.providers import TryAgain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from bide._polling.observer import Observer
     from bide._polling.pace import Forecast
@@ -118,24 +118,13 @@ class _ListsOfKey:
 
 
 class Lister:
-    """Decides when one list takes the place of many polls, and makes it.
+    """Decides when one list takes the place of many polls, and makes it."""
 
-    Args:
-        note_answer: called with the answer to each list, or with the outcome that says that there was none.
-    """
-
-    def __init__(
-        self,
-        account: Account,
-        schedule: Schedule,
-        observer: Observer,
-        note_answer: Callable[[object], None],
-    ) -> None:
+    def __init__(self, account: Account, schedule: Schedule, observer: Observer) -> None:
         self._account = account
         self._provider = account.provider
         self._schedule = schedule
         self._observer = observer
-        self._note_answer = note_answer
         self._pace = schedule.pace
         self._keys: dict[str, _ListsOfKey] = {}
         self._clock = asyncio.get_running_loop().time
@@ -322,7 +311,6 @@ class Lister:
         oldest = max(watched.age(self._clock()) for watched in members.values())
         since = until - min(oldest + EARLIER_SECONDS, LONGEST_WINDOW_SECONDS)
         answer = await self._account.list_tasks(key, since, until + CLOCK_SLACK_SECONDS)
-        self._note_answer(answer)
         if not isinstance(answer, list):
             advised = retry_after_of(answer) if isinstance(answer, TryAgain) else None
             text = f"the list of tasks failed: {answer.error}"
@@ -365,7 +353,7 @@ class Lister:
             await self._observer.digest(watched, answered, at, listed=True)
             latest = watched.zero + watched.sure + max(POLL_AT_LEAST_EVERY_SECONDS, watched.sure)
             watched.poll_at = min(watched.poll_at, max(now, latest))
-        except Exception as fault:  # noqa: BLE001 - it reaches the waiters of this task, and stops no other one
+        except Exception as fault:  # noqa: BLE001 - a wait that times out names it, and it stops no other task
             self._observer.take_in_fault(watched, fault)
         finally:
             self._schedule.push(watched)

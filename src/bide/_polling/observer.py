@@ -12,9 +12,9 @@ from attrs import evolve
 from bide import _outcomes, _outside
 from bide._events import log_line
 from bide._polling.durations import duration_of
-from bide._polling.outage import wait_after_fault
 from bide._polling.pace import JITTER, RECHECK_SECONDS, bounds, eta, lateness, plausible, sample_of
 from bide._service.account import CLOCK_SLACK_SECONDS, misread, retry_after_of
+from bide._service.outage import wait_after_fault
 from bide.errors import APIError, BideError, LedgerError, UnexpectedReplyError, WaitTimeoutError
 from bide.models import ErrorDetail, Task, TaskStatus
 from bide.providers import Denied, Gone
@@ -34,8 +34,14 @@ if TYPE_CHECKING:
 GONE_SECONDS = 60.0
 """Seconds over which "no such task" must repeat until it ends the task."""
 GONE_RECHECK_SECONDS = 15.0
+DENIED_SECONDS = 30.0
+"""Seconds over which "not allowed" must repeat until the waiters get the error."""
+DENIED_RECHECK_SECONDS = 10.0
+EMPTY_SECONDS = 60.0
+"""Seconds for which a task that has succeeded without any output is polled again."""
+EMPTY_RECHECK_SECONDS = 5.0
 RERECORD_SECONDS = 5.0
-"""Seconds until a task is polled again whose state could not be recorded."""
+"""Seconds until a task is polled again whose answer could not be taken in or recorded."""
 PLAUSIBLE_FACTOR = 4.0
 """If a task that was made elsewhere is older than so many usual durations, its age counts as unknown."""
 MOST_CAPS_WAITED = 1.5
@@ -88,9 +94,12 @@ class Observer:
                 return None
             if watched.needs_poll and not outcome.status.is_final:
                 self._on_contradiction(watched)
-            watched.failing_since, watched.gone_since, watched.needs_poll = None, None, False
+            watched.failing_since = watched.gone_since = watched.denied_since = None
+            watched.needs_poll = False
             await self._take_in(watched, outcome, at, listed=listed)
-            if not watched.task.status.is_final:
+            if watched.task.awaits_outputs:
+                self._plan_empty(watched)
+            elif not watched.task.status.is_final:
                 self._schedule.plan(watched)
             self._check_overdue(watched)
             return None
@@ -98,7 +107,8 @@ class Observer:
             await self._take_in_gone(watched, outcome, now)
             return outcome.error
         if isinstance(outcome, Denied):
-            return self.fail(watched, outcome.error)
+            self._take_in_denied(watched, outcome.error, now)
+            return outcome.error
         if watched.failing_since is None:
             watched.failing_since = now
         wait = max(self._schedule.floor(watched), wait_after_fault(now - watched.failing_since))
@@ -112,39 +122,60 @@ class Observer:
         return outcome.error
 
     def take_in_fault(self, watched: WatchedTask, fault: Exception) -> BideError:
-        """What a poll has shown could not be taken in, because of *fault*."""
-        if not isinstance(fault, LedgerError):
-            return self.fail(watched, fault if isinstance(fault, BideError) else misread(fault))
-        # It is temporary. The task may have ended: its slot stays in use until that is recorded.
-        log_line(logging.WARNING, f"{watched.ticket}: its state could not be recorded yet: {fault}")
-        self._submissions.note_fault(watched.ticket, fault)
-        watched.poll_at = self._clock() + RERECORD_SECONDS
-        return fault
-
-    def fail(self, watched: WatchedTask, error: BideError) -> BideError:
-        """A lasting fault: raise it in the waiters, and poll the task more rarely."""
-        watched.poll_at = self._clock() + RECHECK_SECONDS
-        self._submissions.fail_waiters(watched.ticket, error)
+        """What a poll has shown could not be taken in, because of *fault*. The task may have ended: its slot stays in
+        use until that is recorded."""
+        error = fault if isinstance(fault, BideError) else misread(fault)
+        log_line(logging.WARNING, f"{watched.ticket}: its state could not be recorded yet: {error}")
+        self._submissions.note_fault(watched.ticket, error)
+        watched.poll_at = self._clock() + max(RERECORD_SECONDS, self._schedule.floor(watched))
         return error
+
+    def _take_in_denied(self, watched: WatchedTask, error: BideError, now: float) -> None:
+        """One "not allowed" proves nothing. If it repeats for some time, raise it in the waiters, and poll the task
+        more rarely."""
+        watched.gone_since = None
+        if watched.denied_since is None:
+            watched.denied_since = now
+        verdict_at = watched.denied_since + DENIED_SECONDS
+        if now >= verdict_at:
+            watched.poll_at = now + RECHECK_SECONDS
+            self._submissions.fail_waiters(watched.ticket, error)
+            return
+        self._submissions.note_fault(watched.ticket, error)
+        self._poll_again(watched, DENIED_RECHECK_SECONDS, verdict_at)
+
+    def _poll_again(self, watched: WatchedTask, seconds: float, last_at: float) -> None:
+        """Poll it again in so many *seconds*, but at *last_at* at the latest, as far as its floor allows."""
+        now, floor = self._clock(), self._schedule.floor(watched)
+        watched.poll_at, watched.is_paced = max(now + floor, min(now + seconds, last_at)), False
 
     async def _take_in(
         self, watched: WatchedTask, answered: Task, at: float, *, listed: bool = False
     ) -> None:
         """A new snapshot: it is recorded if its status is new, then reported."""
         before = watched.task
+        if answered.status is TaskStatus.SUCCEEDED and not answered.outputs:
+            answered = self._take_in_empty(watched, answered, at)
         task = before.merge(answered)
         if not task.status.is_final:
-            task = self._observe_unfinished(watched, task, at, listed=listed)
-            if task.status is not before.status:  # with its eta: this change wakes those who read events
+            if not task.awaits_outputs:
+                task = self._observe_unfinished(watched, task, at, listed=listed)
+            # With its eta: this change wakes those who read events.
+            if task.status is not before.status or (task.awaits_outputs and not before.awaits_outputs):
                 await self._ledger.update(watched.ticket, task, owner=self._owner)
         else:
             try:
-                await self._ledger.finish(watched.ticket, task, owner=self._owner)
+                record = await self._ledger.finish(watched.ticket, task, owner=self._owner)
             except LedgerError:
                 self._submissions.advance(watched.ticket, task)  # the waiters get their result all the same
                 raise
-            if self._observe_end(watched, task, at):
+            if watched.empty_since is None and self._observe_end(watched, task, at):
                 self._on_contradiction(watched)
+            self._schedule.remove(watched.ticket)
+            # The ledger has reported the change before this step ended. If the submission is open all the same, the
+            # task had ended before, and a late record of it was opened.
+            if self._submissions.is_open(watched.ticket):
+                self._submissions.change_record(record)
         watched.task = task
         if task.status is not before.status:
             self.start_deadline(watched)
@@ -161,8 +192,33 @@ class Observer:
         watched.poll_at = self._clock() + RERECORD_SECONDS  # if another client drives it now
         await self._ledger.undo_match(watched.ticket, task, owner=self._owner, hold=hold)
 
+    def _take_in_empty(self, watched: WatchedTask, answered: Task, at: float) -> Task:
+        """A success without any output: the output may come a little later. Returns the snapshot that it stands for."""
+        now = self._clock()
+        if watched.empty_since is None:
+            self._observe_end(watched, watched.task.merge(answered), at)
+            watched.empty_since = now
+        if now - watched.empty_since < EMPTY_SECONDS:
+            return _outcomes.await_outputs(answered)
+        log_line(
+            logging.WARNING,
+            f"{watched.ticket}: task {watched.task_id} has succeeded, and for {EMPTY_SECONDS:g} s the service has "
+            f"shown no output of it",
+        )
+        return _outcomes.end_without_outputs(answered, EMPTY_SECONDS)
+
+    def start_empty(self, watched: WatchedTask) -> None:
+        """*watched* is on record as a success without any output, whose slot is free since then."""
+        watched.empty_since = self._clock() - max(0.0, self._ledger.now() - watched.slot_until)
+        self._plan_empty(watched)
+
+    def _plan_empty(self, watched: WatchedTask) -> None:
+        since = self._clock() if watched.empty_since is None else watched.empty_since
+        self._poll_again(watched, EMPTY_RECHECK_SECONDS, since + EMPTY_SECONDS)
+
     async def _take_in_gone(self, watched: WatchedTask, outcome: Gone, now: float) -> None:
         """One "no such task" proves nothing. It ends the task as expired only if it repeats for some time."""
+        watched.denied_since = None
         if watched.gone_since is None:
             watched.gone_since = now
         if now - watched.gone_since >= GONE_SECONDS:
@@ -172,9 +228,7 @@ class Observer:
             await self._take_in(watched, evolve(watched.task, status=TaskStatus.EXPIRED, error=detail), now)
             return
         self._submissions.note_fault(watched.ticket, outcome.error)
-        floor = self._schedule.floor(watched)
-        watched.poll_at = min(now + max(GONE_RECHECK_SECONDS, floor), watched.gone_since + GONE_SECONDS)
-        watched.poll_at = max(watched.poll_at, now + floor)
+        self._poll_again(watched, GONE_RECHECK_SECONDS, watched.gone_since + GONE_SECONDS)
 
     def note_word(self, task: Task) -> None:
         """Log a status word that the provider does not know, once."""
@@ -260,7 +314,8 @@ class Observer:
         return "queued", self._deadlines.queued
 
     def _check_overdue(self, watched: WatchedTask) -> None:
-        if watched.task.status.is_final or self._ledger.now() < watched.slot_until:
+        is_ended = watched.task.status.is_final or watched.empty_since is not None
+        if is_ended or self._ledger.now() < watched.slot_until:
             return
         watched.poll_at, watched.is_paced = max(watched.poll_at, self._clock() + RECHECK_SECONDS), False
         self._submissions.fail_waiters(

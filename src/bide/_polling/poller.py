@@ -1,27 +1,28 @@
 """The one asyncio task that polls, for any number of accepted tasks.
 
 The pace says when to poll each task. If more polls are due than the query rate allows, the poll that is worth most is
-sent first. A poll is idempotent: a poll that fails never fails the task, and is repeated later. An error for the
-waiters ("your key is no longer valid") does not end the task either: the poller still polls it, but more rarely.
+sent first. A poll is idempotent: a poll that fails never fails the task, raises nothing in the waiters, and is repeated
+later. An error for the waiters ("your key is no longer valid") does not end the task either: the poller still polls it,
+but more rarely.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from typing import TYPE_CHECKING
 
 from bide._concurrency import wait_unless_closed
+from bide._events import log_line
 from bide._polling.duration_models import DurationModels
 from bide._polling.lister import Lister
 from bide._polling.observer import Observer
-from bide._polling.outage import Outage, is_no_answer
 from bide._polling.pace import RECHECK_SECONDS
 from bide._polling.schedule import Schedule
 from bide._polling.watched_task import WatchedTask
-from bide._service.account import misread, retry_after_of
+from bide._service.account import misread
 from bide.models import Task
-from bide.providers import TryAgain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 POLLS_SHARE = 0.7
 """The share of the transport's places that polls may take; the rest is for creates."""
+RESUME_SECONDS = 5.0
+"""Seconds until the poller goes on after an unforeseen exception."""
 
 
 class Poller:
@@ -79,26 +82,22 @@ class Poller:
             schedule,
             self._note_contradiction,
         )
-        self._outage = Outage()
-        self._lister = Lister(account, schedule, self._observer, self._note_answer)
-        account.query_limiter.on_free.append(self._wake.set)
+        self._lister = Lister(account, schedule, self._observer)
+        self._resume_at = -math.inf
+        account.query_limiter.add_taker(self._take_place)
+        account.outage.on_end.append(self._end_outage)
         self._loop = asyncio.create_task(self._run(), name="bide poller")
 
     def _note_contradiction(self, watched: WatchedTask) -> None:
         self._lister.note_contradiction(watched)  # the lister is made after the observer, which it uses
 
-    def _note_answer(self, outcome: object) -> None:
-        """The service has answered a poll or a list, or has not."""
-        now = self._clock()
-        if isinstance(outcome, TryAgain) and is_no_answer(outcome):
-            self._outage.note_fault(now, retry_after_of(outcome))
-        elif self._outage.note_answer():
-            self._lister.forget_failures(self._outage.since)
-            for watched in self._schedule.tasks():  # the service answers again
-                if watched.failing_since is not None:
-                    watched.poll_at = min(watched.poll_at, now)
-                    self._schedule.push(watched)
-            self._wake.set()
+    def _end_outage(self) -> None:
+        """The service answers again: poll all tasks that it did not answer for."""
+        self._lister.forget_failures(self._account.outage.since)
+        for watched in self._schedule.tasks():
+            if watched.failing_since is not None:
+                self._schedule.hasten(watched)
+        self._wake.set()
 
     # For the client ----------------------------------------------------------------------------------------
 
@@ -130,7 +129,9 @@ class Poller:
             is_named=name is not None,
             guessed_for=record.request if record.guessed else None,
         )
-        if not now:
+        if record.task.awaits_outputs:
+            self._observer.start_empty(watched)
+        elif not now:
             self._schedule.plan(watched)
         self._schedule.add(watched)
         self._observer.start_deadline(watched)
@@ -145,23 +146,20 @@ class Poller:
         """The task may have changed: poll it as soon as the query rate allows."""
         watched = self._schedule.get(ticket)
         if watched is not None:
-            watched.poll_at, watched.is_paced = self._clock(), False
             watched.is_asked_again = watched.poll is not None
-            self._schedule.push(watched)
+            self._schedule.hasten(watched)
 
     async def poll_now(self, ticket: str) -> BideError | None:
-        """Poll at once, or share the poll under way. Returns the fault of that poll, or None."""
+        """Poll as soon as the floor of the pace and the query rate allow. All callers share one poll, also one that is
+        under way. Returns the fault of that poll, or None."""
         watched = self._schedule.get(ticket)
         if watched is None:
             return None
-        if watched.poll is None:
-            await self._account.query_limiter.acquire()
-            if watched.poll is None and not watched.is_closed:
-                self._start(watched)
-            else:
-                self._account.query_limiter.release()
-        poll = watched.poll
-        return None if poll is None else await wait_unless_closed(poll)
+        if watched.wish is None:
+            watched.wish = asyncio.get_running_loop().create_future()
+            if watched.poll is None:
+                self._schedule.hasten(watched)
+        return await wait_unless_closed(watched.wish)
 
     def hurry(self, kind: str) -> None:
         """Requests of this *kind* wait for a slot from now on: poll its tasks more often."""
@@ -178,7 +176,8 @@ class Poller:
 
     async def aclose(self) -> None:
         """Stop polling."""
-        self._account.query_limiter.on_free.remove(self._wake.set)
+        self._account.query_limiter.remove_taker(self._take_place)
+        self._account.outage.on_end.remove(self._end_outage)
         self._schedule.close()
         tasks = {self._loop, *self._polls, *self._lister.tasks()}
         for task in tasks:
@@ -195,41 +194,62 @@ class Poller:
                 for watched in self._schedule.pop_due():
                     self._observer.pass_deadline(watched)
                 until = self._start_due()
-            except Exception as fault:  # noqa: BLE001 - it reaches the waiters, and polling goes on
-                until = self._clock() + RECHECK_SECONDS
-                self._fail_all(misread(fault))
+            except Exception as fault:  # noqa: BLE001 - a wait that times out names it, and polling goes on
+                until = self._pause_after(fault)
             until = min(until, self._schedule.next_moment)
             timer = loop.call_at(until, self._wake.set) if until < math.inf else None
             await self._wake.wait()
             if timer is not None:
                 timer.cancel()
 
-    def _fail_all(self, error: BideError) -> None:
-        for watched in list(self._schedule.tasks()):
-            self._submissions.fail_waiters(watched.ticket, error)
+    def _pause_after(self, fault: Exception) -> float:
+        """An unforeseen exception: pause for a moment. Returns when to go on."""
+        error = misread(fault)
+        log_line(logging.ERROR, f"no task is polled for {RESUME_SECONDS:g} s: {error}")
+        for watched in self._schedule.tasks():
+            self._submissions.note_fault(watched.ticket, error)
+        self._resume_at = self._clock() + RESUME_SECONDS
+        return self._resume_at
 
     def _start_due(self) -> float:
         """Start the polls that are due, as far as the query rate and the connections allow. Returns when to go on."""
-        limiter, schedule = self._account.query_limiter, self._schedule
+        limiter = self._account.query_limiter
+        limiter.serve()
+        if not self._schedule.backlog or len(self._polls) >= self._most_polls:
+            return math.inf
+        return max(limiter.free_at(self._clock()), self._account.outage.next_try, self._resume_at)
+
+    def _take_place(self) -> bool:
+        """The query limiter has a place for a poll. Returns whether one was due, and is sent now."""
+        try:
+            return self._start_next()
+        except Exception as fault:  # noqa: BLE001 - a wait that times out names it, and polling goes on
+            self._pause_after(fault)
+            self._wake.set()
+            return False
+
+    def _start_next(self) -> bool:
+        schedule = self._schedule
+        is_limited = self._account.query_limiter.rate is not None
         while schedule.backlog and len(self._polls) < self._most_polls:
             now = self._clock()
-            free_at = max(limiter.free_at(now), self._outage.next_try)
-            if free_at > now:
-                return free_at
-            watched = schedule.next_due(now, is_limited=limiter.rate is not None)
+            if max(self._account.outage.next_try, self._resume_at) > now:
+                return False
+            watched = schedule.next_due(now, is_limited=is_limited)
             try:
                 if watched.is_closed or watched.poll is not None or watched.poll_at > now:
                     schedule.push(watched)  # it has ended, or was polled meanwhile
-                elif not self._lister.takes(watched, now) and limiter.try_acquire(now):
+                elif not self._lister.takes(watched, now):
                     self._start(watched)
+                    return True
             except Exception:
                 schedule.push(watched)  # the task must keep its place, whatever has failed
                 raise
-        return math.inf
+        return False
 
     def _start(self, watched: WatchedTask) -> None:
         """Poll in a background task; the query limiter has given a place for it."""
-        self._outage.note_try(self._clock())
+        self._account.outage.note_try(self._clock())
         poll = asyncio.create_task(self._poll(watched), name=f"bide poll {watched.task_id}")
         watched.poll = poll
         self._polls.add(poll)
@@ -237,8 +257,11 @@ class Poller:
 
     def _end(self, watched: WatchedTask, poll: asyncio.Task[BideError | None]) -> None:
         self._polls.discard(poll)
-        watched.poll = None
-        if poll.cancelled() or poll.exception() is not None:
+        watched.poll, watched.polled_at = None, self._clock()
+        is_broken = poll.cancelled() or poll.exception() is not None
+        if not poll.cancelled():
+            watched.grant_wish(None if is_broken else poll.result())
+        if is_broken:
             watched.poll_at = self._clock() + RECHECK_SECONDS  # the poll has planned no next one
         elif watched.is_asked_again and watched.is_paced:
             watched.poll_at = min(watched.poll_at, self._clock() + self._schedule.floor(watched))
@@ -248,12 +271,13 @@ class Poller:
         self._wake.set()
 
     async def _poll(self, watched: WatchedTask) -> BideError | None:
+        start = self._clock()
         try:
-            start = self._clock()
             outcome = await self._account.query(watched.key, watched.task_id)
-            self._note_answer(outcome)
             error = None if isinstance(outcome, Task) else outcome.error
             self._submissions.announce_poll(watched.ticket, self._clock() - start, error)
             return await self._observer.digest(watched, outcome, (start + self._clock()) / 2)
-        except Exception as fault:  # noqa: BLE001 - it reaches the waiters of this task, and stops no other one
-            return self._observer.take_in_fault(watched, fault)
+        except Exception as fault:  # noqa: BLE001 - a wait that times out names it, and it stops no other task
+            fault_of_poll = self._observer.take_in_fault(watched, fault)
+            self._submissions.announce_poll(watched.ticket, self._clock() - start, fault_of_poll)
+            return fault_of_poll

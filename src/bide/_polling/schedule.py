@@ -50,6 +50,8 @@ class Schedule:
         self._tidy_at = MOST_INVALID_PLACES
         self._order = itertools.count()
         self._due: deque[WatchedTask] = deque()
+        self._wished: deque[WatchedTask] = deque()  # those of the due tasks that a caller wants to be polled
+        self._is_turn_of_wished = True
 
     # The tasks ---------------------------------------------------------------------------------------------
 
@@ -77,12 +79,16 @@ class Schedule:
         watched = self._tasks.pop(ticket, None)
         if watched is not None:
             watched.is_closed = True
+            if watched.poll is None:
+                watched.grant_wish(None)
             self._tidy()
 
     def close(self) -> None:
         """Stop polling all tasks."""
         for watched in self._tasks.values():
             watched.is_closed = True
+            if watched.wish is not None:
+                watched.wish.cancel()
 
     # When each is polled -----------------------------------------------------------------------------------
 
@@ -104,6 +110,16 @@ class Schedule:
             )
             planned = now + max(terms.floor, SHORTEST_CAP_SECONDS)
         watched.poll_at, watched.is_paced = max(now, planned), True
+
+    def hasten(self, watched: WatchedTask) -> None:
+        """Poll it as soon as its floor allows. If a caller wants that, it takes turns with the other tasks that are
+        due, and goes before them in its turn."""
+        soon = max(self._clock(), watched.polled_at + self.floor(watched))
+        watched.poll_at, watched.is_paced = min(watched.poll_at, soon), False
+        if watched.is_due and watched.wish is not None and watched in self._due:
+            self._due.remove(watched)
+            self._wished.append(watched)
+        self.push(watched)
 
     def plan_model_again(self, model: DurationModel) -> None:
         """Plan the tasks of *model* again: the ledger knew more of it than was known when they were planned."""
@@ -164,7 +180,7 @@ class Schedule:
     @property
     def backlog(self) -> int:
         """Tasks that are due, and have to wait for the query rate or a connection."""
-        return len(self._due)
+        return len(self._due) + len(self._wished)
 
     def pop_due(self) -> Iterator[WatchedTask]:
         """Put what is due now into the queue. Yields each task whose deadline has passed, before it gets its next
@@ -182,15 +198,22 @@ class Schedule:
                     yield item
                 if item.poll_at <= now and not item.is_due and item.poll is None:
                     item.is_due = True
-                    self._due.append(item)
+                    (self._due if item.wish is None else self._wished).append(item)
                 self.push(item)
 
     def next_due(self, now: float, *, is_limited: bool) -> WatchedTask:
-        """Take the task whose poll is worth most out of the queue.
+        """Take the task whose poll is worth most out of the queue. A task that a caller wants to be polled goes first,
+        but never twice in a row while others are due.
 
         Where the query rate *is_limited*, that is the one with the most expected seconds of an unseen end. A task that
         has waited for longer than two caps goes before it.
         """
+        if self._wished and (self._is_turn_of_wished or not self._due):
+            self._is_turn_of_wished = False
+            watched = self._wished.popleft()
+            watched.is_due = False
+            return watched
+        self._is_turn_of_wished = True
         due, index = self._due, 0
         head = due[0]
         if len(due) > 1 and is_limited and not (head.needs_poll or head.is_closed):

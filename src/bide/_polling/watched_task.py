@@ -29,6 +29,8 @@ class WatchedTask(Observed):
         is_named: whether its model is known.
         poll_at: when to poll it next.
         is_paced: whether the pace has set that moment: no fault has delayed it, and no caller has asked for it.
+        polled_at: when its last poll has ended.
+        wish: for the callers that want a poll soon: the fault of that poll, or None.
         is_asked_again: whether a caller has asked for a poll while one was under way.
         deadline: when the waiters get the error that the task takes too long.
         in_heap_at: the moment of its valid place in the heap of the schedule.
@@ -36,6 +38,8 @@ class WatchedTask(Observed):
         poll: the poll under way.
         failing_since: when the first poll got no answer, of the last polls in a row.
         gone_since: when the service first answered "no such task", of its last answers in a row.
+        denied_since: when the service first answered "not allowed", of its last answers in a row.
+        empty_since: when the service first reported a success without any output.
         needs_poll: whether its next poll must not be a list: a list has shown its end, or lacks the task.
         missing_lists: lists in a row that lacked it.
         guessed_for: the request for which it was found by model and time alone: it may be another program's task.
@@ -52,6 +56,8 @@ class WatchedTask(Observed):
     is_dated: bool = True
     is_named: bool = True
     is_paced: bool = False
+    polled_at: float = -math.inf
+    wish: asyncio.Future[BideError | None] | None = None
     is_asked_again: bool = False
     deadline: float = math.inf
     in_heap_at: float = math.inf
@@ -59,6 +65,8 @@ class WatchedTask(Observed):
     poll: asyncio.Task[BideError | None] | None = None
     failing_since: float | None = None
     gone_since: float | None = None
+    denied_since: float | None = None
+    empty_since: float | None = None
     needs_poll: bool = False
     missing_lists: int = 0
     guessed_for: Request | None = None
@@ -73,6 +81,12 @@ class WatchedTask(Observed):
     def task_id(self) -> str:
         """The service's id: an accepted task has one."""
         return self.task.task_id or ""
+
+    def grant_wish(self, error: BideError | None) -> None:
+        """Report the fault of the poll, or None, to the callers that wanted it."""
+        wish, self.wish = self.wish, None
+        if wish is not None and not wish.done():
+            wish.set_result(error)
 
     def age(self, moment: float) -> float:
         """Its age at a *moment*."""

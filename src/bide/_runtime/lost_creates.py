@@ -2,7 +2,8 @@
 
 Such a create is sent again only where the provider declares that harmless. Otherwise bide looks for its task in the
 service's list. A listed task counts as found only if no other listed task fits this submission, and the task fits no
-other submission.
+other submission. A list that could not be read has not shown that there is no task: the search goes on until one is
+read, for ten minutes at most.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from typing import TYPE_CHECKING
 from attrs import evolve, frozen
 
 from bide._service.account import CLOCK_SLACK_SECONDS, CREATE_TIMEOUT_SECONDS
-from bide.errors import TransportError
+from bide._service.outage import wait_after_fault
+from bide.errors import LedgerError, TransportError
 from bide.models import TaskStatus
-from bide.providers import Accepted, NotNow, Unclear
+from bide.providers import Accepted, ListedTask, NotNow, TryAgain, Unclear
 
 if TYPE_CHECKING:
     from bide._service.account import Account
     from bide._submissions import Submissions
     from bide.errors import BideError
     from bide.ledgers import Record
-    from bide.providers import ListedTask
+    from bide.providers import Denied
 
 
 @frozen
@@ -32,6 +34,10 @@ class Guess(Accepted):
 
 LOOKUP_SECONDS = (1.0, 3.0, 8.0, 15.0)
 """When the list is read, in seconds after the fault: a service may list a task a while after its create."""
+LONGEST_SEARCH_SECONDS = 600.0
+"""A search ends after this time, also if no list could be read since the last of those moments."""
+MOST_LISTS = 4
+"""So many lists are read at once, however many creates are looked up."""
 REPEAT_PAUSE_SECONDS = (1.0, 3.0, 8.0, 20.0)
 """Seconds before each repetition of a create that the provider declares idempotent."""
 
@@ -43,6 +49,7 @@ class LostCreates:
         self._account = account
         self._ledger = account.ledger
         self._submissions = submissions
+        self._lists = asyncio.Semaphore(MOST_LISTS)
 
     async def find(self, record: Record, lost: BideError, since: float | None = None) -> Accepted | BideError:
         """The task that the create of *record* has made; if it cannot be found, the last fault: *lost*, or a later one.
@@ -80,27 +87,53 @@ class LostCreates:
         return lost
 
     async def _look_up(self, record: Record, since: float | None) -> ListedTask | None:
-        now = self._ledger.now()
-        start = now if since is None else since
+        began = self._ledger.now()
+        start = began if since is None else since
         # The sender may have died long ago. It sent the create within the time limit of a create after the admission.
-        latest = min(now, (record.admitted or now) + CREATE_TIMEOUT_SECONDS)
+        latest = min(began, (record.admitted or began) + CREATE_TIMEOUT_SECONDS)
         # One look-up, done at once, replaces those whose moments have passed already.
-        to_come = [seconds for seconds in LOOKUP_SECONDS if start + seconds > now]
-        for seconds in to_come if len(to_come) == len(LOOKUP_SECONDS) else [0.0, *to_come]:
-            await asyncio.sleep(start + seconds - self._ledger.now())
-            found = await self._orphan(record, latest)
-            if found is not None:
+        moments = [start + seconds for seconds in LOOKUP_SECONDS]
+        to_come = [moment for moment in moments if moment > began]
+        for moment in to_come if len(to_come) == len(moments) else [began, *to_come]:
+            await asyncio.sleep(moment - self._ledger.now())
+            found = await self._try_to_find(record, latest)
+            if isinstance(found, ListedTask):
                 return found
-        return None
+        while isinstance(found, TryAgain) and self._ledger.now() < began + LONGEST_SEARCH_SECONDS:
+            await asyncio.sleep(wait_after_fault(self._ledger.now() - began))
+            found = await self._try_to_find(record, latest)
+        return found if isinstance(found, ListedTask) else None
 
-    async def _orphan(self, record: Record, latest: float) -> ListedTask | None:
-        """The listed task that the lost create, sent not later than *latest*, has made; None if that is not certain."""
+    async def _list(self, record: Record, since: float, until: float) -> list[ListedTask] | TryAgain | Denied:
+        """The list, read in its turn. While the service does not answer, one call at a time tests whether it does."""
+        outage, clock = self._account.outage, asyncio.get_running_loop().time
+        async with self._lists:
+            while (wait := outage.next_try - clock()) > 0:  # noqa: ASYNC110 - its end moves with each try
+                await asyncio.sleep(wait)
+            outage.note_try(clock())
+            return await self._account.list_tasks(record.key or "", since, until, record.task.model)
+
+    async def _try_to_find(self, record: Record, latest: float) -> ListedTask | TryAgain | Denied | None:
+        try:
+            return await self._orphan(record, latest)
+        except LedgerError as fault:  # it is temporary: the list has not been compared with the records
+            self._submissions.note_fault(record.ticket, fault)
+            return TryAgain(fault)
+
+    async def _orphan(self, record: Record, latest: float) -> ListedTask | TryAgain | Denied | None:
+        """The listed task that the lost create, sent not later than *latest*, has made; None if that is not certain;
+        why the list could not be read."""
         key, sent = record.key or "", record.admitted or latest
         since, until = sent - CLOCK_SLACK_SECONDS, latest + CLOCK_SLACK_SECONDS
-        listed = await self._account.list_tasks(key, since, until, record.task.model)
+        asked_from = self._account.service_time(since)
+        listed = await self._list(record, since, until)
+        moved = (self._account.service_time(since) - asked_from).total_seconds()
+        if isinstance(listed, list) and abs(moved) >= 1.0:
+            # The answer has corrected the service's clock as we know it: that list was read for another time.
+            listed = await self._list(record, since, until)
         if not isinstance(listed, list):
             self._submissions.note_fault(record.ticket, listed.error)
-            return None
+            return listed
         # Read after the list: each task in it that the ledger does not know yet belongs to one of these.
         unsettled = await self._ledger.unsettled_records(self._account.origin, key)
         others = [each for each in unsettled if each.ticket != record.ticket]

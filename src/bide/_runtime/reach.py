@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from bide import _outside
-from bide._polling.outage import wait_after_fault
+from bide._service.outage import wait_after_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -44,9 +44,10 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-POSTS_SHARE = 0.3
-"""The share of the transport's places that creates may take. So each create gets its place at once. If it waited for a
-place, it could be sent after a 429 has paused its lane."""
+POSTS_SHARE = 0.15
+"""The share of the transport's places that creates of one kind of work may take: if they hang, those of other kinds are
+sent all the same. Each create gets its place at once. If it waited for a place, it could be sent after a 429 has paused
+its lane."""
 NEVER_CONNECTED_SECONDS = 30.0
 """After this many seconds without any connection the waiters get an error: the address may be wrong. The requests go
 on waiting."""
@@ -86,7 +87,9 @@ class Submitter:
         self._wake = asyncio.Event()
         self._posts: dict[asyncio.Task[None], Record] = {}
         self._reach = Reach(account.ledger.now)
-        self._sending: set[str] = set()  # the tickets whose creates are under way
+        self._sending: dict[
+            str, str
+        ] = {}  # the tickets whose creates are under way, with their kinds of work
         self._first_post: float | None = None
         self._loop = asyncio.create_task(self._run(), name="bide submitter")
 
@@ -169,7 +172,7 @@ class Submitter:
         """Admit all that can be. Returns when to try again, by the ledger's clock."""
         until = math.inf
         for kind in tuple(self._kinds):
-            while len(self._posts) < self._most_posts and not self._is_stopping:
+            while self._has_place(kind) and not self._is_stopping:
                 if self._reach.is_lost:
                     if self._sending:
                         break  # it shows whether there is a connection again
@@ -187,6 +190,10 @@ class Submitter:
                 self._start_create(admitted)
         return until
 
+    def _has_place(self, kind: str) -> bool:
+        """Whether one more create of this *kind* may be under way. Creates that are looked up do not count."""
+        return sum(kind == each for each in self._sending.values()) < self._most_posts
+
     def _note_held(self, kind: str, held: Held, news: int) -> None:
         if held.is_idle:
             self._exhausted.discard(kind)
@@ -198,7 +205,7 @@ class Submitter:
                 self._poller.hurry(kind)
 
     def _start_create(self, record: Record) -> None:
-        self._sending.add(record.ticket)
+        self._sending[record.ticket] = record.kind
         self._start(record, self._create(record))
 
     def _start(self, record: Record, work: Coroutine[object, object, None]) -> None:
@@ -222,13 +229,12 @@ class Submitter:
         try:
             outcome = await self._send(record)
         finally:
-            self._sending.discard(record.ticket)
-        if outcome is None:
-            return
+            self._sending.pop(record.ticket, None)
+            self._wake.set()
         if isinstance(outcome, Unclear):
             self._submissions.note_fault(record.ticket, outcome.error)
             await self._resolve(record, outcome.error)
-        else:
+        elif outcome is not None:
             await self._record(record, outcome)
 
     async def _send(self, record: Record) -> CreateOutcome | None:
@@ -335,7 +341,7 @@ class Submitter:
     async def _accept(self, record: Record, task: Task, *, guessed: bool) -> Record:
         """The create was answered with *task*."""
         if task.status is TaskStatus.SUCCEEDED and task.task_id is not None and not task.outputs:
-            task = evolve(task, status=TaskStatus.RUNNING)  # it has ended, but only a poll shows its result
+            task = _outcomes.await_outputs(task)  # it has ended, but only a poll shows its result
         if task.status.is_final:
             return await self._ledger.finish(record.ticket, task, owner=self._owner)
         try:

@@ -15,6 +15,7 @@ from attrs import define, evolve, field
 
 from bide import _outside
 from bide._events import log_line
+from bide._service.outage import Outage
 from bide._text import excerpt
 from bide.errors import APIError, NotFoundError, TransportError, UnexpectedReplyError
 from bide.models import Task
@@ -59,6 +60,7 @@ class Account:
     """One provider, with its keys and its query rate.
 
     Attributes:
+        outage: whether the service answers queries, lists and cancels.
         origin: provider and origin, as `origin_of` joins them: where limits apply.
         keys: the fingerprints of the keys. All records of a client share this one value.
     """
@@ -69,6 +71,7 @@ class Account:
     query_limiter: QueryLimiter
     _secrets: Mapping[str, Secret] = field(repr=False)
     counters: Counters = field(factory=Counters, init=False)
+    outage: Outage = field(factory=Outage, init=False)
     origin: str = field(init=False)
     keys: frozenset[str] = field(init=False)
     _stand_ins: dict[str, str] = field(factory=dict, init=False)
@@ -217,17 +220,23 @@ class Account:
     async def place(self) -> AsyncIterator[None]:
         """A place of the query limiter, for one query."""
         await self.query_limiter.acquire()
+        self.outage.note_try(asyncio.get_running_loop().time())
         try:
             yield
         finally:
             self.query_limiter.release()
 
     async def _ask(self, call: Call, key: str, read: Callable[[Reply], _T]) -> _T | TryAgain:
-        """One exchange that may be repeated: a fault of the connection is `TryAgain`."""
+        """One exchange that may be repeated: a fault of the connection, and of the adapter, is `TryAgain`."""
         try:
-            reply = await self._send(call, key, QUERY_TIMEOUT_SECONDS)
+            outcome = await self._exchange(call, key, read)
         except (TransportError, UnexpectedReplyError) as fault:
-            return TryAgain(fault)
+            outcome = TryAgain(fault)
+        self.outage.note(outcome, asyncio.get_running_loop().time())
+        return outcome
+
+    async def _exchange(self, call: Call, key: str, read: Callable[[Reply], _T]) -> _T | TryAgain:
+        reply = await self._send(call, key, QUERY_TIMEOUT_SECONDS)
         if reply.status == 429:
             self.counters.queries_429 += 1
             self.counters.pauses += 1
@@ -235,7 +244,10 @@ class Account:
             self.query_limiter.window.note_refusal(now, reply.retry_after, _outside.chance.random())
         elif reply.status < 400:
             self.query_limiter.window.note_answer()
-        return read(reply)
+        try:
+            return read(reply)
+        except Exception as fault:  # noqa: BLE001 - an adapter's bug must not end a wait
+            return TryAgain(misread(fault))
 
     def _with_expiry(self, task: Task) -> Task:
         """*task* with an expiry for the results whose address names none: the documented lifetime, from now on."""

@@ -24,18 +24,18 @@ MOST_REFUSAL_PAUSE_SECONDS = 30.0
 class QueryLimiter:
     """Lets queries through at the account's rate. All clients of an account on one ledger share it.
 
-    A caller of `acquire` goes before the poller, which uses `try_acquire` and is called through `on_free`.
+    The callers of `acquire` (lists, cancels) wait in one queue. This queue and the pollers take turns, so that each of
+    them gets places however many queries the others want.
 
     Attributes:
         rate: queries of the account in any second, of which this process may have a share only; None is no limit.
         window: counts the queries of this process.
-        on_free: called when a query may be sent again.
     """
 
     def __init__(self, rate: float | None) -> None:
         self.rate = rate
         self.window: SlidingWindow = SlidingWindow(rate)
-        self.on_free: list[Callable[[], None]] = []
+        self._takers: deque[Callable[[], bool]] = deque([self._take_for_caller])
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._raise_to: float | None = None
@@ -65,27 +65,26 @@ class QueryLimiter:
     def _raise(self) -> None:
         self.window.set_rate(self._raise_to)
         self._raise_to = self._raising = None
-        self._serve()
+        self.serve()
+
+    def add_taker(self, take: Callable[[], bool]) -> None:
+        """Call *take* when a place is free and it is its turn. It starts one query, which ends with `release`, and
+        returns True; or it has none to start and returns False."""
+        self._takers.append(take)
+
+    def remove_taker(self, take: Callable[[], bool]) -> None:
+        """Offer no more places to *take*."""
+        self._takers.remove(take)
 
     def free_at(self, now: float) -> float:
-        """When the poller may send a query: *now* or earlier if at once; infinity if `on_free` will be called."""
-        return math.inf if self._waiting else self.window.free_at(now)
-
-    def try_acquire(self, now: float) -> bool:
-        """Take a place for one query if one is free; `release` must follow then."""
-        if self.free_at(now) > now:
-            return False
-        self.window.start()
-        return True
+        """When the next place is free: *now* or earlier if at once; infinity if an answer has to come first."""
+        return self.window.free_at(now)
 
     async def acquire(self) -> None:
         """Wait for a place for one query; `release` must follow."""
-        loop = asyncio.get_running_loop()
-        if self.try_acquire(loop.time()):
-            return
-        place: asyncio.Future[None] = loop.create_future()
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
-        self._serve()
+        self.serve()
         try:
             await place
         except asyncio.CancelledError:
@@ -98,23 +97,37 @@ class QueryLimiter:
     def release(self) -> None:
         """The query has ended."""
         self.window.end(asyncio.get_running_loop().time())
-        self._serve()
+        self.serve()
 
-    def _serve(self) -> None:
+    def serve(self) -> None:
+        """Give the free places to those that want them, in turns."""
         loop = asyncio.get_running_loop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._waiting and (at := self.window.free_at(loop.time())) <= loop.time():
+        while (at := self.window.free_at(loop.time())) <= loop.time():
+            if not self._give():
+                return
+        if self._waiting and at < math.inf:
+            self._timer = loop.call_at(at, self.serve)
+
+    def _give(self) -> bool:
+        """Give one free place. Returns whether one of the takers has taken it."""
+        for _ in range(len(self._takers)):
+            take = self._takers[0]
+            self._takers.rotate(-1)
+            if take():
+                self.window.start()
+                return True
+        return False
+
+    def _take_for_caller(self) -> bool:
+        while self._waiting:
             place = self._waiting.popleft()
             if not place.cancelled():
-                self.window.start()
                 place.set_result(None)
-        if not self._waiting:
-            for notify in tuple(self.on_free):
-                notify()
-        elif at < math.inf:
-            self._timer = loop.call_at(at, self._serve)
+                return True
+        return False
 
 
 _LIMITERS: WeakKeyDictionary[Ledger, dict[tuple[str, str], QueryLimiter]] = WeakKeyDictionary()

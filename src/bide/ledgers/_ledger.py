@@ -200,7 +200,7 @@ class Ledger(ABC):
         )
 
     async def update(self, ticket: str, task: Task, *, owner: str) -> Record:
-        """Record a new state that is not final."""
+        """Record a new state that is not final. A task that awaits its outputs has ended: its slot is free now."""
         return await self._step(lambda machine: machine.update(ticket, task, owner))
 
     async def finish(self, ticket: str, task: Task, *, owner: str, hold: float = 0.0) -> Record:

@@ -105,13 +105,13 @@ class StateMachine:
         status, is_answer = record.task.status, _is_answer(record, admitted, guessed=guessed)
         is_late = status is TaskStatus.UNKNOWN or record.guessed
         if self._is_fenced(record, owner) and is_answer and is_late:
-            until = self.store.now() + record.slot_for
-            return self._change(record, task=task, owner=None, guessed=False, slot_until=until)
+            held = {"slot_until": self.store.now() + record.slot_for} | self._free_slot(record, task)
+            return self._change(record, task=task, owner=None, guessed=False, **held)
         if self._is_fenced(record, owner) and not (is_answer and status is TaskStatus.SUBMITTING):
             return record
         if record.task.status is TaskStatus.SUBMITTING:
             self._admission.note_accept(record)
-        return self._change(record, task=task, guessed=guessed)
+        return self._change(record, task=task, guessed=guessed, **self._free_slot(record, task))
 
     def undo_match(self, ticket: str, task: Task, owner: str, hold: float) -> Record:
         record = self._record(ticket)
@@ -167,7 +167,15 @@ class StateMachine:
 
     def update(self, ticket: str, task: Task, owner: str) -> Record:
         record = self._record(ticket)
-        return record if self._is_fenced(record, owner) else self._change(record, task=task)
+        if self._is_fenced(record, owner):
+            return record
+        return self._change(record, task=task, **self._free_slot(record, task))
+
+    def _free_slot(self, record: Record, task: Task) -> dict[str, float]:
+        """A task that has succeeded uses no slot, also while its outputs are awaited."""
+        if not task.awaits_outputs:
+            return {}
+        return {"slot_until": self.store.now() + self._admission.note_end(record)}
 
     def finish(self, ticket: str, task: Task, owner: str, hold: float) -> Record:
         record = self._record(ticket)
@@ -177,7 +185,7 @@ class StateMachine:
             # A refusal says nothing about slots: only an accepted create ends the probing after a pause.
             was_accepted = task.status in (TaskStatus.SUCCEEDED, TaskStatus.FAILED)
             (self._admission.note_accept if was_accepted else self._admission.count_create)(record)
-        elif task.status is not TaskStatus.UNKNOWN:
+        elif task.status is not TaskStatus.UNKNOWN and not record.task.awaits_outputs:
             hold = max(hold, self._admission.note_end(record))
         return self._change(record, task=task, slot_until=self.store.now() + hold)
 

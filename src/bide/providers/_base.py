@@ -49,7 +49,7 @@ class Accepted:
 
 @frozen
 class Refused:
-    """The service refuses to make this task. Sending the request again cannot help."""
+    """The service itself refuses to make this task. Sending the request again cannot help."""
 
     error: APIError
 
@@ -71,7 +71,8 @@ class NotNow:
 
 @frozen
 class Unclear:
-    """The service may have made the task: it answered 5xx, or 2xx without a readable id."""
+    """The service may have made the task: it answered 5xx, or 2xx without a readable id; or the answer is no answer of
+    the service, such as the page of a proxy."""
 
     error: BideError
 
@@ -84,21 +85,23 @@ CreateOutcome: TypeAlias = Accepted | Refused | NotNow | Unclear
 
 @frozen
 class Gone:
-    """The service does not know the task. One such answer proves nothing; if it repeats, the task has expired."""
+    """The service itself says that it does not know the task. One such answer proves nothing; if it repeats for 60 s,
+    the task has expired."""
 
     error: APIError
 
 
 @frozen
 class TryAgain:
-    """A temporary fault: HTTP 408, 425, 429 or 5xx, or a body that cannot be read."""
+    """A temporary fault: HTTP 408, 425, 429 or 5xx, a body that cannot be read, or the page of a proxy."""
 
     error: BideError
 
 
 @frozen
 class Denied:
-    """A permanent fault on our side, such as an invalid key. It says nothing about the task."""
+    """The service itself says that the call is not allowed, as with an invalid key. It says nothing about the task. The
+    waiters get the error if such answers repeat for 30 s."""
 
     error: APIError
 

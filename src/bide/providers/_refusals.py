@@ -46,6 +46,10 @@ The usual status is used if a service sends an error with HTTP 200.
 # These prove that the service did nothing. 303 means that it did the work; 300 and 304 make no sense for a create.
 _REDIRECTS = frozenset({301, 302, 307, 308})
 _PASSING = frozenset({408, 425, 429})
+# A proxy, a gateway or a captive portal answers with these itself. From the service they come with its code.
+_OF_PROXIES = frozenset({401, 403, 404, 407, 410})
+# A proxy refuses the form of the request with these, before it passes anything on.
+_NOT_PASSED_ON = frozenset({407, 411, 413, 414, 431})
 
 
 def normalize_code(code: str) -> str:
@@ -140,6 +144,9 @@ class FaultReader:
         error = self._build_error(fault, reply, "create")
         if fault.status in _REDIRECTS:
             return Refused(error)
+        is_page = not _is_of_service(fault, data) and fault.status not in _PASSING | _NOT_PASSED_ON
+        if 400 <= fault.status < 500 and is_page:
+            return Unclear(_unattributed(reply))
         # A proxy may send 408 although the service has read the whole request.
         if fault.status < 300 or (400 <= fault.status < 500 and fault.status != 408):
             return _outcome_of_answer(fault, error)
@@ -152,15 +159,19 @@ class FaultReader:
         return Unclear(error)
 
     def read_failure(self, reply: Reply, data: object, action: str) -> Gone | TryAgain | Denied:
-        """What an error reply to a call means; *action* is "query", "cancel" or "list"."""
+        """What an error reply to a call means; *action* is "query", "cancel" or "list".
+
+        `Gone` and `Denied` are verdicts of the service itself. The page of a proxy, an empty body and a redirect say
+        nothing about the task.
+        """
         fault = self.read(reply, data)
+        if 400 <= fault.status < 500 and fault.status not in _PASSING and not _is_of_service(fault, data):
+            return TryAgain(_unattributed(reply))
         error = self._build_error(fault, reply, action)
-        if fault.standard in (404, 410):
-            return Gone(error)
         passing = fault.meaning in ("slots", "rate", "capacity", "outage")
-        if passing or fault.standard in _PASSING or not 300 <= fault.standard < 500:
+        if passing or fault.standard in _PASSING or not 400 <= fault.standard < 500:
             return TryAgain(error)
-        return Denied(error)
+        return Gone(error) if fault.standard in (404, 410) else Denied(error)
 
     def read_failed_list(self, reply: Reply, data: object) -> TryAgain | Denied:
         """What an error reply to a list means. "Not found" is permanent here: the service has no such list."""
@@ -220,6 +231,17 @@ def _outcome_of_answer(fault: Fault, error: APIError) -> Refused | NotNow | Uncl
     return NotNow(error, "capacity") if fault.status == 425 else Refused(error)
 
 
+def _is_of_service(fault: Fault, data: object) -> bool:
+    """Whether the service itself has sent the error: it has the form of its errors."""
+    if not isinstance(data, Mapping):
+        return False
+    return fault.code is not None or bool(mapping(data, "error")) or fault.status not in _OF_PROXIES
+
+
+def _unattributed(reply: Reply) -> UnexpectedReplyError:
+    return reply.unexpected("it is no error of the service; a proxy on the way may have sent it")
+
+
 def _error_class(fault: Fault) -> type[APIError]:
     status = fault.standard
     if status >= 500 or (status < 300 and fault.meaning is None):
@@ -254,6 +276,12 @@ def object_in(reply: Reply) -> dict[str, Any] | None:
         return reply.object()
     except UnexpectedReplyError:
         return None
+
+
+def is_acknowledgement(reply: Reply) -> bool:
+    """Whether a 2xx *reply* whose content does not matter comes from the service, and is not a page."""
+    is_page = "html" in reply.headers.get("content-type", "") or reply.content.lstrip().startswith(b"<")
+    return object_in(reply) is not None or not is_page
 
 
 _SUCCESS_CODES = frozenset({"", "0", "200", "ok", "success"})

@@ -18,7 +18,7 @@ from bide.providers import _replies as read
 from bide.providers._base import Accepted, ListedTask, Page, Profile, Stopped, TooLate, TryAgain, Unclear
 from bide.providers._dashscope_bodies import path_and_body
 from bide.providers._dashscope_codes import FAULTS
-from bide.providers._refusals import has_error, object_in
+from bide.providers._refusals import has_error, is_acknowledgement, object_in
 
 if TYPE_CHECKING:
     from bide._wire import Reply
@@ -294,7 +294,7 @@ class DashScope:
         if read.text(data, "code") == "UnsupportedOperation" and reply.status < 500:
             return TooLate()
         if 200 <= reply.status < 300 and not (data and has_error(data)):
-            return Stopped()
+            return Stopped() if is_acknowledgement(reply) else TryAgain(reply.unexpected("not a JSON object"))
         return FAULTS.read_failure(reply, data, "cancel")
 
     def read_list(self, reply: Reply) -> ListOutcome:

@@ -14,7 +14,7 @@ from bide.models import Billing, ErrorDetail, ImageRequest, Output, RawRequest, 
 from bide.providers import _calls as calls
 from bide.providers import _replies as read
 from bide.providers._base import Accepted, Denied, Profile, Stopped, TooLate, TryAgain, Unclear
-from bide.providers._refusals import FaultReader, has_error, object_in
+from bide.providers._refusals import FaultReader, has_error, is_acknowledgement, object_in
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -292,7 +292,8 @@ class Dieyuyun:
             if status is not None and status.is_final and status is not TaskStatus.CANCELLED:
                 return TooLate()
             if status is not None or not (data and has_error(data)):
-                return Stopped()
+                is_answer = is_acknowledgement(reply)
+                return Stopped() if is_answer else TryAgain(reply.unexpected("neither a task nor empty"))
         outcome = _FAULTS.read_failure(reply, data, "cancel")
         return TooLate() if isinstance(outcome, Denied) and _is_too_late(outcome.error) else outcome
 

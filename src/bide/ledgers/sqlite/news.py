@@ -67,6 +67,7 @@ class News:
         # of another owner.
         if (
             status.is_final
+            or before.slot_until != after.slot_until
             or before.owner != after.owner
             or TaskStatus.WAITING in (before.task.status, status)
         ):

@@ -6,9 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 from bide.errors import APIError
+from bide.providers import TryAgain
 
 if TYPE_CHECKING:
-    from bide.providers import TryAgain
+    from collections.abc import Callable
 
 FAULTS_BEFORE_OUTAGE = 3
 """After so many faults in a row, of any tasks, the service counts as not answering. Single faults do not matter."""
@@ -24,9 +25,11 @@ class Outage:
 
     Attributes:
         since: the moment of the first of the last faults in a row, by the loop's clock.
+        on_end: called when the service answers again.
     """
 
     def __init__(self) -> None:
+        self.on_end: list[Callable[[], None]] = []
         self._faults = 0
         self.since: float = 0.0
         self._next = -math.inf
@@ -36,21 +39,33 @@ class Outage:
         """The earliest moment for the next poll, by the loop's clock; minus infinity while the service answers."""
         return self._next if self._faults >= FAULTS_BEFORE_OUTAGE else -math.inf
 
-    def note_answer(self) -> bool:
-        """The service has answered. Returns whether it counted as not answering before."""
+    def note(self, outcome: object, now: float) -> None:
+        """Take in the *outcome* of a query, a list or a cancel."""
+        if not isinstance(outcome, TryAgain):
+            self.note_answer()
+        elif isinstance(outcome.error, APIError):
+            # With a 429 the service works, and asks for fewer calls.
+            is_answer = outcome.error.status_code == 429
+            self.note_answer() if is_answer else self.note_fault(now, outcome.error.retry_after)
+        else:
+            self.note_fault(now)
+
+    def note_answer(self) -> None:
+        """The service has answered."""
         was_out = self._faults >= FAULTS_BEFORE_OUTAGE
-        self._faults = 0
-        return was_out
+        self._faults, self._next = 0, -math.inf
+        for call in tuple(self.on_end) if was_out else ():
+            call()
 
     def note_fault(self, now: float, retry_after: float | None = None) -> None:
-        """A poll got no answer."""
+        """A call got no answer."""
         if not self._faults:
             self.since = now
         self._faults += 1
         self._next = max(self._next, now + (retry_after or 0.0))
 
     def note_try(self, now: float) -> None:
-        """A poll is sent."""
+        """A call is sent."""
         failing_for = now - self.since if self._faults else 0.0
         self._next = max(self._next, now + wait_after_fault(failing_for))
 
@@ -58,8 +73,3 @@ class Outage:
 def wait_after_fault(seconds: float) -> float:
     """Seconds to wait for the next try, after so many *seconds* in which each try failed."""
     return RETRY_SECONDS if seconds < FIRST_SECONDS else LATER_RETRY_SECONDS
-
-
-def is_no_answer(outcome: TryAgain) -> bool:
-    """Whether *outcome* says that the service does not work, and not that it asks for fewer calls."""
-    return not (isinstance(outcome.error, APIError) and outcome.error.status_code == 429)

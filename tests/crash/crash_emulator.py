@@ -37,7 +37,8 @@ async def serve(service: str, *, seed: int, slots: int) -> None:
         url = emulator.dashscope_url if service == "dashscope" else emulator.dieyuyun_url
         print(json.dumps({"url": url}), flush=True)
         await _end_of_input()
-        print(json.dumps(_truth(emulator, service)), flush=True)
+        offset = emulator.wall_time() - asyncio.get_running_loop().time()
+        print(json.dumps(_truth(emulator, service, offset)), flush=True)
 
 
 async def _end_of_input() -> None:
@@ -48,14 +49,15 @@ async def _end_of_input() -> None:
     loop.remove_reader(sys.stdin.fileno())
 
 
-def _truth(emulator: Emulator, service: str) -> dict[str, Any]:
+def _truth(emulator: Emulator, service: str, offset: float) -> dict[str, Any]:
+    """What the service has made. *offset* turns times of its loop into seconds since 1970."""
     return {
         "tasks": [
             {
                 "id": task.id,
                 "prompt": task.prompt,
-                "created": task.created,
-                "ended": task.ended,
+                "created": task.created + offset,
+                "ended": task.ended + offset,
                 "failed": task.failure is not None,
                 "was_cut": "lot 0," in task.prompt,
             }

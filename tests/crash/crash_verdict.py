@@ -10,18 +10,33 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from crash_callers import wish_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from crash_misfortunes import Misfortune
+
 FINAL = frozenset({"succeeded", "failed", "cancelled", "expired", "rejected", "unknown"})
 ERRORS = frozenset({"failed", "expired", "rejected"})
+UNSENT = frozenset({"cancelled", "rejected"})
+ANSWERS = frozenset({"delivered", "failed", "unknown", "abandoned"})
+"""How a wish may end: with a result, with the failure of its task, untold, or left for good by its caller."""
+LEFT_SECONDS = 2.0
+"""Seconds after its caller has left, within which a create that was under way may still arrive."""
+SILENT_SECONDS = 15.0
+NOTICED_IN = 5.0
+"""Seconds within which a worker must hear that its ledger's file has gone."""
 ADOPTED_IN = 2.0
 """Seconds from a death to the moment that another process has the dead one's records: the goal for 99 % of deaths."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One change of a record's status or owner, as the database has witnessed it."""
+    """One change of a record's status or owner, as the database has witnessed it.
+
+    A new record has no `before`, a removed one no `after`.
+    """
 
     at: float
     ticket: str
@@ -29,6 +44,8 @@ class Change:
     after: str | None
     owner_before: str | None = None
     owner_after: str | None = None
+    task_id: str | None = None
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -45,7 +62,10 @@ class Evidence:
     """What a run has left behind.
 
     Attributes:
+        began: when the run began; this and all other times are seconds since 1970.
         killing, draining: seconds that those two parts of the run took.
+        misfortunes: what has happened to workers and ledger. What callers and clients did is in the diaries.
+        workers: the process of each worker.
         faults: workers that ended by themselves, or badly.
         diaries: what the workers heard, a line each, in the order of their hearing for each worker.
         tasks, stats: what the emulator has made, and counted.
@@ -53,13 +73,17 @@ class Evidence:
         changes: all changes of records, in order.
         pids: of the instances that have opened the ledger.
         owners_left: rows of owners and clients at the end; all have gone by then.
+        slots_left: tickets of open records that hold a slot at the end.
         left: locks and sockets of processes that have gone.
     """
 
     slots: int
+    began: float
     killing: float
     draining: float
     deaths: Sequence[Death]
+    misfortunes: Sequence[Misfortune]
+    workers: Mapping[str, int]
     faults: Sequence[str]
     diaries: Sequence[Mapping[str, Any]]
     tasks: Sequence[Mapping[str, Any]]
@@ -68,6 +92,7 @@ class Evidence:
     changes: Sequence[Change]
     pids: Mapping[str, int]
     owners_left: int
+    slots_left: Sequence[str]
     integrity: str
     left: Sequence[str]
 
@@ -87,6 +112,8 @@ class Line:
 
 def verdict(evidence: Evidence) -> list[Line]:
     """The whole table: figures first, then what must hold."""
+    if _has_met(evidence, "deleted"):
+        return list(_promises_without_a_ledger(evidence))
     return [*_figures(evidence), *_promises(evidence)]
 
 
@@ -115,6 +142,14 @@ def _figures(evidence: Evidence) -> Iterator[Line]:
     lost = _lost_answers(evidence)
     found = sum(evidence.records[each][1] is not None for each in lost if each in evidence.records)
     wall = evidence.killing + evidence.draining
+    kinds = Counter(each.kind for each in evidence.misfortunes)
+    yield Line("misfortunes: " + ", ".join(sorted(kinds)), ", ".join(str(kinds[x]) for x in sorted(kinds)))
+    ends = Counter(line["how"] for line in evidence.diaries if line["what"] == "ends")
+    yield Line("wishes: " + ", ".join(sorted(ends)), ", ".join(str(ends[x]) for x in sorted(ends)))
+    told = Counter(str(line.get("bought")) for line in evidence.diaries if line["what"] == "told")
+    yield Line(
+        "errors with bought False, None, True", ", ".join(str(told[x]) for x in ("False", "None", "True"))
+    )
     yield Line("workers killed", str(len(evidence.deaths)))
     yield Line("seconds of killing, of draining", f"{evidence.killing:.1f}, {evidence.draining:.1f}")
     yield Line("tickets whose submit returned", str(len(_returned(evidence))))
@@ -129,6 +164,13 @@ def _figures(evidence: Evidence) -> Iterator[Line]:
     settled = sorted(_settled(evidence, lost))
     if settled:
         yield Line("settled after p50, at most, s", f"{_share(settled, 0.5):.1f}, {settled[-1]:.1f}")
+    silent = [
+        each
+        for each in evidence.misfortunes
+        if each.kind == "sigstop" and each.until - each.at > SILENT_SECONDS
+    ]
+    yield Line("workers stopped for more than 15 s", str(len(silent)))
+    yield Line("records adopted from stopped workers", str(len(_adopted_from_stopped(evidence))))
     yield Line("queries, lists", f"{evidence.stats['queries']}, {evidence.stats['lists']}")
     adopted = sorted(_adoptions(evidence).values())
     if adopted:
@@ -167,14 +209,18 @@ def _share(ordered: Sequence[float], share: float) -> float:
 
 
 def _promises(evidence: Evidence) -> Iterator[Line]:
+    yield _counted("wishes paid for more often than their callers decided", _paid_twice(evidence))
+    yield _counted("wishes without an answer", _without_answer(evidence))
+    yield _counted("results that are not the wish's", _wrong_results(evidence))
+    yield _counted("creates sent after the only caller had left", _sent_unwanted(evidence))
     yield _counted("tickets lost after submit returned", _lost(evidence))
     yield _counted("tickets that have not ended", _not_ended(evidence))
-    yield _counted("tickets that ended without a cause in the service", _without_cause(evidence))
+    yield _counted("tickets that ended without a cause", _without_cause(evidence))
     yield _counted("tickets created twice", _created_twice(evidence))
-    yield _counted("tasks at the emulator that are nobody's", _nobodys(evidence))
+    yield _counted("tasks at the emulator that no record has", _nobodys(evidence))
     yield _counted("task ids on record that are not the ticket's task", _wrong_ids(evidence))
     yield _counted("final states recorded twice, or changed", _final_twice(evidence))
-    yield _counted("records removed", [each.ticket for each in evidence.changes if each.after is None])
+    yield _counted("records removed", _removed(evidence))
     yield _counted("things heard that the ledger does not say", _misheard(evidence))
     yield _counted("waits without an end", _waiting_still(evidence))
     most = _most_in_flight(evidence.tasks)
@@ -182,9 +228,15 @@ def _promises(evidence: Evidence) -> Iterator[Line]:
     too_many = [f"{max(most, told)} at once"] if max(most, told) > evidence.slots else []
     yield Line(f"most in flight, of {evidence.slots} allowed", str(max(most, told)), too_many)
     yield _counter("creates answered 429", evidence.stats["creates_429"])
-    yield _counter("creates that made no task", evidence.stats["creates"] - evidence.stats["tasks"])
+    if not _has_met(evidence, "rotated"):  # a key that is refused makes no tasks
+        yield _counter("creates that made no task", evidence.stats["creates"] - evidence.stats["tasks"])
     yield _counter("queries answered 429", evidence.stats["queries_429"])
     yield _counted("deaths after which records were adopted too late", _adopted_late(evidence))
+    yield _counted("slots held by records whose owners are gone", evidence.slots_left)
+    yield from _tidiness(evidence)
+
+
+def _tidiness(evidence: Evidence) -> Iterator[Line]:
     yield _counted("workers that failed", evidence.faults)
     yield _counter("owners on record that have gone", evidence.owners_left)
     yield _counted("locks and sockets left behind", evidence.left)
@@ -192,6 +244,48 @@ def _promises(evidence: Evidence) -> Iterator[Line]:
     yield Line(
         "integrity of the database", "ok" if sound else "not ok", [] if sound else [evidence.integrity]
     )
+
+
+def _promises_without_a_ledger(evidence: Evidence) -> Iterator[Line]:
+    """What must hold in the run in which the ledger's file goes away."""
+    lost = next(each for each in evidence.misfortunes if each.kind == "deleted")
+    yield Line("the ledger's file", lost.note)
+    yield Line("tasks at the emulator", str(len(evidence.tasks)))
+    heard = {
+        line["worker"]: line["at"]
+        for line in reversed(evidence.diaries)
+        if line.get("error") == "LedgerError" and line["at"] >= lost.at
+    }
+    deaf = [
+        f"{worker} heard of it {f'{heard[worker] - lost.at:.1f} s later' if worker in heard else 'never'}"
+        for worker in evidence.workers
+        if heard.get(worker, float("inf")) - lost.at > NOTICED_IN
+    ]
+    yield _counted("workers that did not notice", deaf)
+    late = [
+        f"{_ticket_of(task)} was created {task['created'] - lost.at:.1f} s later"
+        for task in evidence.tasks
+        if task["created"] > lost.at + LEFT_SECONDS
+    ]
+    yield _counted("tasks created after the file had gone", late)
+    ends = _ends(evidence)
+    open_then = [
+        task for task in evidence.tasks if task["created"] <= lost.at < task["ended"] and not task["was_cut"]
+    ]
+    yield Line("tasks that ran when the file went", str(len(open_then)))
+    undelivered = [
+        f"{_ticket_of(task)} ended as {ends.get(wish_of(_ticket_of(task)), 'nothing')}"
+        for task in open_then
+        if ends.get(wish_of(_ticket_of(task))) not in ("delivered", "failed", "abandoned")
+    ]
+    yield _counted("of these: not delivered", undelivered)
+    yield _counted("wishes paid for more often than their callers decided", _paid_twice(evidence))
+    yield _counted("results that are not the wish's", _wrong_results(evidence))
+    yield _counted("workers that failed", evidence.faults)
+
+
+def _has_met(evidence: Evidence, kind: str) -> bool:
+    return any(each.kind == kind for each in evidence.misfortunes)
 
 
 def _counted(figure: str, offenders: Sequence[str]) -> Line:
@@ -211,13 +305,82 @@ def _ticket_of(task: Mapping[str, Any]) -> str:
     return match[1] if match else ""
 
 
+def _ends(evidence: Evidence) -> dict[str, str]:
+    """How each wish has ended."""
+    return {wish_of(line["ticket"]): line["how"] for line in evidence.diaries if line["what"] == "ends"}
+
+
+def _paid_twice(evidence: Evidence) -> list[str]:
+    """A caller may pay again only for what nobody can say (`bought` is None), and notes that decision before."""
+    allowed = Counter(
+        wish_of(line["ticket"])
+        for line in evidence.diaries
+        if line["what"] == "decides" and line["how"] == "again"
+    )
+    made: defaultdict[str, list[str]] = defaultdict(list)
+    for task in evidence.tasks:
+        made[wish_of(_ticket_of(task))].append(_ticket_of(task))
+    return [
+        f"{wish}: {len(tickets)} tasks ({', '.join(tickets)}), {1 + allowed[wish]} allowed"
+        for wish, tickets in made.items()
+        if len(tickets) > 1 + allowed[wish]
+    ]
+
+
+def _without_answer(evidence: Evidence) -> list[str]:
+    ends, rotated = _ends(evidence), _has_met(evidence, "rotated")
+    wrong = []
+    for wish in sorted({wish_of(line["ticket"]) for line in evidence.diaries if line["what"] == "asks"}):
+        how = ends.get(wish, "nothing")
+        if how not in ANSWERS and not (how == "foreign" and rotated):
+            wrong.append(f"{wish} ended as {how}")
+    return wrong
+
+
+def _wrong_results(evidence: Evidence) -> list[str]:
+    wishes = {task["id"]: wish_of(_ticket_of(task)) for task in evidence.tasks}
+    return [
+        f"{line['worker']} got {line['task_id']} for {line['ticket']}: it is {wishes.get(line['task_id'], 'no task')}"
+        for line in evidence.diaries
+        if line["what"] in ("result", "got") and wishes.get(line["task_id"]) != wish_of(line["ticket"])
+    ]
+
+
+def _sent_unwanted(evidence: Evidence) -> list[str]:
+    """A caller has left for good, its worker lived and was not stopped, no other process wanted the ticket."""
+    gone = {line["ticket"]: line for line in evidence.diaries if line["what"] == "gone"}
+    for line in evidence.diaries:
+        if line["what"] in ("followed", "inherits"):
+            gone.pop(line["ticket"], None)
+    ends = {death.worker: death.at for death in evidence.deaths}
+    wrong = []
+    for task in evidence.tasks:
+        line = gone.get(_ticket_of(task))
+        if line is None or task["created"] < line["at"] + LEFT_SECONDS:
+            continue
+        disturbed = any(
+            each.worker == line["worker"] and line["at"] <= each.until and each.at <= task["created"]
+            for each in evidence.misfortunes
+        )
+        if not disturbed and ends.get(line["worker"], float("inf")) > task["created"]:
+            wrong.append(
+                f"{line['ticket']}: created {task['created'] - line['at']:.1f} s after its caller had left"
+            )
+    return wrong
+
+
 def _lost(evidence: Evidence) -> list[str]:
     return sorted(_returned(evidence) - set(evidence.records))
 
 
 def _not_ended(evidence: Evidence) -> list[str]:
+    rotated = _has_met(
+        evidence, "rotated"
+    )  # what waits under a key that is refused stays, until a user moves it
     return [
-        f"{ticket} is {status}" for ticket, (status, _, _) in evidence.records.items() if status not in FINAL
+        f"{ticket} is {status}"
+        for ticket, (status, _, _) in evidence.records.items()
+        if status not in FINAL and not (rotated and status == "waiting")
     ]
 
 
@@ -225,19 +388,29 @@ def _lost_answers(evidence: Evidence) -> set[str]:
     """Tickets whose create went out and whose answer nobody got: cut, or the worker died before it was on record."""
     lost = {_ticket_of(task) for task in evidence.tasks if task["was_cut"]}
     lost |= {
-        each.ticket for each in evidence.changes if each.after == "submitting" and each.owner_after is None
+        each.ticket
+        for each in evidence.changes
+        if each.after == each.before == "submitting" and each.owner_after != each.owner_before
     }
     return lost
 
 
 def _without_cause(evidence: Evidence) -> list[str]:
-    """Success and failure are the service's to say; unknown needs a lost answer; nothing here cancels or refuses."""
+    """Success and failure are the service's to say; unknown needs a lost answer. A request is withdrawn when its caller
+    leaves, or its client is closed so; it is refused when its key is."""
     fates = {_ticket_of(task): "failed" if task["failed"] else "succeeded" for task in evidence.tasks}
     unanswered = _lost_answers(evidence)
+    left = {line["ticket"] for line in evidence.diaries if line["what"] in ("left", "may leave")}
+    withdrawn = any(line["what"] == "closes" and line["how"] == "withdraw" for line in evidence.diaries)
+    rotated = _has_met(evidence, "rotated")
     wrong = []
     for ticket, (status, _, _) in evidence.records.items():
         fate = fates.get(ticket, "never made")
-        fits = ticket in unanswered if status == "unknown" else status == fate
+        fits = {
+            "unknown": ticket in unanswered,
+            "cancelled": fate == "never made" and (ticket in left or withdrawn),
+            "rejected": fate == "never made" and rotated,
+        }.get(status, status == fate)
         if status in FINAL and not fits:
             wrong.append(f"{ticket} ended as {status}; its task: {fate}")
     return wrong
@@ -268,30 +441,65 @@ def _wrong_ids(evidence: Evidence) -> list[str]:
     ]
 
 
+def _histories(evidence: Evidence) -> dict[str, list[Change]]:
+    """The changes of each ticket, in order."""
+    found: defaultdict[str, list[Change]] = defaultdict(list)
+    for each in evidence.changes:
+        found[each.ticket].append(each)
+    return found
+
+
 def _final_twice(evidence: Evidence) -> list[str]:
-    ended = Counter(each.ticket for each in evidence.changes if each.after in FINAL)
-    again = [f"{ticket} {count} times" for ticket, count in ended.items() if count > 1]
-    undone = [f"{each.ticket} was {each.before}" for each in evidence.changes if each.before in FINAL]
-    return [*again, *undone]
+    """What has ended has ended. Two things may follow: nothing was bought, and the ticket is submitted again; or it was
+    unknown, and the answer of its create has come after all."""
+    wrong = []
+    for each in evidence.changes:
+        is_again = each.after is None and each.before in UNSENT and each.task_id is None
+        is_found = each.before == "unknown" and each.after != "unknown" and each.task_id is not None
+        if each.before in FINAL and each.after is not None and not is_found:
+            wrong.append(f"{each.ticket} was {each.before}, then {each.after}")
+        elif each.before in FINAL and each.after is None and not is_again:
+            wrong.append(f"{each.ticket} was {each.before}, and was submitted again")
+    return wrong
+
+
+def _removed(evidence: Evidence) -> list[str]:
+    """A ticket of which nothing was bought is removed only to be submitted again, as its next attempt."""
+    wrong = []
+    for ticket, changes in _histories(evidence).items():
+        for place, each in enumerate(changes):
+            after = changes[place + 1] if place + 1 < len(changes) else None
+            if each.after is None and (after is None or after.attempt != each.attempt + 1):
+                wrong.append(ticket)
+    return wrong
+
+
+_RAISED = {
+    "TaskFailedError": "failed",
+    "TaskCancelledError": "cancelled",
+    "SubmissionUnknownError": "unknown",
+}
 
 
 def _misheard(evidence: Evidence) -> list[str]:
-    """Whoever has heard of an id or an end has heard what is on record, whatever happened to it a moment later."""
+    """What was heard of an id or an end has been on record, whatever happened to the worker a moment later."""
+    histories = _histories(evidence)
     wrong = []
     for line in evidence.diaries:
-        record = evidence.records.get(line["ticket"])
-        if record is None:
+        history = histories.get(line["ticket"])
+        if history is None:
             continue
-        status, task_id, _ = record
-        heard_id, heard = line.get("task_id"), line.get("status")
-        expected = {
-            "result": status == "succeeded",
-            "raised": status != "succeeded",
-            "final": heard == status,
-        }.get(line["what"], True)
-        if not expected or (heard_id is not None and heard_id != task_id):
+        states = {each.after for each in history}
+        ids = {each.task_id for each in history}
+        ended = {"result": "succeeded", "got": "succeeded", "final": line.get("status")}.get(line["what"])
+        if line["what"] in ("raised", "told"):
+            ended = _RAISED.get(line["error"])
+        heard_id = line.get("task_id")
+        if (ended is not None and ended not in states) or (heard_id is not None and heard_id not in ids):
             what = " ".join(str(line.get(name)) for name in ("what", "status", "error", "task_id"))
-            wrong.append(f"{line['worker']} heard of {line['ticket']}: {what}; on record: {status} {task_id}")
+            wrong.append(
+                f"{line['worker']} heard of {line['ticket']}: {what}; on record: {sorted(map(str, states))}"
+            )
     return wrong
 
 
@@ -300,12 +508,12 @@ def _waiting_still(evidence: Evidence) -> list[str]:
     heard: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     left_in_order = {line["worker"] for line in evidence.diaries if line["what"] == "ended"}
     for line in evidence.diaries:
-        if line["worker"] in left_in_order and line["what"] in ("followed", "result", "raised"):
+        if line["worker"] in left_in_order and line["what"] in ("followed", "got", "raised", "parted"):
             heard[line["worker"], line["ticket"]][line["what"]] += 1
     return [
         f"{worker} waited for {ticket}: {dict(counts)}"
         for (worker, ticket), counts in heard.items()
-        if counts["result"] + counts["raised"] != counts["followed"]
+        if counts["got"] + counts["raised"] + counts["parted"] != counts["followed"]
     ]
 
 
@@ -327,7 +535,7 @@ def _adoptions(evidence: Evidence) -> dict[str, float]:
     took: dict[str, float] = {}
     for each in evidence.changes:
         before, after = (_instance(owner) for owner in (each.owner_before, each.owner_after))
-        if before in killed and after != before:
+        if before in killed and after != before and each.at >= killed[before].at:
             orphans[each.ticket] = killed[before]
         if each.ticket in orphans and after is not None:
             death = orphans.pop(each.ticket)
@@ -340,9 +548,33 @@ def _instance(owner: str | None) -> str | None:
 
 
 def _adopted_late(evidence: Evidence) -> list[str]:
-    """All of them, if more than one in a hundred comes too late."""
-    late = {worker: took for worker, took in _adoptions(evidence).items() if took > ADOPTED_IN}
+    """All of them, if more than one in a hundred comes too late. While the file is locked, no process can adopt."""
+    at = {death.worker: death.at for death in evidence.deaths}
+    late = {
+        worker: took
+        for worker, took in _adoptions(evidence).items()
+        if took > ADOPTED_IN and not _was_locked(evidence, at[worker] - ADOPTED_IN, at[worker] + took)
+    }
     all_of_them = len(_adoptions(evidence))
     if len(late) <= all_of_them // 100:
         return []
     return [f"{worker}: {took:.2f} s" for worker, took in late.items()]
+
+
+def _was_locked(evidence: Evidence, since: float, until: float) -> bool:
+    return any(each.blocks_ledger and each.at < until and since < each.until for each in evidence.misfortunes)
+
+
+def _adopted_from_stopped(evidence: Evidence) -> list[str]:
+    """The tickets whose owner was stopped when another one became their owner."""
+    stops: defaultdict[int, list[Misfortune]] = defaultdict(list)
+    for each in evidence.misfortunes:
+        if each.kind == "sigstop":
+            stops[evidence.workers[each.worker]].append(each)
+    found = []
+    for change in evidence.changes:
+        before, after = (_instance(owner) for owner in (change.owner_before, change.owner_after))
+        stopped = stops[evidence.pids.get(before or "", 0)]
+        if before != after and any(each.at <= change.at <= each.until for each in stopped):
+            found.append(change.ticket)
+    return found

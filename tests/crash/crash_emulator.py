@@ -15,17 +15,16 @@ from typing import Any
 
 from bide.emulator import Emulator, ServiceLimits
 
-TASK_SECONDS = (0.5, 2.0)
 FAILURES = 0.05
 """The share of tasks that the service fails: an error is an end like any other."""
 CREATE_SECONDS = 0.12
 ALWAYS = 10**9
 
 
-async def serve(service: str, *, seed: int, slots: int) -> None:
+async def serve(service: str, *, seed: int, slots: int, seconds: tuple[float, float]) -> None:
     limits = ServiceLimits(concurrency=slots, queries_per_second=20)
     async with Emulator(
-        video_seconds=TASK_SECONDS,
+        video_seconds=seconds,
         queue_seconds=0.2,
         failure_share=FAILURES,
         seed=seed,
@@ -72,5 +71,8 @@ if __name__ == "__main__":
     parser.add_argument("service")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--slots", type=int, default=3)
+    parser.add_argument("--seconds", type=float, nargs=2, default=(0.5, 2.0), help="that tasks take")
     options = parser.parse_args()
-    asyncio.run(serve(options.service, seed=options.seed, slots=options.slots))
+    asyncio.run(
+        serve(options.service, seed=options.seed, slots=options.slots, seconds=tuple(options.seconds))
+    )

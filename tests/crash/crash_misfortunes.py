@@ -33,14 +33,20 @@ USUAL = ("sigkill", "sigstop", "locked", "cancelled", "closed")
 
 @dataclass(frozen=True)
 class Rhythm:
-    """How fast misfortunes follow each other, and how long they last, in seconds."""
+    """How fast misfortunes follow each other, and how long they and the tasks last, in seconds.
+
+    Attributes:
+        open: so many open records of all workers keep the slots contended: no worker starts callers then.
+    """
 
     between: tuple[float, float] = (0.8, 2.0)
     stops: tuple[tuple[float, float], ...] = ((0.05, 3.0), (0.05, 3.0), (15.5, 25.0))
     locks: tuple[tuple[float, float], ...] = ((1.0, 2.0), (1.0, 2.0), (1.0, 2.0), (5.0, 12.0))
+    tasks: tuple[float, float] = (0.5, 2.0)
+    open: int = 12
 
 
-QUICK = Rhythm(between=(0.3, 0.6), stops=((0.05, 1.0),), locks=((0.3, 0.8),))
+QUICK = Rhythm(between=(0.5, 0.8), stops=((0.05, 1.0),), locks=((0.3, 0.8),), tasks=(0.2, 0.8), open=6)
 """For the test suite."""
 
 

@@ -146,7 +146,8 @@ class _Crew:
             "--slots",
             str(self.plan.slots),
         ]
-        arguments += ["--patience", str(PATIENCE), "--after", *(f"{each}.jsonl" for each in ancestors)]
+        arguments += ["--open", str(self.plan.rhythm.open), "--patience", str(PATIENCE)]
+        arguments += ["--after", *(f"{each}.jsonl" for each in ancestors)]
         arguments += ["--leavers"] if "cancelled" in self.plan.kinds else []
         arguments += ["--loses-ledger"] if self.plan.loses_ledger else []
         with (self.folder / f"{name}.err").open("w") as errors:
@@ -274,9 +275,9 @@ def run(plan: Plan, folder: Path, *, told: bool = False) -> Evidence:
     """
     asyncio.run(_prepare(folder / "tasks.db", plan))
     chance = random.Random(plan.seed)
-    service = _start(
-        "crash_emulator.py", [plan.service, "--seed", str(plan.seed), "--slots", str(plan.slots)], errors=None
-    )
+    seconds = [str(each) for each in plan.rhythm.tasks]
+    arguments = [plan.service, "--seed", str(plan.seed), "--slots", str(plan.slots), "--seconds", *seconds]
+    service = _start("crash_emulator.py", arguments, errors=None)
     try:
         assert service.stdout is not None
         crew = _Crew(plan, folder, json.loads(service.stdout.readline())["url"], chance)

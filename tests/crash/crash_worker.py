@@ -28,6 +28,7 @@ from bide import (
     Dieyuyun,
     LedgerError,
     Limits,
+    Pace,
     Provider,
     TaskHandle,
 )
@@ -35,12 +36,12 @@ from bide.ledgers import SQLiteLedger
 
 FLOOR = 0.3
 """Seconds between two polls of a task. Tasks take 0.5 to 2 s here, and a worker lives for some 6."""
+CAP = 0.6
+"""The most seconds between two polls: slots are used again soon, so that misfortunes meet much that is under way."""
 HOLD = 5.0
 """Seconds that a create without a known outcome counts as a slot: longer than any task takes."""
 PACE = (0.2, 0.5)
 """Seconds between two callers of one worker."""
-OPEN = 12
-"""So many open records of all workers are enough to keep the slots contended: no worker starts callers then."""
 MOST_CALLERS = 15
 
 
@@ -92,6 +93,7 @@ class Worker:
             ledger=self._ledger,
             limits=Limits(concurrency=options.slots),
             queries_per_second=20,
+            pace=Pace(cap=CAP),
             on_event=lambda event: self._diary.note(
                 event.name, event.ticket, task_id=event.task_id, status=event.task.status
             ),
@@ -144,7 +146,7 @@ class Worker:
             await self._resume()
         number = 0
         while not self._ending.is_set():
-            if len(self._waits) < MOST_CALLERS and len(await self._open()) < OPEN:
+            if len(self._waits) < MOST_CALLERS and len(await self._open()) < self._options.open:
                 number += 1
                 ticket = f"{self._name}-{number:03}"
                 self._start(self._caller(ticket).pursue(ticket))
@@ -191,7 +193,7 @@ class Worker:
             records = await self._ledger.records()
         except LedgerError as fault:
             self._note_fault(fault)
-            return ["?"] * OPEN
+            return ["?"] * self._options.open
         return [
             f"{each.ticket} is {each.task.status}"
             for each in records
@@ -252,5 +254,6 @@ if __name__ == "__main__":
     )
     parser.add_argument("--durability", default="process")
     parser.add_argument("--slots", type=int, default=3)
+    parser.add_argument("--open", type=int, default=12, help="so many open records of all workers are enough")
     parser.add_argument("--patience", type=float, default=120.0)
     asyncio.run(Worker(parser.parse_args()).work())

@@ -32,7 +32,7 @@ PAUSE_SECONDS = 0.2
 """Between an error and what the caller does next."""
 LEAVERS = 0.6
 """The share of the callers of `run` that leave, where callers are cancelled."""
-LEAVE_SECONDS = ((0.0, 0.02), (0.0, 0.4), (0.0, 4.0))
+LEAVE_SECONDS = ((0.0, 0.02), (0.0, 0.4), (0.0, 4.0), (2.0, 12.0))
 """After how many seconds they leave: while the request is put on record, while it waits, or later."""
 
 

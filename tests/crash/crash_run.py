@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ LEAVE_SECONDS = 20.0
 """Seconds that a worker may take to close its client and leave."""
 FEWEST_AWAKE = 2
 """So many workers are never stopped."""
+AWAKE = 0.9
+"""The share of kills that meet no stopped worker: otherwise few would be stopped for long."""
 OTHERS = 0.6
 """The share of kills beside which another misfortune begins."""
 
@@ -174,7 +176,8 @@ class _Crew:
         }:
             self.rotate()
         if kills:
-            self.kill(self.chance.choice(self.alive))
+            awake = [each for each in self.alive if not each.is_stopped]
+            self.kill(self.chance.choice(awake if self.chance.random() < AWAKE else self.alive))
         if kinds and (not kills or self.chance.random() < OTHERS):
             getattr(self, f"do_{self.chance.choice(kinds)}")()
 
@@ -309,7 +312,7 @@ def run(plan: Plan, folder: Path, *, told: bool = False) -> Evidence:
         killing=last - began,
         draining=drained - last,
         deaths=crew.deaths,
-        misfortunes=crew.timeline.happened,
+        misfortunes=_until_death(crew),
         workers=crew.pids,
         faults=[*crew.faults, *_errors(folder)],
         diaries=_diaries(folder),
@@ -317,6 +320,15 @@ def run(plan: Plan, folder: Path, *, told: bool = False) -> Evidence:
         **(ledger or _ledger(folder / "tasks.db")),
         left=[] if ledger else _left(folder),
     )
+
+
+def _until_death(crew: _Crew) -> list[Misfortune]:
+    """What has happened. A worker that was killed was not stopped any longer."""
+    deaths = {death.worker: death.at for death in crew.deaths}
+    return [
+        replace(each, until=max(each.at, min(each.until, deaths.get(each.worker, each.until))))
+        for each in crew.timeline.happened
+    ]
 
 
 def _lose_ledger(crew: _Crew) -> dict[str, Any]:

@@ -171,6 +171,7 @@ def _figures(evidence: Evidence) -> Iterator[Line]:
     ]
     yield Line("workers stopped for more than 15 s", str(len(silent)))
     yield Line("records adopted from stopped workers", str(len(_adopted_from_stopped(evidence))))
+    yield Line("records left with silent owners", str(len(_left_with_silent(evidence))))
     yield Line("queries, lists", f"{evidence.stats['queries']}, {evidence.stats['lists']}")
     adopted = sorted(_adoptions(evidence).values())
     if adopted:
@@ -227,8 +228,10 @@ def _promises(evidence: Evidence) -> Iterator[Line]:
     told = max((max(kinds.values()) for kinds in evidence.stats["max_in_flight"].values()), default=0)
     too_many = [f"{max(most, told)} at once"] if max(most, told) > evidence.slots else []
     yield Line(f"most in flight, of {evidence.slots} allowed", str(max(most, told)), too_many)
-    yield _counter("creates answered 429", evidence.stats["creates_429"])
-    if not _has_met(evidence, "rotated"):  # a key that is refused makes no tasks
+    if not _has_met(
+        evidence, "rotated"
+    ):  # the old key is refused, and its tasks use slots of which the new one learns
+        yield _counter("creates answered 429", evidence.stats["creates_429"])
         yield _counter("creates that made no task", evidence.stats["creates"] - evidence.stats["tasks"])
     yield _counter("queries answered 429", evidence.stats["queries_429"])
     yield _counted("deaths after which records were adopted too late", _adopted_late(evidence))
@@ -565,16 +568,48 @@ def _was_locked(evidence: Evidence, since: float, until: float) -> bool:
     return any(each.blocks_ledger and each.at < until and since < each.until for each in evidence.misfortunes)
 
 
-def _adopted_from_stopped(evidence: Evidence) -> list[str]:
-    """The tickets whose owner was stopped when another one became their owner."""
+def _stops(evidence: Evidence) -> defaultdict[int, list[Misfortune]]:
+    """By process: when it was stopped."""
     stops: defaultdict[int, list[Misfortune]] = defaultdict(list)
     for each in evidence.misfortunes:
         if each.kind == "sigstop":
             stops[evidence.workers[each.worker]].append(each)
+    return stops
+
+
+def _adopted_from_stopped(evidence: Evidence) -> list[str]:
+    """The tickets whose owner was stopped when another one became their owner."""
+    stops = _stops(evidence)
     found = []
     for change in evidence.changes:
         before, after = (_instance(owner) for owner in (change.owner_before, change.owner_after))
         stopped = stops[evidence.pids.get(before or "", 0)]
-        if before != after and any(each.at <= change.at <= each.until for each in stopped):
+        if before != after and any(each.at <= change.at < each.until for each in stopped):
             found.append(change.ticket)
     return found
+
+
+def _left_with_silent(evidence: Evidence) -> list[str]:
+    """The tickets that were open with an owner that had been stopped for 15 s, and still some seconds later."""
+    found = []
+    for pid, stops in _stops(evidence).items():
+        for each in stops:
+            due = each.at + SILENT_SECONDS + 2 * ADOPTED_IN
+            if due < each.until and not _was_locked(evidence, due - 2 * ADOPTED_IN, due):
+                found += [
+                    f"{ticket} at {due - evidence.began:.1f} s"
+                    for ticket, owner in _owners_at(evidence, due).items()
+                    if evidence.pids.get(_instance(owner) or "") == pid
+                ]
+    return found
+
+
+def _owners_at(evidence: Evidence, moment: float) -> dict[str, str | None]:
+    """The owners of the tickets that were open at *moment*."""
+    owners: dict[str, str | None] = {}
+    for each in evidence.changes:
+        if each.at <= moment:
+            owners.pop(each.ticket, None)
+            if each.after is not None and each.after not in FINAL:
+                owners[each.ticket] = each.owner_after
+    return owners

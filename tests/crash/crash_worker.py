@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import random
 import sys
@@ -62,6 +63,17 @@ class Diary:
         return [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]
 
 
+class LogOf(logging.Handler):
+    """What the library logs goes to the diary, for the stories. Only errors that no code has caught go elsewhere."""
+
+    def __init__(self, diary: Diary) -> None:
+        super().__init__(logging.WARNING)
+        self._diary = diary
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._diary.note("log", level=record.levelname, text=record.getMessage()[:300])
+
+
 def provider_at(service: str, url: str) -> Provider:
     if service == "dashscope":
         return DashScope(base_url=url, video_floor=FLOOR, video_unknown_hold=HOLD)
@@ -74,6 +86,7 @@ class Worker:
         self._name: str = options.name
         self._random = random.Random(options.name)
         self._diary = Diary(options.folder / f"{options.name}.jsonl")
+        logging.getLogger("bide").addHandler(LogOf(self._diary))
         self.loses_ledger: bool = options.loses_ledger
         self._has_lost_ledger = False
         self._ending = asyncio.Event()

@@ -345,3 +345,31 @@ def test_a_failed_line_is_told_as_the_story_of_its_tickets() -> None:
     assert "makes task t3 for w1-1" in text
     assert "w1-1: queued -> queued, w1 -> no owner, task t1" in text
     assert "The story of w2-1:" not in text
+
+
+@pytest.mark.parametrize(
+    ("owner_then", "until", "figures"),
+    [
+        ("a.1", 130.0, ("0", "1")),
+        ("b.1", 130.0, ("1", "0")),
+        ("b.1", 115.0, ("0", "0")),
+        ("a.1", 118.0, ("0", "0")),
+    ],
+    ids=["kept by the silent owner", "adopted meanwhile", "adopted later", "stopped too short"],
+)
+def test_the_checker_counts_what_a_stopped_owner_keeps(
+    owner_then: str, until: float, figures: tuple[str, str]
+) -> None:
+    evidence = replace(
+        honest(),
+        misfortunes=[Misfortune("sigstop", 100.0, until, "w1")],
+        changes=[
+            Change(99.0, "w1-1", "submitting", "queued", "a.1", "a.1", "t1"),
+            Change(117.0, "w1-1", "queued", "running", "a.1", owner_then, "t1"),
+        ],
+    )
+
+    values = {line.figure: line.value for line in verdict(evidence)}
+
+    names = ("records adopted from stopped workers", "records left with silent owners")
+    assert tuple(values[name] for name in names) == figures

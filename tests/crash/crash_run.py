@@ -170,10 +170,8 @@ class _Crew:
         """Let the misfortunes of one step happen."""
         kinds = [each for each in self.plan.kinds if each in ("sigstop", "locked", "closed")]
         kills = "sigkill" in self.plan.kinds
-        if "rotated" in self.plan.kinds and number in {
-            self.plan.kills // 3 + 1,
-            2 * self.plan.kills // 3 + 1,
-        }:
+        thirds = {self.plan.kills // 3 + 1, 2 * self.plan.kills // 3 + 1}
+        if "rotated" in self.plan.kinds and number in thirds:
             self.rotate()
         if kills:
             awake = [each for each in self.alive if not each.is_stopped]
@@ -205,10 +203,8 @@ class _Crew:
         )
 
     def do_locked(self) -> None:
-        seconds, word = (
-            draw_seconds(self.chance, self.plan.rhythm.locks),
-            self.chance.choice(("IMMEDIATE", "EXCLUSIVE")),
-        )
+        seconds = draw_seconds(self.chance, self.plan.rhythm.locks)
+        word = self.chance.choice(("IMMEDIATE", "EXCLUSIVE"))
         unlock = lock(self.ledger, word)
         at = time.time()
         if unlock is not None:

@@ -159,7 +159,6 @@ def lose(ledger: Path, how: str) -> None:
     beside = [ledger.with_name(f"{ledger.name}{end}") for end in ("-wal", "-shm")]
     if how == "replaced":
         fresh = ledger.with_name("fresh.db")
-        sqlite3.connect(fresh).close()
         fresh.touch()
         fresh.replace(ledger)
         return

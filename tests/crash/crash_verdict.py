@@ -171,7 +171,6 @@ def _figures(evidence: Evidence) -> Iterator[Line]:
     ]
     yield Line("workers stopped for more than 15 s", str(len(silent)))
     yield Line("records adopted from stopped workers", str(len(_adopted_from_stopped(evidence))))
-    yield Line("records left with silent owners", str(len(_left_with_silent(evidence))))
     yield Line("queries, lists", f"{evidence.stats['queries']}, {evidence.stats['lists']}")
     adopted = sorted(_adoptions(evidence).values())
     if adopted:
@@ -235,6 +234,7 @@ def _promises(evidence: Evidence) -> Iterator[Line]:
         yield _counter("creates that made no task", evidence.stats["creates"] - evidence.stats["tasks"])
     yield _counter("queries answered 429", evidence.stats["queries_429"])
     yield _counted("deaths after which records were adopted too late", _adopted_late(evidence))
+    yield _counted("records that a silent owner has kept", _left_with_silent(evidence))
     yield _counted("slots held by records whose owners are gone", evidence.slots_left)
     yield from _tidiness(evidence)
 
@@ -590,7 +590,8 @@ def _adopted_from_stopped(evidence: Evidence) -> list[str]:
 
 
 def _left_with_silent(evidence: Evidence) -> list[str]:
-    """The tickets that were open with an owner that had been stopped for 15 s, and still some seconds later."""
+    """The tickets that an owner had still some seconds after it had been stopped for 15 s. It keeps the creates that it
+    has under way for longer: only it can get their answers."""
     found = []
     for pid, stops in _stops(evidence).items():
         for each in stops:
@@ -605,11 +606,11 @@ def _left_with_silent(evidence: Evidence) -> list[str]:
 
 
 def _owners_at(evidence: Evidence, moment: float) -> dict[str, str | None]:
-    """The owners of the tickets that were open at *moment*."""
+    """The owners of the tickets that waited or ran at *moment*."""
     owners: dict[str, str | None] = {}
     for each in evidence.changes:
         if each.at <= moment:
             owners.pop(each.ticket, None)
-            if each.after is not None and each.after not in FINAL:
+            if each.after not in (None, "submitting", *FINAL):
                 owners[each.ticket] = each.owner_after
     return owners

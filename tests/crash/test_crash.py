@@ -107,6 +107,9 @@ def honest() -> Evidence:
     )
 
 
+RUNNING = [Change(101.0, "w1-1", "queued", "running", "b.1", "b.1", "t1")]
+
+
 def failed(evidence: Evidence) -> list[str]:
     return [line.figure for line in verdict(evidence) if not line.is_ok]
 
@@ -215,6 +218,10 @@ def test_honest_evidence_passes() -> None:
         ({"stats": {**STATS, "creates_429": 1}}, "creates answered 429"),
         ({"stats": {**STATS, "creates": 3}}, "creates that made no task"),
         ({"stats": {**STATS, "queries_429": 1}}, "queries answered 429"),
+        (
+            {"misfortunes": [Misfortune("sigstop", 101.5, 130.0, "w2")], "changes": RUNNING},
+            "records that a silent owner has kept",
+        ),
         ({"slots_left": ["w1-1"]}, "slots held by records whose owners are gone"),
         ({"deaths": [Death("w1", 11, 98.0)]}, "deaths after which records were adopted too late"),
         ({"faults": ["w2 ended by itself with 1"]}, "workers that failed"),
@@ -371,5 +378,5 @@ def test_the_checker_counts_what_a_stopped_owner_keeps(
 
     values = {line.figure: line.value for line in verdict(evidence)}
 
-    names = ("records adopted from stopped workers", "records left with silent owners")
+    names = ("records adopted from stopped workers", "records that a silent owner has kept")
     assert tuple(values[name] for name in names) == figures

@@ -122,6 +122,30 @@ async def test_a_closed_client_says_that_nothing_was_bought_for_new_requests() -
         assert (type(error), error.bought) == (ClientClosedError, False)
 
 
+async def test_a_closed_client_cannot_say_that_nothing_was_bought_for_a_ticket_of_the_caller() -> None:
+    service = ToyService(queries=[RUNNING])
+    client = service.client()
+    await (await client.submit(image(), ticket="order-1")).accepted()
+    await client.aclose()
+
+    for call in (client.run(image(), ticket="order-1"), client.submit(image(), ticket="order-1")):
+        error = await raised_by(call)
+        assert (type(error), error.bought, error.ticket) == (ClientClosedError, True, "order-1")
+
+
+async def test_a_client_that_cannot_open_its_ledger_cannot_say_it_either(tmp_path: Path) -> None:
+    client = ToyService().client(ledger=SQLiteLedger(tmp_path / "missing" / "tasks.db"))
+
+    for call, bought in (
+        (client.run(image(), ticket="order-1"), True),
+        (client.submit(image(), ticket="order-1"), True),
+        (client.run(image()), False),
+    ):
+        error = await raised_by(call)
+        assert (type(error), error.bought) == (LedgerError, bought)
+    await client.aclose()
+
+
 async def test_a_client_that_closes_says_which_of_its_tasks_go_on() -> None:
     service = ToyService(queries=[RUNNING])
     client = service.client(limits=Limits(1))

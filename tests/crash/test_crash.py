@@ -44,6 +44,23 @@ def test_workers_that_meet_misfortunes_lose_nothing_and_buy_nothing_twice(servic
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
+@pytest.mark.parametrize(
+    ("only", "error"),
+    [
+        ("sigstop,flood", "names no misfortunes"),
+        ("", "names no misfortunes"),
+        ("deleted,locked", "a run of its own"),
+    ],
+)
+def test_a_misfortune_that_cannot_be_is_an_error_that_says_so(only: str, error: str) -> None:
+    program = [sys.executable, str(Path(__file__).with_name("crash.py")), "--only", only]
+
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 2
+    assert error in " ".join(done.stderr.split())
+
+
 def task(ticket: str, task_id: str, **more: Any) -> dict[str, Any]:
     fate = {"created": 0.0, "ended": 1.0, "failed": False, "was_cut": False, **more}
     return {"id": task_id, "prompt": f"ticket {ticket}, lot 3, a kitten", **fate}

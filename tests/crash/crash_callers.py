@@ -30,6 +30,8 @@ LOTS = 20
 """Every lot is of the same size; the emulator cuts the creates of one of them."""
 PAUSE_SECONDS = 0.2
 """Between an error and what the caller does next."""
+FOREIGN_SECONDS, MOST_FOREIGN = 0.5, 40
+"""How often a caller asks for a ticket that belongs to another key, and how many times."""
 LEAVERS = 0.6
 """The share of the callers of `run` that leave, where callers are cancelled."""
 LEAVE_SECONDS = ((0.0, 0.02), (0.0, 0.4), (0.0, 4.0), (2.0, 12.0))
@@ -79,6 +81,7 @@ class Caller:
         self._leaves = leaves and self._runs and not is_heir and self._chance.random() < LEAVERS
         self._number = 1
         self._follows = False
+        self._foreign = 0
 
     async def pursue(self, ticket: str) -> None:
         """Go on until the wish has ended. *ticket* is the first one, or that of the caller before."""
@@ -95,14 +98,19 @@ class Caller:
             except LookupError:
                 self._note("told", ticket, error="LookupError", bought=False)
                 ticket = self._anew(ticket)
-            except ValueError as error:
-                # It waits under a key that is refused: only an explicit order moves it to another key.
+            except ValueError as error:  # it belongs to the old key, for now
                 self._note("told", ticket, error="ValueError", text=str(error)[:200])
-                ends = "foreign"
+                ends = await self._ask_later()
             else:
                 ends = "abandoned" if task is None else "delivered"
                 self._note("result" if task is not None else "gone", ticket, task_id=task and task.task_id)
         self._note("ends", ticket, how=ends)
+
+    async def _ask_later(self) -> str | None:
+        """Wait, as the ticket belongs to another key for now. Returns how the wish has ended, if that lasts long."""
+        self._foreign += 1
+        await asyncio.sleep(FOREIGN_SECONDS)
+        return "foreign" if self._foreign > MOST_FOREIGN else None
 
     async def _ask(self, client: Client, ticket: str) -> Task | None:
         """The result of one try; None if the caller has left for good."""

@@ -24,7 +24,7 @@ KINDS = {
     "locked": "another program locks the ledger's file for writing",
     "cancelled": "callers are cancelled, or time out",
     "closed": "a worker closes its client, with or without withdrawing what waits, and opens a new one",
-    "rotated": "the account gets a new key, the old one is refused, and workers with the new one take their place",
+    "rotated": "the account gets a new key, the old one is refused, and workers with the new one take over",
     "deleted": "the ledger's file is deleted or replaced: a run of its own",
 }
 USUAL = ("sigkill", "sigstop", "locked", "cancelled", "closed")

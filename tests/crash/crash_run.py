@@ -27,8 +27,9 @@ LEAVE_SECONDS = 20.0
 """Seconds that a worker may take to close its client and leave."""
 FEWEST_AWAKE = 2
 """So many workers are never stopped."""
-AWAKE = 0.9
-"""The share of kills that meet no stopped worker: otherwise few would be stopped for long."""
+SPARED = 0.9
+"""The share of kills that meet neither a stopped worker nor the oldest one: so some are stopped for long, and one sees
+for how long."""
 OTHERS = 0.6
 """The share of kills beside which another misfortune begins."""
 
@@ -151,6 +152,8 @@ class _Crew:
         arguments += ["--open", str(self.plan.rhythm.open), "--patience", str(PATIENCE)]
         arguments += ["--after", *(f"{each}.jsonl" for each in ancestors)]
         arguments += ["--leavers"] if "cancelled" in self.plan.kinds else []
+        has_old_key = any(each.key != self.key for each in self.alive)
+        arguments += ["--moves"] if "rotated" in self.plan.kinds and not has_old_key else []
         arguments += ["--loses-ledger"] if self.plan.loses_ledger else []
         with (self.folder / f"{name}.err").open("w") as errors:
             process = _start("crash_worker.py", arguments, errors=errors)
@@ -175,7 +178,7 @@ class _Crew:
             self.rotate()
         if kills:
             awake = [each for each in self.alive if not each.is_stopped]
-            self.kill(self.chance.choice(awake if self.chance.random() < AWAKE else self.alive))
+            self.kill(self.chance.choice(awake[1:] if self.chance.random() < SPARED else self.alive))
         if kinds and (not kills or self.chance.random() < OTHERS):
             getattr(self, f"do_{self.chance.choice(kinds)}")()
 

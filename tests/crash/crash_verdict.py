@@ -331,11 +331,11 @@ def _paid_twice(evidence: Evidence) -> list[str]:
 
 
 def _without_answer(evidence: Evidence) -> list[str]:
-    ends, rotated = _ends(evidence), _has_met(evidence, "rotated")
+    ends = _ends(evidence)
     wrong = []
     for wish in sorted({wish_of(line["ticket"]) for line in evidence.diaries if line["what"] == "asks"}):
         how = ends.get(wish, "nothing")
-        if how not in ANSWERS and not (how == "foreign" and rotated):
+        if how not in ANSWERS:
             wrong.append(f"{wish} ended as {how}")
     return wrong
 
@@ -377,13 +377,8 @@ def _lost(evidence: Evidence) -> list[str]:
 
 
 def _not_ended(evidence: Evidence) -> list[str]:
-    rotated = _has_met(
-        evidence, "rotated"
-    )  # what waits under a key that is refused stays, until a user moves it
     return [
-        f"{ticket} is {status}"
-        for ticket, (status, _, _) in evidence.records.items()
-        if status not in FINAL and not (rotated and status == "waiting")
+        f"{ticket} is {status}" for ticket, (status, _, _) in evidence.records.items() if status not in FINAL
     ]
 
 
@@ -596,13 +591,33 @@ def _left_with_silent(evidence: Evidence) -> list[str]:
     for pid, stops in _stops(evidence).items():
         for each in stops:
             due = each.at + SILENT_SECONDS + 2 * ADOPTED_IN
-            if due < each.until and not _was_locked(evidence, due - 2 * ADOPTED_IN, due):
+            is_locked = _was_locked(evidence, due - 2 * ADOPTED_IN, due)
+            if due < each.until and not is_locked and _was_watched(evidence, each.at, due):
                 found += [
                     f"{ticket} at {due - evidence.began:.1f} s"
                     for ticket, owner in _owners_at(evidence, due).items()
                     if evidence.pids.get(_instance(owner) or "") == pid
                 ]
     return found
+
+
+def _was_watched(evidence: Evidence, since: float, until: float) -> bool:
+    """Whether a worker lived all the time with one client: only such a one knows for how long another is silent."""
+    began = {line["worker"] for line in evidence.diaries if line["what"] == "began" and line["at"] <= since}
+    gone = {death.worker for death in evidence.deaths if death.at <= until}
+    gone |= {
+        each.worker
+        for each in evidence.misfortunes
+        if each.kind == "sigstop" and since < each.until and each.at < until
+    }
+    gone |= {
+        line["worker"]
+        for line in evidence.diaries
+        if line["what"] in ("closes", "closed", "left", "ended")
+        and not line["ticket"]
+        and line["at"] <= until
+    }
+    return bool(began - gone)
 
 
 def _owners_at(evidence: Evidence, moment: float) -> dict[str, str | None]:

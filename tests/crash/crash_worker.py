@@ -32,6 +32,7 @@ from bide import (
     Pace,
     Provider,
     TaskHandle,
+    TaskStatus,
 )
 from bide.ledgers import SQLiteLedger
 
@@ -159,6 +160,7 @@ class Worker:
             await self._resume()
         number = 0
         while not self._ending.is_set():
+            await self._move()
             if len(self._waits) < MOST_CALLERS and len(await self._open()) < self._options.open:
                 number += 1
                 ticket = f"{self._name}-{number:03}"
@@ -199,19 +201,28 @@ class Worker:
             pass
 
     async def _open(self) -> list[str]:
-        """What is open for the key of this worker. A ledger that cannot be read counts as full."""
+        """What is open. A ledger that cannot be read counts as full."""
         await self._opened.wait()
         try:
-            keys = self._client._engine.account.keys  # type: ignore[union-attr]  # its fingerprint is no secret
             records = await self._ledger.records()
         except LedgerError as fault:
             self._note_fault(fault)
             return ["?"] * self._options.open
-        return [
-            f"{each.ticket} is {each.task.status}"
-            for each in records
-            if not each.task.status.is_final and not keys.isdisjoint(each.keys)
-        ]
+        return [f"{each.ticket} is {each.task.status}" for each in records if not each.task.status.is_final]
+
+    async def _move(self) -> None:
+        """The explicit order: what waits for a key that no client has any more is sent with the key of this worker."""
+        if not self._options.moves:
+            return
+        client = await self.client()
+        try:
+            keys = client._engine.account.keys  # type: ignore[union-attr]  # fingerprints are no secret
+            records = await self._ledger.records()
+            if any(each.task.status is TaskStatus.WAITING and keys.isdisjoint(each.keys) for each in records):
+                await client.resume(other_keys=True)
+                self._diary.note("moves")
+        except (LedgerError, ClientClosedError) as fault:
+            self._diary.note("fault", error=type(fault).__name__, text=str(fault)[:200])
 
     def _note_fault(self, fault: LedgerError) -> None:
         self._diary.note("fault", error=type(fault).__name__, text=str(fault)[:200])
@@ -244,6 +255,7 @@ class Worker:
     async def _drain(self) -> None:
         until = time.monotonic() + self._options.patience
         while time.monotonic() < until and not self._has_lost_ledger and (self._waits or await self._open()):
+            await self._move()
             await asyncio.sleep(0.1)
         if self._waits:
             await asyncio.wait(self._waits, timeout=self._options.patience if self._has_lost_ledger else 5)
@@ -262,6 +274,9 @@ if __name__ == "__main__":
         "--after", nargs="*", default=[], help="the diaries of the workers in whose place it works"
     )
     parser.add_argument("--leavers", action="store_true", help="callers are cancelled and time out")
+    parser.add_argument(
+        "--moves", action="store_true", help="what waits for a key that was replaced is moved"
+    )
     parser.add_argument(
         "--loses-ledger", action="store_true", help="the first fault of the ledger is the end"
     )

@@ -236,7 +236,11 @@ def test_honest_evidence_passes() -> None:
         ({"stats": {**STATS, "creates": 3}}, "creates that made no task"),
         ({"stats": {**STATS, "queries_429": 1}}, "queries answered 429"),
         (
-            {"misfortunes": [Misfortune("sigstop", 101.5, 130.0, "w2")], "changes": RUNNING},
+            {
+                "misfortunes": [Misfortune("sigstop", 101.5, 130.0, "w2")],
+                "changes": RUNNING,
+                "diaries": [*honest().diaries, said("began", "", "w3", at=90.0)],
+            },
             "records that a silent owner has kept",
         ),
         ({"slots_left": ["w1-1"]}, "slots held by records whose owners are gone"),
@@ -387,6 +391,8 @@ def test_the_checker_counts_what_a_stopped_owner_keeps(
     evidence = replace(
         honest(),
         misfortunes=[Misfortune("sigstop", 100.0, until, "w1")],
+        deaths=[],
+        diaries=[said("began", "", "w2", at=90.0)],
         changes=[
             Change(99.0, "w1-1", "submitting", "queued", "a.1", "a.1", "t1"),
             Change(117.0, "w1-1", "queued", "running", "a.1", owner_then, "t1"),

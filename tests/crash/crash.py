@@ -3,9 +3,9 @@
 Four processes share a SQLite ledger and a key that allows three tasks at a time; the service is emulated in a process
 of its own, and cuts 5 % of the creates that it has accepted. Their callers submit anew exactly when `bought` is False.
 Every 0.8 to 2 s one worker is killed (SIGKILL) and replaced; meanwhile workers are stopped for a while, another program
-locks the ledger, callers are cancelled, and clients are closed and opened again. In the end each worker's diary, the
-ledger, a witness inside the database and the service's own books are held against each other. Exits with 1 if one
-promise does not hold, and prints what has happened to the tickets concerned.
+locks the ledger, callers are cancelled, clients are closed and opened again, and the account's key is rotated. In the
+end each worker's diary, the ledger, a witness inside the database and the service's own books are held against each
+other. Exits with 1 if one promise does not hold, and prints what has happened to the tickets concerned.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> int:
     plan = Plan(
         kills=options.kills,
         seed=int(time.time()) % 10**6 if options.seed is None else options.seed,
-        kinds=(*options.only, *(["rotated"] if options.rotate and "rotated" not in options.only else [])),
+        kinds=options.only,
         service=options.service,
         workers=options.workers,
         durability=options.durability,
@@ -62,7 +62,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only", type=_kinds, default=USUAL, metavar="KIND,...", help=f"by default {','.join(USUAL)}"
     )
-    parser.add_argument("--rotate", action="store_true", help="the account's key is rotated twice, too")
     parser.add_argument(
         "--seed", type=int, default=None, help="of the misfortunes and of the service; default: the time"
     )

@@ -62,6 +62,11 @@ def _truth(emulator: Emulator, service: str, offset: float) -> dict[str, Any]:
             }
             for task in emulator.tasks()
         ],
+        "refused": [
+            (request.time + offset, request.status)
+            for request in emulator.requests()
+            if request.on == "create" and request.status is not None and request.status >= 400
+        ],
         "stats": emulator.stats()["services"][service],
     }
 

@@ -27,7 +27,7 @@ KINDS = {
     "rotated": "the account gets a new key, the old one is refused, and workers with the new one take over",
     "deleted": "the ledger's file is deleted or replaced: a run of its own",
 }
-USUAL = ("sigkill", "sigstop", "locked", "cancelled", "closed")
+USUAL = ("sigkill", "sigstop", "locked", "cancelled", "closed", "rotated")
 """What happens unless other misfortunes are asked for."""
 
 
@@ -36,17 +36,26 @@ class Rhythm:
     """How fast misfortunes follow each other, and how long they and the tasks last, in seconds.
 
     Attributes:
+        handovers: between two workers that are replaced by ones with a new key.
         open: so many open records of all workers keep the slots contended: no worker starts callers then.
     """
 
     between: tuple[float, float] = (0.8, 2.0)
     stops: tuple[tuple[float, float], ...] = ((0.05, 3.0), (0.05, 3.0), (15.5, 25.0))
     locks: tuple[tuple[float, float], ...] = ((1.0, 2.0), (1.0, 2.0), (1.0, 2.0), (5.0, 12.0))
+    handovers: tuple[float, float] = (0.0, 1.0)
     tasks: tuple[float, float] = (0.5, 2.0)
     open: int = 12
 
 
-QUICK = Rhythm(between=(0.5, 0.8), stops=((0.05, 1.0),), locks=((0.3, 0.8),), tasks=(0.2, 0.8), open=6)
+QUICK = Rhythm(
+    between=(0.5, 0.8),
+    stops=((0.05, 1.0),),
+    locks=((0.3, 0.8),),
+    handovers=(0.0, 0.1),
+    tasks=(0.2, 0.8),
+    open=6,
+)
 """For the test suite."""
 
 

@@ -178,7 +178,8 @@ class _Crew:
             self.rotate()
         if kills:
             awake = [each for each in self.alive if not each.is_stopped]
-            self.kill(self.chance.choice(awake[1:] if self.chance.random() < SPARED else self.alive))
+            usual = awake[1:] if self.chance.random() < SPARED else []
+            self.kill(self.chance.choice(usual or self.alive))
         if kinds and (not kills or self.chance.random() < OTHERS):
             getattr(self, f"do_{self.chance.choice(kinds)}")()
 
@@ -225,7 +226,7 @@ class _Crew:
         self.keys += 1
         rotate(self.url, old, self.key)
         for each in [each for each in self.alive if each.key == old]:
-            self.timeline.sleep(self.chance.uniform(0.0, 1.0))
+            self.timeline.sleep(self.chance.uniform(*self.plan.rhythm.handovers))
             if each.is_stopped:
                 self.kill(each)
             else:

@@ -27,6 +27,8 @@ LEFT_SECONDS = 2.0
 SILENT_SECONDS = 15.0
 NOTICED_IN = 5.0
 """Seconds within which a worker must hear that its ledger's file has gone."""
+ROTATED_SECONDS = 5.0
+"""Seconds after a rotation, within which a create may still be refused because of it."""
 ADOPTED_IN = 2.0
 """Seconds from a death to the moment that another process has the dead one's records: the goal for 99 % of deaths."""
 
@@ -69,6 +71,7 @@ class Evidence:
         faults: workers that ended by themselves, or badly.
         diaries: what the workers heard, a line each, in the order of their hearing for each worker.
         tasks, stats: what the emulator has made, and counted.
+        refused: when it has refused a create, and the status of its answer.
         records: status, task id and owner by ticket, as they are on the ledger at the end.
         changes: all changes of records, in order.
         pids: of the instances that have opened the ledger.
@@ -88,6 +91,7 @@ class Evidence:
     diaries: Sequence[Mapping[str, Any]]
     tasks: Sequence[Mapping[str, Any]]
     stats: Mapping[str, Any]
+    refused: Sequence[tuple[float, int]]
     records: Mapping[str, tuple[str, str | None, str | None]]
     changes: Sequence[Change]
     pids: Mapping[str, int]
@@ -227,11 +231,10 @@ def _promises(evidence: Evidence) -> Iterator[Line]:
     told = max((max(kinds.values()) for kinds in evidence.stats["max_in_flight"].values()), default=0)
     too_many = [f"{max(most, told)} at once"] if max(most, told) > evidence.slots else []
     yield Line(f"most in flight, of {evidence.slots} allowed", str(max(most, told)), too_many)
-    if not _has_met(
-        evidence, "rotated"
-    ):  # the old key is refused, and its tasks use slots of which the new one learns
-        yield _counter("creates answered 429", evidence.stats["creates_429"])
-        yield _counter("creates that made no task", evidence.stats["creates"] - evidence.stats["tasks"])
+    of_rotations = _refused_by_rotation(evidence)
+    yield _counter("creates answered 429", evidence.stats["creates_429"] - of_rotations.count(429))
+    without_task = evidence.stats["creates"] - evidence.stats["tasks"]
+    yield _counter("creates that made no task", without_task - len(of_rotations))
     yield _counter("queries answered 429", evidence.stats["queries_429"])
     yield _counted("deaths after which records were adopted too late", _adopted_late(evidence))
     yield _counted("records that a silent owner has kept", _left_with_silent(evidence))
@@ -515,6 +518,15 @@ def _waiting_still(evidence: Evidence) -> list[str]:
     ]
 
 
+def _refused_by_rotation(evidence: Evidence) -> list[int]:
+    """The status of each create that was refused while the key was rotated, and shortly after: the old key is refused,
+    and tasks of the old key use slots of which a client with the new one learns by a refusal."""
+    times = [
+        (each.at, each.until + ROTATED_SECONDS) for each in evidence.misfortunes if each.kind == "rotated"
+    ]
+    return [status for at, status in evidence.refused if any(begin <= at <= end for begin, end in times)]
+
+
 def _most_in_flight(tasks: Sequence[Mapping[str, Any]]) -> int:
     """Counted from the tasks' own times: the emulator's counter only tells what it has let through."""
     steps = sorted([(task["created"], 1) for task in tasks] + [(task["ended"], -1) for task in tasks])
@@ -610,13 +622,10 @@ def _was_watched(evidence: Evidence, since: float, until: float) -> bool:
         for each in evidence.misfortunes
         if each.kind == "sigstop" and since < each.until and each.at < until
     }
-    gone |= {
-        line["worker"]
-        for line in evidence.diaries
-        if line["what"] in ("closes", "closed", "left", "ended")
-        and not line["ticket"]
-        and line["at"] <= until
-    }
+    for line in evidence.diaries:
+        is_change = line["what"] in ("closes", "opened", "left", "ended") and not line["ticket"]
+        if is_change and since <= line["at"] <= until:
+            gone.add(line["worker"])
     return bool(began - gone)
 
 

@@ -26,14 +26,22 @@ STATS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("service", "kills"), [("dashscope", 3), ("dieyuyun", 2)])
-def test_workers_that_meet_misfortunes_lose_nothing_and_buy_nothing_twice(service: str, kills: int) -> None:
+@pytest.mark.parametrize(
+    ("service", "kills", "only"),
+    [
+        ("dashscope", 3, "sigkill,sigstop,locked,cancelled,closed"),
+        ("dieyuyun", 1, "sigkill,cancelled,rotated"),
+    ],
+)
+def test_workers_that_meet_misfortunes_lose_nothing_and_buy_nothing_twice(
+    service: str, kills: int, only: str
+) -> None:
     # Without measuring coverage: a process that is killed could not tell it anyway, and start-up takes its time.
     plain = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     program = [sys.executable, str(Path(__file__).with_name("crash.py"))]
 
     done = subprocess.run(
-        [*program, "--quick", "--kills", str(kills), "--service", service],
+        [*program, "--quick", "--kills", str(kills), "--service", service, "--only", only],
         capture_output=True,
         text=True,
         env=plain,
@@ -101,6 +109,7 @@ def honest() -> Evidence:
         ],
         tasks=[task("w1-1", "t1"), task("w1-2", "t2", was_cut=True)],
         stats=STATS,
+        refused=[],
         records={
             "w1-1": ("succeeded", "t1", "b.1"),
             "w1-2": ("unknown", None, "b.1"),
@@ -233,6 +242,14 @@ def test_honest_evidence_passes() -> None:
             "most in flight, of 3 allowed",
         ),
         ({"stats": {**STATS, "creates_429": 1}}, "creates answered 429"),
+        (
+            {
+                "stats": {**STATS, "creates": 3, "creates_429": 1},
+                "refused": [(120.0, 429)],
+                "misfortunes": [Misfortune("rotated", 100.0, 103.0)],
+            },
+            "creates answered 429",
+        ),
         ({"stats": {**STATS, "creates": 3}}, "creates that made no task"),
         ({"stats": {**STATS, "queries_429": 1}}, "queries answered 429"),
         (
@@ -283,8 +300,21 @@ def again(*changes: Change) -> Evidence:
             deaths=[Death("w1", 11, 98.0)],
             misfortunes=[Misfortune("sigstop", 98.5, 100.1, "w2", has_writer=True)],
         ),
+        replace(
+            honest(),
+            misfortunes=[Misfortune("rotated", 100.0, 103.0)],
+            stats={**STATS, "creates": 4, "creates_429": 1},
+            refused=[(101.0, 401), (104.0, 429)],
+            records={**honest().records, "w1-3": ("rejected", None, "b.1")},
+        ),
     ],
-    ids=["submitted again", "found after all", "paid again by decision", "nothing could be written"],
+    ids=[
+        "submitted again",
+        "found after all",
+        "paid again by decision",
+        "nothing could be written",
+        "rotated",
+    ],
 )
 def test_the_checker_allows_what_the_promises_allow(fair: Evidence) -> None:
     assert failed(fair) == []

@@ -61,6 +61,11 @@ def request_of(ticket: str) -> VideoRequest:
     return VideoRequest(f"ticket {ticket}, lot {lot}, a kitten in the rain", model="wan2.6-t2v")
 
 
+def is_cut(ticket: str) -> bool:
+    """Whether the emulator cuts the create of *ticket*."""
+    return "lot 0," in request_of(ticket).prompt
+
+
 class Caller:
     """One caller.
 

@@ -65,8 +65,9 @@ def _truth(emulator: Emulator, service: str, offset: float) -> dict[str, Any]:
         "refused": [
             (request.time + offset, request.status)
             for request in emulator.requests()
-            if request.on == "create" and request.status is not None and request.status >= 400
+            if request.on == "create" and (request.status or 0) >= 400
         ],
+        "cut": sum(request.on == "create" and request.status is None for request in emulator.requests()),
         "stats": emulator.stats()["services"][service],
     }
 

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crash_callers import wish_of
+from crash_callers import is_cut, wish_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -72,6 +72,7 @@ class Evidence:
         diaries: what the workers heard, a line each, in the order of their hearing for each worker.
         tasks, stats: what the emulator has made, and counted.
         refused: when it has refused a create, and the status of its answer.
+        cut: creates whose answers it has cut, whatever the answer was.
         records: status, task id and owner by ticket, as they are on the ledger at the end.
         changes: all changes of records, in order.
         pids: of the instances that have opened the ledger.
@@ -92,6 +93,7 @@ class Evidence:
     tasks: Sequence[Mapping[str, Any]]
     stats: Mapping[str, Any]
     refused: Sequence[tuple[float, int]]
+    cut: int
     records: Mapping[str, tuple[str, str | None, str | None]]
     changes: Sequence[Change]
     pids: Mapping[str, int]
@@ -234,6 +236,10 @@ def _promises(evidence: Evidence) -> Iterator[Line]:
     of_rotations = _refused_by_rotation(evidence)
     yield _counter("creates answered 429", evidence.stats["creates_429"] - of_rotations.count(429))
     without_task = evidence.stats["creates"] - evidence.stats["tasks"]
+    if (
+        of_rotations
+    ):  # of the creates that were cut, some were refused: a task of each is certain only without rotations
+        without_task -= evidence.cut - sum(bool(task["was_cut"]) for task in evidence.tasks)
     yield _counter("creates that made no task", without_task - len(of_rotations))
     yield _counter("queries answered 429", evidence.stats["queries_429"])
     yield _counted("deaths after which records were adopted too late", _adopted_late(evidence))
@@ -388,6 +394,8 @@ def _not_ended(evidence: Evidence) -> list[str]:
 def _lost_answers(evidence: Evidence) -> set[str]:
     """Tickets whose create went out and whose answer nobody got: cut, or the worker died before it was on record."""
     lost = {_ticket_of(task) for task in evidence.tasks if task["was_cut"]}
+    if _has_met(evidence, "rotated"):  # a create with the refused key is cut, too, and makes no task
+        lost |= {each.ticket for each in evidence.changes if is_cut(each.ticket)}
     lost |= {
         each.ticket
         for each in evidence.changes

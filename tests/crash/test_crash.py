@@ -110,6 +110,7 @@ def honest() -> Evidence:
         tasks=[task("w1-1", "t1"), task("w1-2", "t2", was_cut=True)],
         stats=STATS,
         refused=[],
+        cut=1,
         records={
             "w1-1": ("succeeded", "t1", "b.1"),
             "w1-2": ("unknown", None, "b.1"),

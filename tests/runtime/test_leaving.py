@@ -159,6 +159,26 @@ async def test_a_client_that_closes_says_which_of_its_tasks_go_on() -> None:
     assert of_waiting.bought is False
 
 
+async def test_a_client_that_cannot_withdraw_when_it_closes_hands_its_records_over_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service, ledger = ToyService(queries=[RUNNING]), Shaky()
+    service.delay["POST"] = 3
+    client = service.client(limits=Limits(1), ledger=ledger)
+    sent = await client.submit(image())
+    waiting = await client.submit(image("later"))
+    await asyncio.sleep(1)
+    ledger.before["stop_wanting"] = 1
+
+    await client.aclose(withdraw=True)
+
+    records = [await ledger.get(handle.ticket) for handle in (sent, waiting)]
+    assert [record and record.owner for record in records] == [None, None]
+    assert records[0] is not None
+    assert records[0].task.task_id == "toy-1"  # the answer of its create was awaited
+    assert "requests could not be withdrawn, so another client may send them" in caplog.text
+
+
 async def test_each_method_of_a_handle_names_its_task_once_the_client_is_closed() -> None:
     client = ToyService(queries=[RUNNING]).client()
     handle = await client.submit(image())

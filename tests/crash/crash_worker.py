@@ -45,6 +45,8 @@ HOLD = 5.0
 PACE = (0.2, 0.5)
 """Seconds between two callers of one worker."""
 MOST_CALLERS = 15
+LOST_SECONDS = 10.0
+"""Seconds that running tasks may take after the ledger's file is gone. Requests wait until the client closes."""
 
 
 class Diary:
@@ -258,7 +260,7 @@ class Worker:
             await self._move()
             await asyncio.sleep(0.1)
         if self._waits:
-            await asyncio.wait(self._waits, timeout=self._options.patience if self._has_lost_ledger else 5)
+            await asyncio.wait(self._waits, timeout=LOST_SECONDS if self._has_lost_ledger else 5)
         left = [] if self._has_lost_ledger else await self._open()
         self._diary.note("drained", open=left)
 

@@ -30,8 +30,10 @@ types: .venv/.ready-types ## Check the types, and that the public ones are compl
 storm: .venv/.ready-test ## Run simulated histories full of misfortunes until a promise is broken (SECONDS=60, or as long as you like)
 	cd tests && ../$(BIN)/python -m simulation.storm --seconds $(or $(SECONDS),60)
 
-crash: .venv/.ready-test ## Kill the processes of one ledger two hundred times and check what became of each task (about five minutes)
-	$(BIN)/python tests/crash/crash.py --kills 200
+crash: .venv/.ready-test ## Kill and stop the processes of one ledger, lock its file, cancel callers, and check what became of each task (six minutes)
+	$(BIN)/python tests/crash/crash.py --kills 150
+	$(BIN)/python tests/crash/crash.py --kills 60 --only sigstop,locked,cancelled,closed
+	$(BIN)/python tests/crash/crash.py --kills 3 --only deleted
 
 bench: .venv/.ready-benchmarks ## Run the benchmarks and check their goals (about a quarter of an hour)
 	@missed=0; for file in $$(grep -l __main__ benchmarks/*.py); do $(BIN)/python "$$file" --check || missed=1; done; exit $$missed

@@ -212,10 +212,10 @@ class Client:
             LedgerError: the request could not be put on record. `.bought` says whether it can still be sent.
             ClientClosedError: the client is closed.
         """
-        engine = await self._engine_for_requests()
+        engine = await self._engine_for_requests(ticket)
         record = self._record(engine, request, ticket)
         wish = engine.wishes.want(record.ticket)
-        submission = await self._submit(engine, record, wish, again=again)
+        submission = await self._submit(engine, record, wish, again=again, is_own=ticket is not None)
         wish.keep(submission)
         return TaskHandle.of(engine, submission)
 
@@ -242,10 +242,10 @@ class Client:
             BideError: the same errors as `submit` and `TaskHandle.result`. `.bought` says whether a task was made.
         """
         check_timeout(timeout)
-        engine = await self._engine_for_requests()
+        engine = await self._engine_for_requests(ticket)
         record = self._record(engine, request, ticket)
         wish = engine.wishes.want(record.ticket)
-        submission = await self._submit(engine, record, wish, again=again)
+        submission = await self._submit(engine, record, wish, again=again, is_own=ticket is not None)
         try:
             task = await TaskHandle.of(engine, submission).result(timeout=timeout)
         except BideError as error:
@@ -502,19 +502,31 @@ class Client:
         account = Account(settings.provider, self._transport, ledger, query_limiter, keys)
         return Engine(settings, account, owner, self._fetcher)
 
-    async def _engine_for_requests(self) -> Engine:
-        """The engine, for a call that has put nothing on record yet: it says so if it fails."""
+    async def _engine_for_requests(self, ticket: str | None = None) -> Engine:
+        """The engine, for a call that has put nothing on record yet: it says so if it fails.
+
+        Args:
+            ticket: a caller's own ticket may be on record already, which only an open client can read.
+        """
         try:
             return await self._get_engine()
         except BideError as error:
-            raise error.about(ticket=None, task_id=None, bought=False) from None
+            raise error.about(ticket=ticket, task_id=None, bought=ticket is not None) from None
 
-    async def _submit(self, engine: Engine, record: Record, wish: Wish, *, again: bool = False) -> Submission:
-        """Submit *record* for a caller with *wish*. If that fails, the wish ends."""
+    async def _submit(
+        self, engine: Engine, record: Record, wish: Wish, *, again: bool = False, is_own: bool = False
+    ) -> Submission:
+        """Submit *record* for a caller with *wish*. If that fails, the wish ends.
+
+        Args:
+            is_own: whether its ticket is the caller's own, and so may be on record already.
+        """
         try:
             return await engine.submit(record, again=again)
-        except ClientClosedError:
+        except ClientClosedError as error:
             wish.end()
+            if is_own:
+                raise error.about(ticket=record.ticket, task_id=None, bought=True) from None
             raise
         except BideError as error:
             raise await wish.leave_with(error) from None

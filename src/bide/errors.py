@@ -68,8 +68,9 @@ class BideError(Exception):
         task_id: the service's id of the task, or None while it is unknown.
         bought: whether a task was made for the request. False: none was made, and no client on the ledger will make one
             any more: you may submit the request again, under the same ticket too. True: a task exists, or can still be
-            made from the record: go on with `client.attach(ticket=error.ticket)`, or with the task id. None: it is
-            not known (`SubmissionUnknownError`), or the error concerns no request.
+            made from the record: go on with `client.attach(ticket=error.ticket)`, or with the task id. It is True, too,
+            if a client that is closed or cannot open its ledger cannot read the record of your ticket. None: it is not
+            known (`SubmissionUnknownError`), or the error concerns no request.
         tickets: of an error of `gather`: the tickets of those requests for which `bought` is not False. The others may
             be submitted again.
     """

@@ -15,17 +15,16 @@ from typing import Any
 
 from bide.emulator import Emulator, ServiceLimits
 
-TASK_SECONDS = (0.5, 2.0)
 FAILURES = 0.05
 """The share of tasks that the service fails: an error is an end like any other."""
 CREATE_SECONDS = 0.12
 ALWAYS = 10**9
 
 
-async def serve(service: str, *, seed: int, slots: int) -> None:
+async def serve(service: str, *, seed: int, slots: int, seconds: tuple[float, float]) -> None:
     limits = ServiceLimits(concurrency=slots, queries_per_second=20)
     async with Emulator(
-        video_seconds=TASK_SECONDS,
+        video_seconds=seconds,
         queue_seconds=0.2,
         failure_share=FAILURES,
         seed=seed,
@@ -37,7 +36,8 @@ async def serve(service: str, *, seed: int, slots: int) -> None:
         url = emulator.dashscope_url if service == "dashscope" else emulator.dieyuyun_url
         print(json.dumps({"url": url}), flush=True)
         await _end_of_input()
-        print(json.dumps(_truth(emulator, service)), flush=True)
+        offset = emulator.wall_time() - asyncio.get_running_loop().time()
+        print(json.dumps(_truth(emulator, service, offset)), flush=True)
 
 
 async def _end_of_input() -> None:
@@ -48,19 +48,26 @@ async def _end_of_input() -> None:
     loop.remove_reader(sys.stdin.fileno())
 
 
-def _truth(emulator: Emulator, service: str) -> dict[str, Any]:
+def _truth(emulator: Emulator, service: str, offset: float) -> dict[str, Any]:
+    """What the service has made. *offset* turns times of its loop into seconds since 1970."""
     return {
         "tasks": [
             {
                 "id": task.id,
                 "prompt": task.prompt,
-                "created": task.created,
-                "ended": task.ended,
+                "created": task.created + offset,
+                "ended": task.ended + offset,
                 "failed": task.failure is not None,
                 "was_cut": "lot 0," in task.prompt,
             }
             for task in emulator.tasks()
         ],
+        "refused": [
+            (request.time + offset, request.status)
+            for request in emulator.requests()
+            if request.on == "create" and (request.status or 0) >= 400
+        ],
+        "cut": sum(request.on == "create" and request.status is None for request in emulator.requests()),
         "stats": emulator.stats()["services"][service],
     }
 
@@ -70,5 +77,8 @@ if __name__ == "__main__":
     parser.add_argument("service")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--slots", type=int, default=3)
+    parser.add_argument("--seconds", type=float, nargs=2, default=(0.5, 2.0), help="that tasks take")
     options = parser.parse_args()
-    asyncio.run(serve(options.service, seed=options.seed, slots=options.slots))
+    asyncio.run(
+        serve(options.service, seed=options.seed, slots=options.slots, seconds=tuple(options.seconds))
+    )

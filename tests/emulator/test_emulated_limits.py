@@ -224,3 +224,56 @@ def test_a_duration_that_makes_no_sense_is_refused(duration: Any) -> None:
 def test_a_setting_out_of_range_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         Emulator(**settings)
+
+
+async def test_a_rotated_key_is_refused_and_the_new_one_has_its_tasks_and_its_slots() -> None:
+    limits = ServiceLimits(concurrency=1)
+    async with (
+        Emulator(image_seconds=60, queue_seconds=0, dashscope_limits=limits, api_keys=["sk-one"]) as emulator,
+        DashScopeCaller(emulator) as old,
+        DashScopeCaller(emulator, "sk-two") as new,
+    ):
+        refused = await new.create()
+        task_id = await old.created()
+        url = emulator.dieyuyun_url + "/_emulator/keys"
+
+        answer = await old.post(url, json={"old": "sk-one", "new": "sk-two"})
+
+        assert (refused.status_code, answer.json()) == (401, {"ok": True})
+        assert (await old.get(f"/tasks/{task_id}")).status_code == 401
+        assert (await new.output(task_id))["task_status"] == "RUNNING"
+        assert (await new.create()).status_code == 429
+        assert emulator.stats()["max_in_flight"] == {fingerprint("sk-one"): {"image": 1}}
+        emulator.reset()
+        assert [(await each.create()).status_code for each in (old, new)] == [200, 401]
+
+
+@pytest.mark.parametrize(
+    ("order", "error"),
+    [
+        ({"old": "sk-three", "new": "sk-four"}, "the old key is refused already"),
+        ({"old": "sk-one", "new": "sk-one"}, "the new key is in use"),
+        ({"old": "sk-one", "new": "sk-two"}, "the new key is in use"),
+        ({"old": "sk-one"}, "expected"),
+        ({"old": "sk-one", "new": 3}, "expected"),
+        (["sk-one", "sk-two"], "expected"),
+    ],
+)
+async def test_an_order_to_rotate_a_key_says_what_is_wrong_with_it(order: Any, error: str) -> None:
+    async with Emulator(api_keys=["sk-one", "sk-two"]) as emulator, DieyuyunCaller(emulator) as caller:
+        answer = await caller.post("/_emulator/keys", json=order)
+
+        assert (answer.status_code, (await caller.create()).status_code) == (400, 200)
+        assert error in answer.json()["error"]
+
+
+async def test_a_key_can_be_rotated_again_but_not_back() -> None:
+    async with Emulator() as emulator, DieyuyunCaller(emulator, "sk-three") as caller:
+        emulator.rotate_key("sk-one", "sk-two")
+        emulator.rotate_key("sk-two", "sk-three")
+        with pytest.raises(ValueError, match="was in use before"):
+            emulator.rotate_key("sk-three", "sk-one")
+
+        await caller.created()
+
+        assert emulator.tasks()[0].key == fingerprint("sk-one")

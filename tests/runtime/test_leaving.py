@@ -122,6 +122,30 @@ async def test_a_closed_client_says_that_nothing_was_bought_for_new_requests() -
         assert (type(error), error.bought) == (ClientClosedError, False)
 
 
+async def test_a_closed_client_cannot_say_that_nothing_was_bought_for_a_ticket_of_the_caller() -> None:
+    service = ToyService(queries=[RUNNING])
+    client = service.client()
+    await (await client.submit(image(), ticket="order-1")).accepted()
+    await client.aclose()
+
+    for call in (client.run(image(), ticket="order-1"), client.submit(image(), ticket="order-1")):
+        error = await raised_by(call)
+        assert (type(error), error.bought, error.ticket) == (ClientClosedError, True, "order-1")
+
+
+async def test_a_client_that_cannot_open_its_ledger_cannot_say_it_either(tmp_path: Path) -> None:
+    client = ToyService().client(ledger=SQLiteLedger(tmp_path / "missing" / "tasks.db"))
+
+    for call, bought in (
+        (client.run(image(), ticket="order-1"), True),
+        (client.submit(image(), ticket="order-1"), True),
+        (client.run(image()), False),
+    ):
+        error = await raised_by(call)
+        assert (type(error), error.bought) == (LedgerError, bought)
+    await client.aclose()
+
+
 async def test_a_client_that_closes_says_which_of_its_tasks_go_on() -> None:
     service = ToyService(queries=[RUNNING])
     client = service.client(limits=Limits(1))
@@ -133,6 +157,26 @@ async def test_a_client_that_closes_says_which_of_its_tasks_go_on() -> None:
     of_sent, of_waiting = await raised_by(sent), await raised_by(waits)
     assert (of_sent.bought, of_sent.task_id) == (True, "toy-1")
     assert of_waiting.bought is False
+
+
+async def test_a_client_that_cannot_withdraw_when_it_closes_hands_its_records_over_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service, ledger = ToyService(queries=[RUNNING]), Shaky()
+    service.delay["POST"] = 3
+    client = service.client(limits=Limits(1), ledger=ledger)
+    sent = await client.submit(image())
+    waiting = await client.submit(image("later"))
+    await asyncio.sleep(1)
+    ledger.before["stop_wanting"] = 1
+
+    await client.aclose(withdraw=True)
+
+    records = [await ledger.get(handle.ticket) for handle in (sent, waiting)]
+    assert [record and record.owner for record in records] == [None, None]
+    assert records[0] is not None
+    assert records[0].task.task_id == "toy-1"  # the answer of its create was awaited
+    assert "requests could not be withdrawn, so another client may send them" in caplog.text
 
 
 async def test_each_method_of_a_handle_names_its_task_once_the_client_is_closed() -> None:

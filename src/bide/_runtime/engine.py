@@ -305,7 +305,15 @@ class Engine:
             if self._ledger.durable and not withdraw:
                 await self._ledger.leave(self.owner, waiting=True)
         if withdraw or not self._ledger.durable:
-            await self.wishes.withdraw_all(self.submissions.open())
+            try:
+                await self.wishes.withdraw_all(self.submissions.open())
+            except (
+                LedgerError
+            ) as fault:  # the creates under way must end, and the records be handed over, all the same
+                text = excerpt(str(fault), 1000)
+                log_line(
+                    logging.ERROR, f"requests could not be withdrawn, so another client may send them: {text}"
+                )
         await self._submitter.aclose(max(0.0, until - clock()))
         if self.canceller.running:
             await asyncio.wait(set(self.canceller.running.values()), timeout=max(0.0, until - clock()))

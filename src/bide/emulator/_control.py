@@ -15,14 +15,21 @@ if TYPE_CHECKING:
 
 
 class Control:
-    """`GET /_emulator/stats`, `POST /_emulator/reset`, `POST /_emulator/faults` (one fault, or a list of them)."""
+    """`GET /_emulator/stats`, `POST /_emulator/reset`, `POST /_emulator/faults` (one fault, or a list of them), and
+    `POST /_emulator/keys` (an object with the `old` and the `new` key of an account)."""
 
     def __init__(
-        self, *, stats: Callable[[], dict[str, Any]], reset: Callable[[], None], add: Callable[[Fault], None]
+        self,
+        *,
+        stats: Callable[[], dict[str, Any]],
+        reset: Callable[[], None],
+        add: Callable[[Fault], None],
+        rotate: Callable[[str, str], None],
     ) -> None:
         self._stats = stats
         self._reset = reset
         self._add = add
+        self._rotate = rotate
 
     def answer(self, call: Call) -> Answer:
         """Carry out a control call."""
@@ -34,6 +41,8 @@ class Control:
                 return Answer.json({"ok": True})
             case "POST", "/_emulator/faults":
                 return self._order(call)
+            case "POST", "/_emulator/keys":
+                return self._rotate_key(call)
             case _:
                 return Answer.json({"error": "no such call"}, status=404)
 
@@ -46,3 +55,15 @@ class Control:
         for fault in faults:
             self._add(fault)
         return Answer.json({"ok": True, "faults": len(faults)})
+
+    def _rotate_key(self, call: Call) -> Answer:
+        match call.json():
+            case {"old": str(old), "new": str(new)} if old and new:
+                pass
+            case _:
+                return Answer.json({"error": 'expected {"old": "...", "new": "..."}, two keys'}, status=400)
+        try:
+            self._rotate(old, new)
+        except ValueError as error:
+            return Answer.json({"error": str(error)}, status=400)
+        return Answer.json({"ok": True})

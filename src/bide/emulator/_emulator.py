@@ -16,7 +16,7 @@ from bide.emulator._durations import Duration, sampler
 from bide.emulator._faults import Fault, Faults
 from bide.emulator._limits import DOCUMENTED_DASHSCOPE, UNLIMITED, ServiceLimits
 from bide.emulator._server import Delivery, Handler, Listener, Meter
-from bide.emulator._settings import Clock, Settings, fingerprint
+from bide.emulator._settings import Clock, Keys, Settings
 from bide.emulator._state import ServiceState
 
 if TYPE_CHECKING:
@@ -148,14 +148,16 @@ class Emulator:
             fresh_urls=fresh_urls,
             cut_share=cut_share,
             retry_after=retry_after,
-            keys=None if api_keys is None else frozenset(map(fingerprint, api_keys)),
+            keys=Keys(api_keys),
         )
         self._limits = {"dieyuyun": dieyuyun_limits, "dashscope": dashscope_limits}
         self._style = dieyuyun or DieyuyunStyle()
         self._host, self._port, self._asset_port = host, port, asset_port
         self._faults = Faults()
         self._log: deque[RequestRecord] = deque(maxlen=_LOG_LENGTH)
-        self._control = Control(stats=self.stats, reset=self.reset, add=self._faults.add)
+        self._control = Control(
+            stats=self.stats, reset=self.reset, add=self._faults.add, rotate=self.rotate_key
+        )
         self._states: dict[str, ServiceState] = {}
         self._services: dict[str, Service] = {}
         self._listeners: list[Listener] = []
@@ -303,12 +305,23 @@ class Emulator:
             )
         )
 
+    def rotate_key(self, old: str, new: str) -> None:
+        """Give the account of the key *old* the key *new*, at both services. From now on *old* is refused.
+
+        The account keeps its tasks, its limits, and its name in the counters: the fingerprint of its first key.
+
+        Raises:
+            ValueError: *old* is not accepted, or *new* is in use already.
+        """
+        self._settings.keys.rotate(old, new)
+
     def reset(self) -> None:
-        """Forget all tasks, counters, orders and the request log."""
+        """Forget all tasks, counters, orders, rotated keys and the request log."""
         for state in self._states.values():
             state.reset()
         if self._services:
             self._assets.reset()
+        self._settings.keys.reset()
         self._faults.clear()
         self._log.clear()
 

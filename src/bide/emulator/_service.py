@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from bide.emulator._answers import Answer, RefusalError
 from bide.emulator._files import LONGEST_SIDE
-from bide.emulator._settings import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -80,11 +79,10 @@ class Service(ABC):
     def _account_of(self, call: Call) -> Account:
         if call.key is None:
             raise self._refusal_for(Reason.NO_KEY)
-        key = fingerprint(call.key)
-        accepted = self.state.settings.keys
-        if not call.key or (accepted is not None and key not in accepted):
+        account = self.state.settings.keys.account_of(call.key) if call.key else None
+        if account is None:
             raise self._refusal_for(Reason.BAD_KEY)
-        return self.state.account(key)
+        return self.state.account(account)
 
     def _open(self, account: Account, work: Work, task_id: str) -> EmulatedTask:
         """Accept *work*, unless a limit of the key forbids that."""

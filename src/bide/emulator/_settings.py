@@ -1,4 +1,4 @@
-"""What both services share: the settings, the clock, and the fingerprints of keys."""
+"""What both services share: the settings, the clock, and the keys."""
 
 from __future__ import annotations
 
@@ -10,9 +10,50 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from bide.emulator._durations import Sampler
+
+
+class Keys:
+    """Which keys are accepted, and to which account each belongs. An account has the fingerprint of its first key.
+
+    Args:
+        accepted: the keys that are accepted; None accepts every key.
+    """
+
+    def __init__(self, accepted: Iterable[str] | None = None) -> None:
+        self._first = None if accepted is None else frozenset(map(fingerprint, accepted))
+        self.reset()
+
+    def account_of(self, key: str) -> str | None:
+        """The account of *key*; None if the key is refused."""
+        name = fingerprint(key)
+        if name in self._retired or not (self._accepted is None or name in self._accepted):
+            return None
+        return self._accounts.get(name, name)
+
+    def rotate(self, old: str, new: str) -> None:
+        """Give the account of *old* the key *new*, and refuse *old* from now on.
+
+        Raises:
+            ValueError: *old* is not accepted, or *new* is in use or was replaced already.
+        """
+        account, before, after = self.account_of(old), fingerprint(old), fingerprint(new)
+        if account is None:
+            raise ValueError("the old key is refused already: name a key that is accepted")
+        if after in {before, *self._retired, *self._accounts, *(self._accepted or ())}:
+            raise ValueError("the new key is in use, or was in use before: name a key that was never used")
+        self._accounts[after] = account
+        self._retired.add(before)
+        if self._accepted is not None:
+            self._accepted.add(after)
+
+    def reset(self) -> None:
+        """Forget what was rotated."""
+        self._accepted = None if self._first is None else set(self._first)
+        self._accounts: dict[str, str] = {}
+        self._retired: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -30,8 +71,7 @@ class Settings:
     fresh_urls: bool
     cut_share: float
     retry_after: float | None
-    keys: frozenset[str] | None
-    """Fingerprints of the keys that are accepted; None accepts every key."""
+    keys: Keys
 
 
 class Clock:

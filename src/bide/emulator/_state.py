@@ -54,7 +54,7 @@ class _InFlight:
 
 
 class Account:
-    """One key at one service."""
+    """One account at one service, named by the fingerprint of its first key."""
 
     def __init__(self, key: str, limits: ServiceLimits) -> None:
         self.key = key
@@ -138,7 +138,7 @@ class ServiceState:
             self.counts["creates_429" if on == "create" else "queries_429"] += 1
 
     def account(self, key: str) -> Account:
-        """The account of the key with this fingerprint."""
+        """The account of the first key with this fingerprint."""
         return self._accounts.setdefault(key, Account(key, self._limits))
 
     def open(self, account: Account, work: Work, task_id: str) -> EmulatedTask:

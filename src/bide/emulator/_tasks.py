@@ -63,7 +63,8 @@ class EmulatedTask:
         id: the service's id.
         service: `"dieyuyun"` or `"dashscope"`.
         work: what the create call ordered; `kind`, `model`, `prompt` and `body` are its fields.
-        key: fingerprint of the key that created it (`bide.emulator.fingerprint`).
+        key: fingerprint of the key that created it (`bide.emulator.fingerprint`); of the account's first key, if that
+            was rotated.
         created: when it was accepted. This and the other times are seconds of the loop's clock.
         started: when it left the service's queue.
         ended: when it became final, or will become final.

@@ -21,7 +21,7 @@ from bide import ImageRequest, TaskStatus, VideoRequest
 from bide._http.transport import Transport
 from bide._wire import Call, Reply
 from bide.errors import ServerError
-from bide.models import ErrorDetail, Limits, Task
+from bide.models import ErrorDetail, Limits, Output, Task
 from bide.providers import Accepted, Profile, TryAgain
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Imagined:
 
     def create_call(self, request: Request, _ticket: str) -> Call:
         """The prompt says which of the workload's tasks it is."""
-        return Call("POST", getattr(request, "prompt", ""))
+        return Call("POST", f"/{getattr(request, 'prompt', '')}")
 
     def read_created(self, reply: Answer, _request: Request) -> CreateOutcome:
         """Each create is taken."""
@@ -88,7 +88,7 @@ class Imagined:
 
     def query_call(self, task_id: str) -> Call:
         """The path is the id."""
-        return Call("GET", task_id)
+        return Call("GET", f"/{task_id}")
 
     def read_task(self, reply: Reply, _task_id: str) -> QueryOutcome:
         """The snapshot as it is, or a passing fault."""
@@ -143,7 +143,7 @@ class Wire(Transport):
         median, sigma = self._workload.round_trip
         trip = median * math.exp(self._dice.gauss(0.0, sigma))
         now = asyncio.get_running_loop().time()
-        reply = (self._create if call.method == "POST" else self._poll)(call.path, now, now + trip / 2)
+        reply = (self._create if call.method == "POST" else self._poll)(call.path[1:], now, now + trip / 2)
         await asyncio.sleep(trip)
         return reply
 
@@ -202,7 +202,8 @@ class Wire(Transport):
             times["finished_at"] = self._clock(served.ended)
         if served.life.fails:
             return Task(task_id=name, status=TaskStatus.FAILED, error=ErrorDetail("Failed"), **times)
-        return Task(task_id=name, status=TaskStatus.SUCCEEDED, **times)
+        outputs = (Output(url=f"https://files.example/{name}"),)
+        return Task(task_id=name, status=TaskStatus.SUCCEEDED, outputs=outputs, **times)
 
     def _clock(self, moment: float) -> datetime:
         """*moment* as the service reports it: in whole seconds or in milliseconds, cut off."""

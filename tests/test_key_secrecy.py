@@ -151,6 +151,7 @@ async def test_the_key_is_found_nowhere_whatever_goes_wrong(
 ) -> None:
     monkeypatch.setattr(lost_creates, "LOOKUP_SECONDS", (0.05,))
     monkeypatch.setattr(observer, "RECHECK_SECONDS", 0.1)
+    monkeypatch.setattr(observer, "DENIED_SECONDS", 0.0)
     loop = asyncio.get_running_loop()
     path, events, errors = tmp_path / "tasks.db", [], []
     async with emulator_with(video_seconds=0.1) as emulator:

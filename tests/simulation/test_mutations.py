@@ -120,10 +120,6 @@ def a_task_that_was_accepted_is_not_watched(patch: Patch) -> None:
     patch.setattr(engine.Engine, "_watch", watch)
 
 
-def the_task_of_another_program_is_delivered(patch: Patch) -> None:
-    patch.setattr(DashScope, "contradicts", lambda self, task, request: False)
-
-
 MUTATIONS = [
     (an_answer_that_has_arrived_is_thrown_away, has("block", "stop")),
     (
@@ -138,7 +134,6 @@ MUTATIONS = [
     (a_client_that_could_not_enter_leaves_the_ledger_open, durable_with("ledger")),
     (an_adopted_create_is_not_looked_up, durable_with("kill")),
     (a_task_that_was_accepted_is_not_watched, has("exchange", "close")),
-    (the_task_of_another_program_is_delivered, both(has("foreign"), has("exchange", "restart"))),
 ]
 
 

@@ -98,7 +98,7 @@ def watch(provider: Provider, words: Sequence[str], goal: Goal, place: Place) ->
             if record is None:
                 yield Item(word, partial(_attach, word), word)
             else:
-                yield Item(_label(record), partial(_attach_record, record, word), word)
+                yield Item(_label(record), partial(_attach_record, record), word)
 
     mode = Mode("watch")
     if records:
@@ -183,13 +183,8 @@ async def _attach(task_id: str, client: Client) -> TaskHandle:
     return await client.attach(task_id)
 
 
-async def _attach_record(record: Record, word: str, client: Client) -> TaskHandle:
-    try:
-        return await client.attach(ticket=record.ticket)
-    except ValueError:  # it was created with another key, perhaps of the same account
-        if word == record.ticket or not record.task.status.is_final:
-            raise
-        return await client.attach(word)
+async def _attach_record(record: Record, client: Client) -> TaskHandle:
+    return await client.attach(ticket=record.ticket)
 
 
 async def _return(handle: TaskHandle, _: Client) -> TaskHandle:

@@ -18,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from peers.race import Counts, Entry
+from peers.emulated import counts_of
+from peers.race import Entry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,7 +48,7 @@ async def in_threads(emulator: Emulator, kind: Kind, jobs: int) -> AsyncIterator
             loop = asyncio.get_running_loop()
             _check(await loop.run_in_executor(threads, lambda: synthesis.call(prompt=prompt, **arguments)))
 
-        yield Entry(make, lambda: _counts(emulator))
+        yield Entry(make, lambda: counts_of(emulator, "dashscope"))
         threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -66,7 +67,7 @@ async def in_asyncio(emulator: Emulator, kind: Kind) -> AsyncIterator[Entry]:
         async def make(prompt: str) -> None:
             _check(await synthesis.call(prompt=prompt, **arguments))
 
-        yield Entry(make, lambda: _counts(emulator))
+        yield Entry(make, lambda: counts_of(emulator, "dashscope"))
         await close_shared_aio_session()
 
 
@@ -83,7 +84,7 @@ async def in_client(emulator: Emulator) -> AsyncIterator[Entry]:
             if (await client.videos.jobs.wait(job)).status != "SUCCEEDED":
                 raise RuntimeError("no result")
 
-        yield Entry(make, lambda: _counts(emulator))
+        yield Entry(make, lambda: counts_of(emulator, "dashscope"))
 
 
 def _arguments(kind: Kind) -> dict[str, str]:
@@ -93,12 +94,6 @@ def _arguments(kind: Kind) -> dict[str, str]:
 def _check(answer: Any) -> None:
     if answer.status_code != 200 or answer.output.task_status != "SUCCEEDED":
         raise RuntimeError(f"no result: {answer.status_code} {answer.code}")
-
-
-def _counts(emulator: Emulator) -> Counts:
-    stats = emulator.stats()["services"]["dashscope"]
-    refused = stats["creates_429"]
-    return Counts(stats["creates"] - refused, refused, stats["queries"], stats["queries_429"])
 
 
 def _quiet() -> None:

@@ -24,20 +24,29 @@ os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
 
 @dataclass(frozen=True)
 class Counts:
-    """What a service saw. `paid` are the creates that it accepted: each costs money, whether a client waits or not."""
+    """What a service saw. `paid` are the creates that it accepted: each costs money, whether a client waits or not.
+
+    `twice` are those of them that it has accepted for the same prompt before.
+    """
 
     paid: int
     refused: int
     polls: int
     polls_refused: int = 0
+    twice: int = 0
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A peer that is ready: `make` returns when one video or image is there, and raises if there will be none."""
+    """A peer that is ready: `make` returns when one video or image is there, and raises if there will be none.
 
-    make: Callable[[str], Awaitable[object]]
+    A peer that limits what it has under way does so only for what it is given together. It has `make_all` instead:
+    that makes a call for each one that is there, and returns when no more will come.
+    """
+
+    make: Callable[[str], Awaitable[object]] | None
     counts: Callable[[], Counts]
+    make_all: Callable[[list[str], Callable[[], None]], Awaitable[object]] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,11 +81,22 @@ class Peer:
 
 
 async def _outcome(entry: Entry, jobs: int) -> Outcome:
+    finished: list[float] = []
     started = time.perf_counter()
-    tasks = [asyncio.ensure_future(entry.make(f"number {number}")) for number in range(jobs)]
-    done, late = await asyncio.wait(tasks, timeout=BOUND)
+    prompts = [f"number {number}" for number in range(jobs)]
+
+    def note() -> None:
+        finished.append(time.perf_counter())
+
+    async def one(prompt: str) -> None:
+        await entry.make(prompt)
+        note()
+
+    work = [one(prompt) for prompt in prompts] if entry.make else [entry.make_all(prompts, note)]
+    tasks = [asyncio.ensure_future(each) for each in work]
+    _, late = await asyncio.wait(tasks, timeout=BOUND)
     seconds = time.perf_counter() - started
     for task in late:
         task.cancel()
-    await asyncio.gather(*late, return_exceptions=True)
-    return Outcome(sum(task.exception() is None for task in done), seconds, entry.counts())
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return Outcome(len(finished), seconds, entry.counts())

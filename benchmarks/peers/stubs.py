@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from aiohttp import web
 
+from peers.gate import Gate, Mishap
 from peers.race import Counts
 
 if TYPE_CHECKING:
@@ -33,11 +34,15 @@ class Terms:
     seconds: tuple[float, float]
     retry_after: int
     seed: int = 0
+    keeps_keys: bool = False
+    """Whether a create with an `Idempotency-Key` that came before is answered with the task that it made then."""
+    mishap: Mishap | None = None
 
 
 @dataclass(frozen=True)
 class _Task:
     id: str
+    prompt: str
     ends: float
 
     @property
@@ -59,7 +64,9 @@ class Stub(ABC):
         self._terms = terms
         self._random = random.Random(terms.seed)
         self._tasks: dict[str, _Task] = {}
+        self._by_key: dict[str, _Task] = {}
         self._refused = self._polls = 0
+        self._others: list[float] = []
         self.origin = ""
 
     @abstractmethod
@@ -73,21 +80,41 @@ class Stub(ABC):
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         self.origin = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        self._gate = None
+        if self._terms.mishap is not None:
+            self._gate = await Gate(self.origin, self._terms.mishap, self._hold).__aenter__()
+            self.origin = self._gate.origin
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._gate is not None:
+            await self._gate.__aexit__()
         await self._runner.cleanup()
+
+    async def _hold(self, slots: int, seconds: float) -> None:
+        """Give so many slots to another user of the key."""
+        self._others = [asyncio.get_running_loop().time() + seconds] * slots
 
     def counts(self) -> Counts:
         """What was counted since the start."""
-        return Counts(paid=len(self._tasks), refused=self._refused, polls=self._polls)
+        prompts = {task.prompt for task in self._tasks.values()}
+        return Counts(
+            paid=len(self._tasks),
+            refused=self._refused,
+            polls=self._polls,
+            twice=len(self._tasks) - len(prompts),
+        )
 
     def in_flight(self) -> int:
-        """How many tasks are accepted and not yet at their end."""
-        return sum(not task.has_ended for task in self._tasks.values())
+        """How many tasks of all users of the key are accepted and not yet at their end."""
+        now = asyncio.get_running_loop().time()
+        return sum(not task.has_ended for task in self._tasks.values()) + sum(ends > now for ends in self._others)
 
-    def accept(self) -> _Task:
+    def accept(self, request: web.Request, prompt: str) -> _Task:
         """A new task, which is paid for; beyond the limit 429."""
+        key = request.headers.get("Idempotency-Key") if self._terms.keeps_keys else None
+        if key is not None and key in self._by_key:
+            return self._by_key[key]
         if self.in_flight() >= self._terms.slots:
             self._refused += 1
             raise web.HTTPTooManyRequests(
@@ -96,8 +123,10 @@ class Stub(ABC):
                 headers={"Retry-After": str(self._terms.retry_after)},
             )
         ends = asyncio.get_running_loop().time() + self._random.uniform(*self._terms.seconds)
-        task = _Task(f"task-{len(self._tasks)}", ends)
+        task = _Task(f"task-{len(self._tasks)}", prompt, ends)
         self._tasks[task.id] = task
+        if key is not None:
+            self._by_key[key] = task
         return task
 
     def poll(self, request: web.Request) -> _Task:
@@ -123,8 +152,8 @@ class FalQueue(Stub):
             web.get(request, self._result),
         ]
 
-    async def _submit(self, _: web.Request) -> web.Response:
-        task = self.accept()
+    async def _submit(self, request: web.Request) -> web.Response:
+        task = self.accept(request, (await request.json())["prompt"])
         url = f"{self.origin}/{self.APP}/requests/{task.id}"
         urls = {"response_url": url, "status_url": f"{url}/status", "cancel_url": f"{url}/cancel"}
         return web.json_response({"request_id": task.id, "queue_position": 0, **urls})
@@ -147,8 +176,8 @@ class RunwayTasks(Stub):
     def routes(self) -> list[web.RouteDef]:
         return [web.post("/v1/text_to_video", self._create), web.get("/v1/tasks/{id}", self._retrieve)]
 
-    async def _create(self, _: web.Request) -> web.Response:
-        return web.json_response({"id": self.accept().id})
+    async def _create(self, request: web.Request) -> web.Response:
+        return web.json_response({"id": self.accept(request, (await request.json())["promptText"]).id})
 
     async def _retrieve(self, request: web.Request) -> web.Response:
         task = self.poll(request)
@@ -171,8 +200,8 @@ class OpenAIVideos(Stub):
         return [web.post("/v1/videos", self._create), web.get("/v1/videos/{id}", self._retrieve)]
 
     async def _create(self, request: web.Request) -> web.Response:
-        await request.post()
-        return web.json_response(self._video(self.accept()))
+        form = await request.post()
+        return web.json_response(self._video(self.accept(request, str(form["prompt"]))))
 
     async def _retrieve(self, request: web.Request) -> web.Response:
         return web.json_response(self._video(self.poll(request)))
@@ -201,7 +230,7 @@ class ReplicatePredictions(Stub):
         ]
 
     async def _create(self, request: web.Request) -> web.Response:
-        task = self.accept()
+        task = self.accept(request, (await request.json())["input"]["prompt"])
         if request.headers.get("Prefer", "").startswith("wait"):
             await asyncio.sleep(min(task.remaining, self.LONGEST_HOLD))
         return web.json_response(self._prediction(task), status=201)
@@ -214,3 +243,33 @@ class ReplicatePredictions(Stub):
         if task.has_ended:
             return prediction | {"status": "succeeded", "output": self.url(task)}
         return prediction | {"status": "starting", "output": None}
+
+
+class ComfyRouter(Stub):
+    """Comfy Router's queue: POST a model's input, GET the request's status until COMPLETED, GET it for the result."""
+
+    MODEL = "bench/video"
+    refusal: ClassVar[dict[str, Any]] = {
+        "error": {"code": "queue_backlog_full", "message": "Too many requests are waiting."}
+    }
+
+    def routes(self) -> list[web.RouteDef]:
+        requests = f"/v2/models/{self.MODEL}/requests"
+        return [
+            web.post(requests, self._submit),
+            web.get(f"{requests}/{{id}}/status", self._status),
+            web.get(f"{requests}/{{id}}", self._result),
+        ]
+
+    async def _submit(self, request: web.Request) -> web.Response:
+        task = self.accept(request, (await request.json())["prompt"])
+        return web.json_response({"request_id": task.id, "status": "IN_QUEUE"}, status=202)
+
+    async def _status(self, request: web.Request) -> web.Response:
+        task = self.poll(request)
+        status = "COMPLETED" if task.has_ended else "IN_PROGRESS"
+        return web.json_response({"request_id": task.id, "status": status})
+
+    async def _result(self, request: web.Request) -> web.Response:
+        task = self._tasks[request.match_info["id"]]
+        return web.json_response({"video": {"url": self.url(task)}})

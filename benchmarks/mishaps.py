@@ -11,10 +11,11 @@ the intervals of each client are those that it was made for. One of three things
 The service counts what it makes, and how often for the same prompt. *Lost* is a task that was paid for and whose result
 its caller did not get. A job that a client gave up is not tried again.
 
-`comfy-sdk` and `genblaze-core` are in the table twice. They can send idempotency keys; at a service that keeps the keys, a
-create that is sent twice makes one task. DashScope and Dieyuyun keep none, and bide is measured at those. After a cut
-create bide finds the task in DashScope's list of tasks. Dieyuyun has no such list, so it has no goal there but one: not to
-pay twice. Takes a minute and a half: the three run at once, each in a process of its own.
+`comfy-sdk` and `genblaze-core` are in the table twice. They can send idempotency keys; at a service that keeps the
+keys, a create that is sent twice makes one task. DashScope and Dieyuyun keep none, and bide is measured at those. After
+a cut create bide finds the task in DashScope's list of tasks. Dieyuyun has no such list, so the only goal there is not
+to pay twice. The lines below the table name the clients that are as good as bide. Takes a minute and a half: the three
+run at once, each in a process of its own.
 """
 
 from __future__ import annotations

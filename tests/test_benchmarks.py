@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import argparse
 import ast
+import asyncio
 import importlib
 import json
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import httpx
 import pytest
+
+from bide import Client, DashScope, VideoRequest
+from bide.emulator import Emulator, ServiceLimits
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMED = {
@@ -31,6 +37,8 @@ NAMED = {
     "behind",
     "download",
     "web_service",
+    "mishaps",
+    "recovery",
 }
 
 
@@ -329,3 +337,257 @@ def test_a_download_is_judged_by_curl_alone_and_where_there_is_none_by_nothing(
         "lag of the loop p99, ms",
         "growth of memory, MB",
     }
+
+
+# Other clients, and what goes wrong --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def peers(bench: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A module of the other clients. What it sets in the environment is taken back."""
+    for name in ("NO_PROXY", "no_proxy", "DASHSCOPE_HTTP_BASE_URL"):
+        monkeypatch.setenv(name, "*")
+    return lambda name: bench(f"peers.{name}")
+
+
+def terms(peers: Callable[[str], Any], **options: Any) -> Any:
+    mishap = {name: options.pop(name) for name in ("cut", "outage", "held") if name in options}
+    return peers("stubs").Terms(3, (8, 12), 5, mishap=peers("gate").Mishap(**mishap), **options)
+
+
+async def create(http: httpx.AsyncClient, prompt: str, key: str = "") -> httpx.Response:
+    headers = {"Idempotency-Key": key} if key else {}
+    return await http.post("/v1/text_to_video", json={"promptText": prompt}, headers=headers)
+
+
+async def test_a_create_whose_answer_is_cut_has_made_a_task_and_the_next_one_is_paid_for_twice(
+    peers: Callable[[str], Any],
+) -> None:
+    async with (
+        peers("stubs").RunwayTasks(terms(peers, cut=2)) as stub,
+        httpx.AsyncClient(base_url=stub.origin, trust_env=False) as http,
+    ):
+        first = await create(http, "one")
+        with pytest.raises(httpx.TransportError):
+            await create(http, "two")
+        again = await create(http, "two")
+
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert (stub.counts().paid, stub.counts().twice) == (3, 1)
+
+
+async def test_a_service_that_keeps_keys_answers_a_repeated_one_with_the_task_that_it_has_made(
+    peers: Callable[[str], Any],
+) -> None:
+    async with (
+        peers("stubs").RunwayTasks(terms(peers, cut=1, keeps_keys=True)) as stub,
+        httpx.AsyncClient(base_url=stub.origin, trust_env=False) as http,
+    ):
+        with pytest.raises(httpx.TransportError):
+            await create(http, "one", "key")
+        again = await create(http, "one", "key")
+        other = await create(http, "one", "other key")
+
+    assert (again.json(), other.json()) == ({"id": "task-0"}, {"id": "task-1"})
+    assert stub.counts().paid == 2
+
+
+async def test_in_an_outage_connections_are_refused_and_after_it_the_tasks_are_still_there(
+    peers: Callable[[str], Any],
+) -> None:
+    async with (
+        peers("stubs").RunwayTasks(terms(peers, outage=(1, 20))) as stub,
+        httpx.AsyncClient(base_url=stub.origin, trust_env=False) as http,
+    ):
+        made = (await create(http, "one")).json()["id"]
+        await asyncio.sleep(2)
+        with pytest.raises(httpx.ConnectError):
+            await http.get(f"/v1/tasks/{made}")
+        await asyncio.sleep(20)
+        found = await http.get(f"/v1/tasks/{made}")
+
+    assert found.json()["status"] == "SUCCEEDED"
+
+
+async def test_another_user_of_the_key_holds_slots_of_a_stub_for_its_time(
+    peers: Callable[[str], Any],
+) -> None:
+    async with (
+        peers("stubs").RunwayTasks(terms(peers, held=(2, 30))) as stub,
+        httpx.AsyncClient(base_url=stub.origin, trust_env=False) as http,
+    ):
+        before = [(await create(http, prompt)).status_code for prompt in ("one", "two")]
+        await asyncio.sleep(31)
+        after = [(await create(http, prompt)).status_code for prompt in ("two", "three", "four", "five")]
+
+    assert (before, after) == ([200, 429], [200, 200, 200, 429])
+
+
+async def test_another_user_of_the_key_holds_slots_of_the_emulator_and_is_not_counted(
+    peers: Callable[[str], Any],
+) -> None:
+    emulated, limits = peers("emulated"), ServiceLimits(concurrency=3)
+    mishap = peers("gate").Mishap(held=(2, 30))
+    async with emulated.Troubled(mishap, "dashscope", video_seconds=10, dashscope_limits=limits) as emulator:
+        async with Client(DashScope(base_url=emulator.dashscope_url), api_key=emulated.KEY) as client:
+            await client.gather(*(VideoRequest(name, model=emulated.MODEL) for name in ("one", "two")))
+        counts = emulated.counts_of(emulator, "dashscope")
+        most = list(emulator.stats()["max_in_flight"].values())
+
+    assert (counts.paid, counts.twice) == (2, 0)
+    assert counts.refused > 0
+    assert most == [{"video": 3}]
+
+
+def test_the_table_of_mishaps_names_who_is_as_good_as_bide(
+    bench: Callable[[str], Any], peers: Callable[[str], Any]
+) -> None:
+    assert peers
+    mishaps = bench("mishaps")
+    found = {
+        "cut create": mishaps.results_of(
+            [
+                *(goals_row(mishaps.DASHSCOPE, value) for value in (12, 0, 0, 0, 48.2)),
+                *(goals_row(mishaps.DIEYUYUN, value) for value in (11, 0, 1, 0, 50.0)),
+                *(goals_row("patient", value) for value in (12, 0, 0, 43, 52.0)),
+                *(goals_row("careful", value) for value in (11, 0, 1, 3, 52.0)),
+                *(goals_row("careless", value) for value in (12, 1, 0, 3, 52.0)),
+                goals_row("absent", math.nan),
+            ]
+        )
+    }
+
+    assert mishaps.equals(found) == [
+        "cut create: as good as bide, dashscope: patient",
+        "cut create: as good as bide, dieyuyun: patient; careful",
+    ]
+    lines = [line.split() for line in mishaps.table(found).splitlines()]
+    assert lines[2] == ["bide,", "dashscope", "12", "0", "0", "0", "48"]
+    assert lines[-1] == ["absent", "-", "-", "-", "-", "-"]
+
+
+def goals_row(case: str, value: float) -> Any:
+    return importlib.import_module("goals").Row(case, "", value)
+
+
+def test_bide_has_no_goal_where_a_service_has_no_way_to_find_a_lost_create(
+    bench: Callable[[str], Any], peers: Callable[[str], Any]
+) -> None:
+    assert peers
+    mishaps, row = bench("mishaps"), bench("goals").Row
+
+    def verdict(name: str, case: str, figure: str, value: int) -> bool | None:
+        return mishaps.judged(name, row(case, figure, value)).met
+
+    assert verdict("cut create", mishaps.DIEYUYUN, mishaps.DONE, 11) is None
+    assert verdict("cut create", mishaps.DIEYUYUN, mishaps.TWICE, 1) is False
+    assert verdict("cut create", mishaps.DASHSCOPE, mishaps.DONE, 11) is False
+    assert verdict("shared key", mishaps.DASHSCOPE, mishaps.LOST, 0) is True
+    assert verdict("shared key", "openai", mishaps.DONE, 3) is None
+
+
+# Recovery ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def ruled(bench: Callable[[str], Any]) -> AsyncIterator[Callable[..., Any]]:
+    """Makes a client of a DashScope service with rules of its own; tasks take 10 s."""
+    rules = bench("rules")
+    async with AsyncExitStack() as stack:
+        emulator = await stack.enter_async_context(
+            Emulator(video_seconds=10, queue_seconds=0, dashscope_limits=ServiceLimits())
+        )
+
+        async def make(**options: Any) -> Any:
+            service = rules.Service(emulator, rules.Terms(**options))
+            http = httpx.AsyncClient(transport=service, base_url=emulator.dashscope_url)
+            return service, await stack.enter_async_context(http)
+
+        yield make
+
+
+async def order(http: httpx.AsyncClient) -> int:
+    body = {"model": "wan2.6-t2v", "input": {"prompt": "a cat"}}
+    headers = {"Authorization": "Bearer sk-bench", "X-DashScope-Async": "enable"}
+    path = "services/aigc/video-generation/video-synthesis"
+    return (await http.post(path, json=body, headers=headers)).status_code
+
+
+async def test_a_service_with_rules_refuses_a_create_beyond_its_slots_however_many_come_at_once(
+    ruled: Callable[..., Any],
+) -> None:
+    service, http = await ruled(slots=3)
+
+    answers = await asyncio.gather(*(order(http) for _ in range(5)))
+
+    assert sorted(answers) == [200, 200, 200, 429, 429]
+    assert (len(service.refusals), service.used(1)) == (2, 3)
+
+
+async def test_a_slot_of_a_service_with_rules_is_free_so_long_after_the_end_as_it_says(
+    ruled: Callable[..., Any],
+) -> None:
+    _, http = await ruled(slots=1, release=lambda number: (1.0, 2.0)[number])
+
+    answers = [await order(http)]
+    for seconds in (10.5, 1.0, 11.0, 1.0):
+        await asyncio.sleep(seconds)
+        answers.append(await order(http))
+
+    assert answers == [200, 429, 200, 429, 200]
+
+
+async def test_another_user_takes_the_slots_of_a_service_with_rules_as_they_get_free(
+    bench: Callable[[str], Any], ruled: Callable[..., Any]
+) -> None:
+    _, http = await ruled(slots=3, held=bench("rules").Held(2, 5.0, 30.0))
+
+    before = [await order(http) for _ in range(3)]
+    await asyncio.sleep(12)
+    during = [await order(http) for _ in range(2)]
+    await asyncio.sleep(20)
+    after = [await order(http) for _ in range(4)]
+
+    assert (before, during, after) == ([200] * 3, [200, 429], [200, 200, 200, 429])
+
+
+async def test_a_service_with_rules_is_not_reached_in_its_outage(ruled: Callable[..., Any]) -> None:
+    service, http = await ruled(outage=(5.0, 35.0))
+    await asyncio.sleep(4.96)
+
+    for error in (httpx.ConnectError, httpx.ConnectError):
+        with pytest.raises(error):
+            await order(http)
+    await asyncio.sleep(30)
+
+    assert await order(http) == 200
+    assert [round(call, 2) for call in service.calls] == [4.96, 5.01, 35.06]
+    assert len(service.tasks()) == 1
+
+
+def test_the_ideal_client_starts_each_task_when_a_slot_is_free(bench: Callable[[str], Any]) -> None:
+    recovery = bench("recovery")
+
+    # Three slots for 120 s: 12 rounds of 10 s, the last of which ends 0.05 s too late; 10 rounds with 2 s between.
+    assert recovery.ideal([10.0] * 100, [0.0] * 100) == 33
+    assert recovery.ideal([10.0] * 100, [2.0] * 100) == 30
+
+
+def test_the_most_calls_within_a_time_are_counted_wherever_it_begins(bench: Callable[[str], Any]) -> None:
+    most_within = bench("recovery").most_within
+
+    assert most_within([0.0, 0.5, 0.9, 1.2, 1.4, 3.0], 1.0) == 4
+    assert most_within([0.0, 1.0, 2.0], 1.0) == 1
+    assert most_within([], 1.0) == 0
+
+
+def test_a_run_of_the_recovery_counts_what_the_service_has_refused(bench: Callable[[str], Any]) -> None:
+    recovery = bench("recovery")
+
+    free, capped = (
+        recovery.played(partial(recovery.unknown, cap, is_coded=False, seed=0)) for cap in (None, 3)
+    )
+
+    assert free.refused == 0
+    assert capped.refused > 0
+    assert capped.wall > 24 / 3 * 8 > free.wall

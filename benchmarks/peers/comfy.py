@@ -3,8 +3,8 @@
 It is the strongest way that the package has: an `Idempotency-Key` goes with each submit, and the client's `RetryPolicy`
 applies to submits and polls alike. (`run` of its workflows gives up when it has been refused for 60 s, and at the first
 connection that fails.) The policy here goes on for ten minutes. Where the service keeps keys and answers a repeated one
-with the task that it already has, as the documents of Comfy Router say, a submit without an answer is repeated, too. At a service
-without keys the package's documents advise against that.
+with the task that it already has, as the documents of Comfy Router say, a submit without an answer is repeated, too. At
+a service without keys the package's documents advise against that.
 """
 
 from __future__ import annotations

@@ -58,7 +58,9 @@ class Troubled(Emulator):
         """Another user of the key, who does not come through the gate."""
         url = super().dieyuyun_url
         provider = (
-            Dieyuyun(base_url=url) if self._service == "dieyuyun" else DashScope(base_url=super().dashscope_url)
+            Dieyuyun(base_url=url)
+            if self._service == "dieyuyun"
+            else DashScope(base_url=super().dashscope_url)
         )
         async with Client(provider, api_key=KEY) as other:
             prompts = [f"[seconds {seconds:g}] {number} {OTHER}" for number in range(slots)]

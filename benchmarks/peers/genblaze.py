@@ -1,10 +1,10 @@
 """`genblaze-core`: `Pipeline.abatch_run` with `max_concurrency`, which keeps so many jobs under way and no more.
 
-The caller has to know how many. The package brings no provider whose address can be set; the one here is written as its
-documents ask: submit, poll, fetch, and for each fault the code that decides whether it is tried again. Its settings are the
-most patient ones, so what is refused is repeated after `Retry-After`. Where the service keeps idempotency keys the
-provider sends them, and a submit without an answer is repeated with the same key. Where it does not, such a submit is
-not repeated, since that could make a second task.
+The caller has to know how many. The package brings no provider whose address can be set; the one here is written as
+its documents ask: submit, poll, fetch, and for each fault the code that decides whether it is tried again. It polls
+every second, the default. Its other settings are the most patient ones, so what is refused is repeated after
+`Retry-After`. Where the service keeps idempotency keys the provider sends them, and a submit without an answer is
+repeated with the same key. Where it does not, such a submit is not repeated, since that could make a second task.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ async def batched(terms: Terms) -> AsyncIterator[Entry]:
                     on_step_complete=lambda event: finished() if event.step.status == "succeeded" else None,
                 )
 
-            yield Entry(None, stub.counts, make_all)
+            async def make(prompt: str) -> None:
+                await make_all([prompt], lambda: None)
+
+            yield Entry(make, stub.counts, make_all)
 
 
 def _provider(http: httpx.Client, *, keys: bool) -> Any:
@@ -97,6 +100,8 @@ def _provider(http: httpx.Client, *, keys: bool) -> Any:
 
         def fetch_output(self, prediction_id: Any, step: Any) -> Any:
             task = self._get_cached_poll_result(prediction_id)
+            if task is None:
+                task = ask("GET", f"/v1/tasks/{prediction_id}", repeats=True)
             step.assets = [Asset(url=url, media_type="video/mp4") for url in task["output"]]
             return step
 

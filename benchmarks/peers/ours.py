@@ -1,4 +1,4 @@
-"""bide against its emulator, which imports nothing else of it: `run` for each job, with the number of slots as it is."""
+"""bide against its emulator, which imports nothing else of it: `run` for each job, and the number of slots."""
 
 from __future__ import annotations
 

@@ -40,11 +40,11 @@ class Counts:
 class Entry:
     """A peer that is ready: `make` returns when one video or image is there, and raises if there will be none.
 
-    A peer that limits what it has under way does so only for what it is given together. It has `make_all` instead:
-    that makes a call for each one that is there, and returns when no more will come.
+    A peer that limits what it has under way does so only for what it is given together. It has `make_all`, too, which
+    is used instead: it calls back for each one that is there, and returns when no more will come.
     """
 
-    make: Callable[[str], Awaitable[object]] | None
+    make: Callable[[str], Awaitable[object]]
     counts: Callable[[], Counts]
     make_all: Callable[[list[str], Callable[[], None]], Awaitable[object]] | None = None
 
@@ -88,11 +88,14 @@ async def _outcome(entry: Entry, jobs: int) -> Outcome:
     def note() -> None:
         finished.append(time.perf_counter())
 
-    async def one(prompt: str) -> None:
-        await entry.make(prompt)
+    async def one(make: Callable[[str], Awaitable[object]], prompt: str) -> None:
+        await make(prompt)
         note()
 
-    work = [one(prompt) for prompt in prompts] if entry.make else [entry.make_all(prompts, note)]
+    if entry.make_all is not None:
+        work = [entry.make_all(prompts, note)]
+    else:
+        work = [one(entry.make, prompt) for prompt in prompts]
     tasks = [asyncio.ensure_future(each) for each in work]
     _, late = await asyncio.wait(tasks, timeout=BOUND)
     seconds = time.perf_counter() - started

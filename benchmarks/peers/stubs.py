@@ -108,7 +108,9 @@ class Stub(ABC):
     def in_flight(self) -> int:
         """How many tasks of all users of the key are accepted and not yet at their end."""
         now = asyncio.get_running_loop().time()
-        return sum(not task.has_ended for task in self._tasks.values()) + sum(ends > now for ends in self._others)
+        return sum(not task.has_ended for task in self._tasks.values()) + sum(
+            ends > now for ends in self._others
+        )
 
     def accept(self, request: web.Request, prompt: str) -> _Task:
         """A new task, which is paid for; beyond the limit 429."""

@@ -142,7 +142,7 @@ async def lives(start: Start, path: Path, process: int, count: int, kind: str) -
     """So many lives over a ledger, `IN_FLIGHT` at once. Returns when it began and when it ended."""
     async with SQLiteLedger(path) as ledger:
         owner = await ledger.enter(ORIGIN, [KEY])
-        terms = [LaneTerms(KEY, Limits(), SLOT_FOR)]
+        terms = [LaneTerms(KEY, Limits(1000), SLOT_FOR)]
         made = [Life(n, owner=owner, kind=kind, process=process) for n in range(count + WARM)]
         by_ticket = {life.ticket: life for life in made}
         rest = iter(made)
@@ -281,7 +281,7 @@ async def arrivals(
         async def add(life: Life) -> None:
             await ledger.add(life.record)
 
-        door = Door(ledger, owner, Limits(), admitted)
+        door = Door(ledger, owner, Limits(1000), admitted)
         moment = await start()
         for life in made:
             moment += chance.expovariate(rate)

@@ -157,11 +157,14 @@ async def test_closing_with_the_file_lost_names_the_tasks_that_run(
 
 
 class Losing(SQLiteLedger):
-    """A ledger whose file is moved away as soon as a request is admitted."""
+    """A ledger whose file is moved away as soon as the first request is admitted."""
+
+    has_lost = False
 
     async def admit(self, *args: Any) -> Any:
         admitted = await super().admit(*args)
-        if not hasattr(admitted, "until") and self.path.exists():
+        if not hasattr(admitted, "until") and not self.has_lost:
+            self.has_lost = True
             move(self.path)
         return admitted
 

@@ -177,7 +177,7 @@ async def test_a_bare_429_teaches_a_cap_where_none_is_known(ledger: Ledger) -> N
     await ledger.add(record("t1"))
     await admitted(ledger, lanes)
 
-    await put_back(ledger, "t1", limits=Limits(), certain=False)
+    await put_back(ledger, "t1", limits=Limits())
 
     assert (await lane_of(ledger)).state.learned == 1
     assert 9 <= await until(ledger, lanes) <= 10
@@ -216,7 +216,7 @@ async def test_a_service_that_frees_slots_late_teaches_a_delay_and_no_lower_cap(
     await ledger.finish("t0", done, owner="me")
     await admitted(ledger, lanes)
     for _ in range(4):
-        await put_back(ledger, "t2", limits=limits, certain=False)
+        await put_back(ledger, "t2", limits=limits)
         wait = await until(ledger, lanes)
         assert 0 < wait <= 0.5
         await world.pass_time(wait + 0.01)

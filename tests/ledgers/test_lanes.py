@@ -31,7 +31,6 @@ NOW = 1000.0
 
 def refuse(state: LaneState, limits: Limits, setback: str = "slots", **changes: object) -> LaneState:
     given = {
-        "certain": True,
         "retry_after": None,
         "others": 2,
         "sent": NOW,
@@ -155,7 +154,7 @@ def test_where_others_use_the_key_there_is_one_refusal_in_ten_seconds() -> None:
 def test_on_a_lane_of_unknown_cap_probes_come_ever_more_rarely() -> None:
     limits, state, now, gaps = Limits(), LaneState(), NOW, []
     for _ in range(9):
-        state = refuse(state, limits, certain=False, others=3, sent=now, now=now)
+        state = refuse(state, limits, others=3, sent=now, now=now)
         at = may_start_at(state, LaneLoad(slots=3), limits, now)
         gaps.append(at - now)
         now = at
@@ -168,7 +167,7 @@ def test_a_refusal_soon_after_an_end_is_tried_again_soon_and_lowers_no_cap() -> 
     limits = Limits(3)
     state = after_end(LaneState(), NOW - 1)
 
-    after = refuse(state, limits, others=2, certain=False)
+    after = refuse(state, limits, others=2)
 
     assert after.learned is None
     assert NOW < after.paused_until < NOW + 0.5

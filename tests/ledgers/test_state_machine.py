@@ -234,12 +234,12 @@ class LedgerMachine(RuleBasedStateMachine):
         if ticket is None:
             return
         (me, ledger), limits = self._who(choose, ticket), self.model.limits
-        setback, certain, retry_after = choose(SETBACKS), choose((True, False)), choose(ADVICE)
-        what: dict[str, Any] = {"limits": limits, "certain": certain, "retry_after": retry_after}
+        setback, retry_after = choose(SETBACKS), choose(ADVICE)
+        what: dict[str, Any] = {"limits": limits, "retry_after": retry_after}
         what["admitted"] = ticket.admitted
         got, now = self._timed(ledger.put_back(ticket.name, setback, owner=me, **what))
         if ticket.status == "submitting" and ticket.owner == me:
-            self.model.refuse(ticket, setback, now, certain=certain, retry_after=retry_after)
+            self.model.refuse(ticket, setback, now, retry_after=retry_after)
             self._wait_again(ticket, now)
         self._matches(got, ticket)
 

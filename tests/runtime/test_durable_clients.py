@@ -514,7 +514,7 @@ async def test_a_pause_outlives_the_client_that_was_told_it(path: Path) -> None:
 
 
 async def test_a_learned_cap_outlives_the_client_that_learned_it(path: Path) -> None:
-    refusal = httpx.Response(429, headers={"Retry-After": "0.1", "x-certain": "1"}, json={})
+    refusal = httpx.Response(429, headers={"Retry-After": "0.1"}, json={})
     site = Site(
         path, ToyService(creates=[{"status": "queued"}, refusal, {"status": "queued"}], queries=[RUNNING])
     )

@@ -175,9 +175,7 @@ class Model:
             lane.state = after_end(lane.state, now)
         return max(hold, delay)
 
-    def refuse(
-        self, ticket: Ticket, setback: Setback, now: float, *, certain: bool, retry_after: float | None
-    ) -> None:
+    def refuse(self, ticket: Ticket, setback: Setback, now: float, *, retry_after: float | None) -> None:
         """The create of *ticket* was refused for now."""
         self.answer(ticket, now, accepted=False)
         lane = self.lane(ticket.kind, ticket.key or "")
@@ -186,7 +184,6 @@ class Model:
             lane.state,
             self.limits,
             setback,
-            certain=certain,
             retry_after=retry_after,
             others=sum(each.holds_slot(now) for each in others),
             sent=ticket.admitted,

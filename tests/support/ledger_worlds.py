@@ -173,7 +173,7 @@ async def running(ledger: Ledger, ticket: str, task_id: str, owner: str = "me", 
 
 
 async def put_back(ledger: Ledger, ticket: str, setback: Any = "slots", **changes: Any) -> Record:
-    given: dict[str, Any] = {"limits": Limits(3), "certain": True, "owner": "me", "retry_after": None}
+    given: dict[str, Any] = {"limits": Limits(3), "owner": "me", "retry_after": None}
     if "admitted" not in changes:
         now = await ledger.get(ticket)
         changes["admitted"] = None if now is None else now.admitted

@@ -69,7 +69,7 @@ class Toy:
     def read_created(self, reply: Reply, request: Request) -> CreateOutcome:
         if reply.status == 429:
             error = ServerError("busy", status_code=429, retry_after=reply.retry_after)
-            return NotNow(error, "slots", certain="x-certain" in reply.headers)
+            return NotNow(error, "slots")
         if reply.status >= 500:
             return Unclear(ServerError("broken", status_code=reply.status))
         if reply.status >= 400:

@@ -295,9 +295,9 @@ class Submitter:
                     )
             case Refused(error):
                 await self._finish(record, _outcomes.reject(record.task, error))
-            case NotNow(error, reason, certain):
+            case NotNow(error, reason):
                 self._submissions.note_fault(ticket, error)
-                await self._put_back(record, reason, error, certain=certain, retry_after=error.retry_after)
+                await self._put_back(record, reason, error, retry_after=error.retry_after)
 
     async def _record_unsent(self, record: Record, fault: TransportError) -> None:
         """No connection was made. The request waits and is tried again, unless that can never help."""
@@ -386,7 +386,6 @@ class Submitter:
         reason: Setback,
         error: BideError,
         *,
-        certain: bool,
         retry_after: float | None,
     ) -> None:
         """The create has made no task for now: the request waits again, and its lane pauses."""
@@ -399,7 +398,6 @@ class Submitter:
                 owner=self._owner,
                 admitted=record.admitted,
                 limits=limits,
-                certain=certain,
                 retry_after=retry_after,
             ),
         )

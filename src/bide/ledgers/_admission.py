@@ -119,7 +119,7 @@ class Admission:
         return self._lane(record).paused_until > self._store.now()
 
     def note_refusal(
-        self, record: Record, limits: Limits, setback: Setback, *, certain: bool, retry_after: float | None
+        self, record: Record, limits: Limits, setback: Setback, *, retry_after: float | None
     ) -> None:
         """Note that the create of *record* was refused for now."""
         now, key = self._store.now(), record.key or ""
@@ -129,7 +129,6 @@ class Admission:
             lane,
             limits,
             setback,
-            certain=certain,
             retry_after=retry_after,
             others=load.slots - (record.slot_until > now),
             sent=now if record.admitted is None else record.admitted,

@@ -173,7 +173,6 @@ def after_refusal(
     limits: Limits,
     setback: Setback,
     *,
-    certain: bool,
     retry_after: float | None,
     others: int,
     sent: float,
@@ -188,14 +187,14 @@ def after_refusal(
     taken. From time to time it tries one more.
 
     Args:
-        certain: whether the service named the reason.
         others: the number of slots in use, this create's apart.
         sent: when the create was admitted. Ten creates refused together are one round, and double the pause once.
         chance: a random number from 0 to 1, for the jitter.
     """
     # A task that ended long before was not counted by the service any more.
     freed = tuple(moment for moment in state.freed if sent - moment < LATEST_RELEASE_SECONDS)
-    if setback == "slots" and freed and freed[0] <= sent and _is_usual(state, limits, others + 1, sent):
+    is_soon = bool(freed) and freed[0] <= sent and (retry_after or 0.0) < LATEST_RELEASE_SECONDS
+    if setback == "slots" and is_soon and _is_usual(state, limits, others + 1, sent):
         pause = max(retry_after or 0.0, FIRST_RELEASE_SECONDS * RELEASE_GROWTH**state.late)
         paused_until = max(state.paused_until, now + pause)
         return evolve(state, paused_until=paused_until, probing=True, freed=freed, late=state.late + 1)
@@ -206,13 +205,12 @@ def after_refusal(
         setbacks=rounds + 1,
         setback_at=state.setback_at if same_round else now,
         freed=freed,
-        late=0,
     )
     pause = 0.0
     if setback == "slots":
-        is_known = certain or known_cap(limits) is not None
+        is_known = known_cap(limits) is not None
         after = _after_full_lane(after, is_known=is_known, others=others, same_round=same_round, now=now)
-        after = evolve(after, probe_at=after.probe_at - chance * PROBE_JITTER_SHARE * PROBE_SECONDS)
+        after = evolve(after, late=0, probe_at=after.probe_at - chance * PROBE_JITTER_SHARE * PROBE_SECONDS)
         if retry_after is None and not others:
             pause = max(0.0, after.probe_at - now)
     elif retry_after is None:
@@ -252,8 +250,8 @@ def _after_full_lane(
         probe_at = now + wait
     elif state.learned is None:
         wait = PROBE_SECONDS
-    elif same_round and state.probe_wait:
-        # The first creates of a lane were refused together: there is no more than one refusal in each such time.
+    elif state.late or (same_round and state.probe_wait):
+        # It was refused several times in a short time: there is about one refusal in each such time.
         probe_at = now + 2 * PROBE_SECONDS
     elif same_round:
         probe_at = max(state.probe_at, probe_at)

@@ -164,7 +164,6 @@ class Ledger(ABC):
         owner: str,
         admitted: float | None,
         limits: Limits,
-        certain: bool,
         retry_after: float | None,
     ) -> Record:
         """Put the record back at the head of the queue: the create of *admitted* made no task, for now.
@@ -180,7 +179,6 @@ class Ledger(ABC):
                 owner=owner,
                 admitted=admitted,
                 limits=limits,
-                certain=certain,
                 retry_after=retry_after,
             )
         )

@@ -127,13 +127,12 @@ class StateMachine:
         owner: str,
         admitted: float | None,
         limits: Limits,
-        certain: bool,
         retry_after: float | None,
     ) -> Record:
         record = self._record(ticket)
         if not self._is_being_sent(record, owner, admitted):
             return record
-        self._admission.note_refusal(record, limits, setback, certain=certain, retry_after=retry_after)
+        self._admission.note_refusal(record, limits, setback, retry_after=retry_after)
         return self._wait_again(record)
 
     def take_back(self, ticket: str, owner: str, admitted: float | None, *, pass_over: bool) -> Record:

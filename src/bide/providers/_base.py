@@ -61,12 +61,10 @@ class NotNow:
     Attributes:
         reason: "slots": too many tasks in flight; "rate": too many calls in a short time; "capacity": the service is
             busy.
-        certain: True if the service's code names the reason; False if we assume it from a 429 without such a code.
     """
 
     error: APIError
     reason: Literal["slots", "rate", "capacity"]
-    certain: bool = True
 
 
 @frozen

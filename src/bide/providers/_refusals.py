@@ -224,7 +224,7 @@ def _outcome_of_answer(fault: Fault, error: APIError) -> Refused | NotNow | Uncl
             return Refused(error)
     if fault.status == 429:
         # Both services answer 429 when too many tasks are in flight, and document no certain code for it.
-        return NotNow(error, "slots", certain=False)
+        return NotNow(error, "slots")
     if fault.meaning == "outage" or fault.status < 300:
         return Unclear(error)
     # 425: the service did not process the request (RFC 8470).

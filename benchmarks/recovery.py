@@ -4,9 +4,9 @@ The emulator makes the tasks. The rules of `rules.py` stand before it: they refu
 bide believes. Each case is measured beside the same run without what is in the way.
 
 - *Outage*: 200 videos are at work. For 30 s no connection is made. Of the ends that fell into it, 95 % are to be known
-  within 5 s after the service is back; and it is called at most twice in any second while it is down, after the first
-  second, in which the client learns of it. On DashScope, which allows 20 queries a second, by lists and by single polls
-  (these have no goal, as 200 of them take 10 s), and on Dieyuyun.
+  within 5 s after the service is back. While it is down it is called at most twice a second, on the average and in each
+  single second; but not in the second after the first failed call, when the client learns of the outage. On DashScope,
+  which allows 20 queries a second and has lists, and on Dieyuyun, which has neither.
 - *Shared key*: 3 slots, tasks of 6 s. Another user takes two slots as they get free, and lets go of them a minute
   later. All slots are to be full 10 s after that, or after the end of a `Retry-After` that was still running. While the
   other user holds them, at most one create in 10 s may be refused.
@@ -57,12 +57,11 @@ CODED = json.dumps({"error": {"code": "concurrency_limit_exceeded", "message": "
 MANY, DOWN, UNTIL, RATE = 200, 60.0, 90.0, 20
 WORK = (45.0, 150.0)
 """Seconds of a task in the outage: some end before it, some in it, some after it."""
-SINGLE = "dashscope, single polls"
-PLACES: dict[str, Callable[[str], Provider]] = {
-    "dashscope": lambda url: DashScope(base_url=url),
-    SINGLE: lambda url: DashScope(base_url=url, lists=False),
-    "dieyuyun": lambda url: Dieyuyun(base_url=url.removesuffix("/api/v1")),
+PLACES: dict[str, tuple[Callable[[str], Provider], int]] = {
+    "dashscope": (lambda url: DashScope(base_url=url), 3),
+    "dieyuyun": (lambda url: Dieyuyun(base_url=url.removesuffix("/api/v1")), 1),
 }
+"""The services, and how many seeds each has: a run on Dieyuyun takes thousands of single polls."""
 
 SLOTS, SHORT, MINUTE = 3, 6.0, 60.0
 ADVICE = (None, 5, 20)
@@ -80,10 +79,13 @@ class Seen:
 
     lags: list[float]
     """Seconds from the end, or from the end of the outage if there is one, until the end was known."""
-    first: int
-    """Calls in the first second of the outage: after some of them the client knows."""
-    most: int
-    """The most calls in any second after that."""
+    calls: list[float]
+    """Those in the outage: the seconds since its begin."""
+
+    @property
+    def first(self) -> int:
+        """How many were begun until a second after the first one had failed: the client learns of the outage."""
+        return sum(call < self.calls[0] + LATENCY + 1 for call in self.calls)
 
 
 async def outage(place: str, *, is_down: bool, seed: int) -> Seen:
@@ -93,16 +95,15 @@ async def outage(place: str, *, is_down: bool, seed: int) -> Seen:
     terms = Terms(outage=(DOWN, UNTIL)) if is_down else Terms()
     async with Emulator(video_seconds=WORK, seed=seed, dashscope_limits=limits) as emulator:
         service = Service(emulator, terms)
-        async with service, client_at(PLACES[place](emulator.dashscope_url), service, MANY) as client:
+        async with service, client_at(PLACES[place][0](emulator.dashscope_url), service, MANY) as client:
             handles = [await client.submit(VideoRequest(f"number {n}", model=MODEL)) for n in range(MANY)]
             known = dict(await asyncio.gather(*map(end_of, handles)))
         begin, back = service.begin + DOWN, service.begin + UNTIL
         fell = [task for task in emulator.tasks() if begin <= task.ended < back]
         lags = [known[task.id] - (back if is_down else task.ended) for task in fell]
-        during = [call for call in service.calls if DOWN <= call < UNTIL]
+        during = [call - DOWN for call in service.calls if DOWN <= call < UNTIL]
     assert loop.time() > back
-    first = [call for call in during if call < DOWN + 1]
-    return Seen(lags, len(first), most_within(during[len(first) :], 1.0))
+    return Seen(lags, during)
 
 
 async def end_of(handle: TaskHandle) -> tuple[str, float]:
@@ -111,19 +112,21 @@ async def end_of(handle: TaskHandle) -> tuple[str, float]:
     return task.task_id or "", asyncio.get_running_loop().time()
 
 
-def outage_rows(place: str, run: Seen, calm: Seen) -> list[Row]:
+def outage_rows(place: str, runs: Sequence[Seen], calm: Sequence[Seen]) -> list[Row]:
     """The outage, beside the same without one."""
-    soon = 100 * sum(lag <= 5 for lag in run.lags) / len(run.lags)
-    # 200 tasks are not polled one by one in 5 s where 20 queries a second are allowed.
-    goal = () if place == SINGLE else ("at least 95", soon >= 95)
+    lags = [lag for run in runs for lag in run.lags]
+    soon = 100 * sum(lag <= 5 for lag in lags) / len(lags)
+    mean = max(len(run.calls) for run in runs) / (UNTIL - DOWN)
+    most = max(most_within(run.calls[run.first :], 1.0) for run in runs)
     case = f"outage, {place}"
     return [
-        Row(case, "ends that fell into it", len(run.lags)),
-        Row(case, "of them known 5 s after it, %", soon, *goal),
-        Row(case, "known after it p95, s", percentile(run.lags, 95)),
-        Row(case, "calls in its first second", run.first),
-        Row(case, "most calls in a later second of it", run.most, "at most 2", run.most <= 2),
-        Row(case, "without it: lag p95, s", percentile(calm.lags, 95)),
+        Row(case, "ends that fell into it", len(lags) // len(runs)),
+        Row(case, "of them known 5 s after it, %", soon, "at least 95", soon >= 95),
+        Row(case, "known after it p95, s", percentile(lags, 95)),
+        Row(case, "calls a second of it", mean, "at most 2", mean <= 2),
+        Row(case, "calls until 1 s after the first fault", max(run.first for run in runs)),
+        Row(case, "most calls in a second after that", most, "at most 2", most <= 2),
+        Row(case, "without it: lag p95, s", percentile([lag for run in calm for lag in run.lags], 95)),
     ]
 
 
@@ -290,7 +293,9 @@ def runs() -> dict[tuple[Any, ...], list[Run]]:
     found: dict[tuple[Any, ...], list[Run]] = {}
     for place in PLACES:
         for is_down in (True, False):
-            found["outage", place, is_down] = [partial(outage, place, is_down=is_down, seed=1)]
+            found["outage", place, is_down] = [
+                partial(outage, place, is_down=is_down, seed=seed) for seed in range(PLACES[place][1])
+            ]
     for advice in ADVICE:
         for is_held in (True, False):
             found["shared", advice, is_held] = [
@@ -317,7 +322,7 @@ def measured() -> list[Row]:
     rows = [
         row
         for place in PLACES
-        for row in outage_rows(place, *found["outage", place, True], *found["outage", place, False])
+        for row in outage_rows(place, found["outage", place, True], found["outage", place, False])
     ]
     for advice in ADVICE:
         rows += shared_rows(advice, found["shared", advice, True], found["shared", advice, False])

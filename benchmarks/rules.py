@@ -128,9 +128,8 @@ class Service(httpx.AsyncBaseTransport):
             return None
         held, slots = self.terms.held, self.terms.slots
         if held is not None and held.begin <= self.now < held.end:
-            slots -= (
-                held.slots
-            )  # a slot that this client frees is the other user's, until that one has all it wants
+            # A slot that this client frees is the other user's, until that one has all it wants.
+            slots -= held.slots
         if self._entering + self.used(self.now) < slots:
             return None
         self.refusals.append(self.now)

@@ -55,6 +55,43 @@ def test_the_next_try_obeys_the_retry_after_of_a_service_that_is_down() -> None:
     assert wait_after_fault(60.0) == 10.0
 
 
+def test_after_a_single_fault_the_next_poll_waits_only_while_another_one_is_under_way() -> None:
+    outage = Outage()
+    outage.note_try(10.0)
+    outage.note_fault(10.1)
+
+    assert outage.next_poll(is_under_way=False) == -math.inf
+    assert outage.next_poll(is_under_way=True) == 12.0
+    outage.note_answer()
+    assert outage.next_poll(is_under_way=True) == -math.inf
+
+
+async def test_many_polls_that_are_due_do_not_start_at_once_after_a_poll_has_failed() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        polls.append(now())
+        if is_down:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, json={"id": request.url.path.rpartition("/")[2], "status": "running"})
+
+    polls: list[float] = []
+    is_down = False
+    service = ToyService()
+    async with service.client(Toy(), pace=Pace.fixed(3.0)) as client:
+        client._transport._api._handler = client._transport._api.handler = answer  # type: ignore[union-attr]
+        await client.attach("first")
+        await asyncio.sleep(0.5)
+        for number in range(20):
+            await client.attach(f"later{number}")
+        await asyncio.sleep(0.5)
+        is_down = True
+        began, before = now(), len(polls)
+
+        await asyncio.sleep(3.5)
+
+    assert polls[before] - began < 2.5
+    assert len(polls) - before <= FAULTS_BEFORE_OUTAGE + 1
+
+
 @pytest.mark.parametrize("seconds", [20.0, 150.0])
 async def test_the_ends_of_an_outage_are_known_soon_after_it(seconds: float) -> None:
     async with (

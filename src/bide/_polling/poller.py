@@ -217,7 +217,11 @@ class Poller:
         limiter.serve()
         if not self._schedule.backlog or len(self._polls) >= self._most_polls:
             return math.inf
-        return max(limiter.free_at(self._clock()), self._account.outage.next_try, self._resume_at)
+        return max(limiter.free_at(self._clock()), self._next_poll())
+
+    def _next_poll(self) -> float:
+        """The earliest moment for the next poll by what is known of the service."""
+        return max(self._account.outage.next_poll(is_under_way=bool(self._polls)), self._resume_at)
 
     def _take_place(self) -> bool:
         """The query limiter has a place for a poll. Returns whether one was due, and is sent now."""
@@ -233,7 +237,7 @@ class Poller:
         is_limited = self._account.query_limiter.rate is not None
         while schedule.backlog and len(self._polls) < self._most_polls:
             now = self._clock()
-            if max(self._account.outage.next_try, self._resume_at) > now:
+            if self._next_poll() > now:
                 return False
             watched = schedule.next_due(now, is_limited=is_limited)
             try:

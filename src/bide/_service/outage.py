@@ -39,6 +39,15 @@ class Outage:
         """The earliest moment for the next poll, by the loop's clock; minus infinity while the service answers."""
         return self._next if self._faults >= FAULTS_BEFORE_OUTAGE else -math.inf
 
+    def next_poll(self, *, is_under_way: bool) -> float:
+        """The earliest moment for the next poll, if another one is under way or not; minus infinity for any moment.
+
+        After a first fault the service may be down: while that is not known, many polls that are due do not start at
+        once. The next one starts when those under way have their answers, or in its turn as in an outage.
+        """
+        is_in_doubt = is_under_way and self._faults > 0
+        return self._next if is_in_doubt else self.next_try
+
     def note(self, outcome: object, now: float) -> None:
         """Take in the *outcome* of a query, a list or a cancel."""
         if not isinstance(outcome, TryAgain):

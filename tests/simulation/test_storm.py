@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-HISTORIES = 30
+HISTORIES = 75
 
 
 @pytest.mark.slow
